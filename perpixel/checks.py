@@ -43,9 +43,9 @@ def check_number(
     """`value` as a finite float between `low` and `high`, else TypeError or ValueError."""
     left, right = "(" if open_low else "[", ")" if open_high else "]"
     expected = f"a finite number in {left}{low:g}, {high:g}{right}"
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        if not (hasattr(value, "__float__") and getattr(value, "ndim", 1) == 0):
-            raise TypeError(complain(argument, expected, value, "Pass a Python number."))
+    is_scalar = isinstance(value, (int, float)) or (hasattr(value, "__float__") and getattr(value, "ndim", 1) == 0)
+    if isinstance(value, bool) or not is_scalar:
+        raise TypeError(complain(argument, expected, value, "Pass a Python number."))
     number = float(value)
     inside = (number > low if open_low else number >= low) and (number < high if open_high else number <= high)
     if not (math.isfinite(number) and inside):
@@ -72,7 +72,7 @@ def check_flag(argument: str, value: Any) -> bool:
 
 
 def check_tensor(argument: str, value: Any, *, ndim: int, shape: str, floating: bool) -> Tensor:
-    """`value` if it is a tensor of `ndim` dimensions, floating point or integer as asked; `shape` is for the message."""
+    """`value` if it is a tensor of `ndim` dimensions, floating or integer as asked; `shape` is for the message."""
     kind = "floating-point" if floating else "integer"
     if not isinstance(value, Tensor):
         raise TypeError(complain(argument, f"a {kind} tensor of shape {shape}", value, "Pass a torch.Tensor."))
@@ -96,7 +96,7 @@ def check_same_device(**tensors: Tensor) -> None:
 
 
 def check_labels_in_range(labels: Tensor, classes: int, ignore_index: int) -> None:
-    """ValueError with value and place if a label is neither in [0, classes) nor `ignore_index`. Waits for the device."""
+    """ValueError with value and place if a label is neither in [0, classes) nor void. Waits for the device."""
     bad = ((labels < 0) | (labels >= classes)) & (labels != ignore_index)
     if bool(bad.any()):
         place = tuple(bad.nonzero()[0].tolist())
@@ -106,5 +106,20 @@ def check_labels_in_range(labels: Tensor, classes: int, ignore_index: int) -> No
                 f"values in [0, {classes}) or ignore_index={ignore_index}",
                 f"{int(labels[place])} at position {place} ({int(bad.sum())} such pixels)",
                 "Map the label to a class, or mark it with ignore_index.",
+            )
+        )
+
+
+def check_finite(argument: str, value: Tensor, valid: Tensor) -> None:
+    """ValueError with place if value (N, K, h, w) has NaN or infinity where `valid` (N, h, w). Waits for the device."""
+    bad = ~torch.isfinite(value.detach()).all(1) & valid
+    if bool(bad.any()):
+        place = tuple(bad.nonzero()[0].tolist())
+        raise ValueError(
+            complain(
+                argument,
+                "finite values at the counted pixels",
+                f"NaN or infinity at (image, row, column) {place} and {int(bad.sum()) - 1} further pixels",
+                "Look for an overflow or a bad input upstream, or mark the pixels as void.",
             )
         )

@@ -11,7 +11,7 @@ def valid_mask(labels: Tensor, ignore_index: int) -> Tensor:
 
 
 def labels_on_grid(labels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Labels (N, H, W) -> (N, h, w) by nearest neighbour, the very pixels that `F.interpolate(mode="nearest")` picks."""
+    """Labels (N, H, W) -> (N, h, w): the very pixels that `F.interpolate(mode="nearest")` picks."""
     if tuple(labels.shape[-2:]) == tuple(size):
         return labels
     rows, columns = (
@@ -24,7 +24,7 @@ def labels_on_grid(labels: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def masked_sum(values: Tensor, mask: Tensor, *, weights: Tensor | None = None) -> Tensor:
-    """Sum of (weights times) `values` where `mask`; what lies outside, NaN included, has no say in value or gradient."""
+    """Sum of (weights times) `values` where `mask`; what lies outside, NaN too, has no say in value or gradient."""
     values = torch.where(mask, values, 0.0)
     if weights is not None:
         values = values * torch.where(mask, weights, 0.0)

@@ -1,0 +1,44 @@
+"""Cross-entropy with a weight for every pixel."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from perpixel.checks import check_labels_in_range, check_same_device, check_tensor, complain
+from perpixel.reduction import masked_mean, valid_mask
+
+
+def weighted_cross_entropy(logits: Tensor, labels: Tensor, weight_map: Tensor, *, ignore_index: int = 255) -> Tensor:
+    """Weighted mean of the per-pixel cross-entropy: Σ_p w_p · ce_p / Σ_p w_p over the valid pixels.
+
+    Args:
+        logits: (N, C, H, W), any floating dtype.
+        labels: (N, H, W), integers in [0, C) or `ignore_index`.
+        weight_map: (N, H, W), non-negative; only ratios matter. Negative or NaN weights at valid pixels raise on the
+            CPU (no wait for other devices). No gradient flows to it unless it requires one.
+        ignore_index: void label.
+
+    Returns:
+        A scalar, float32 (float64 for float64); zero, attached to the graph, where the valid weights add up to zero.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind, shape, device or value.
+    """
+    check_tensor("logits", logits, ndim=4, shape="(N, C, H, W)", floating=True)
+    check_tensor("labels", labels, ndim=3, shape="(N, H, W)", floating=False)
+    check_tensor("weight_map", weight_map, ndim=3, shape="(N, H, W)", floating=True)
+    check_same_device(logits=logits, labels=labels, weight_map=weight_map)
+    expected = (logits.shape[0], *logits.shape[2:])
+    for name, value in (("labels", labels), ("weight_map", weight_map)):
+        if tuple(value.shape) != expected:
+            raise ValueError(complain(name, f"shape {expected} to match the logits", value, "Resize it to the logits."))
+    valid = valid_mask(labels, ignore_index)
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        check_labels_in_range(labels, logits.shape[1], ignore_index)
+        if not bool((torch.where(valid, weight_map, 0.0) >= 0).all()):
+            came = f"a smallest of {float(torch.where(valid, weight_map, 0.0).min())}"
+            raise ValueError(complain("weight_map", "non-negative weights at valid pixels", came, "Clamp it at zero."))
+    wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    clean = torch.where(valid[:, None], logits, 0.0).to(wide)
+    losses = F.cross_entropy(clean, torch.where(valid, labels, 0).long(), reduction="none")
+    return masked_mean(losses, valid, weights=weight_map.to(wide))
