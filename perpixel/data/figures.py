@@ -13,7 +13,7 @@ LIGHT = (-0.45, -0.45, 0.77)  # y, x, z: from the upper left
 
 
 def rgb(colour: Colour) -> Array:
-    return np.asarray(colour, np.float32)
+    return np.asarray(colour, np.float32)[:, None, None]
 
 
 def smooth(low: float, high: float, value: Array) -> Array:
@@ -22,7 +22,7 @@ def smooth(low: float, high: float, value: Array) -> Array:
 
 
 def mix(first: Array, second: Array, share: Array) -> Array:
-    return first + (second - first) * share[..., None]
+    return first + (second - first) * share
 
 
 def _ribbon(thing: Thing, y: Array, x: Array) -> tuple[Array, Array, Array, Array, Array]:
@@ -34,7 +34,7 @@ def _ribbon(thing: Thing, y: Array, x: Array) -> tuple[Array, Array, Array, Arra
     near = ((y[..., None] - spine[:, 0]) ** 2 + (x[..., None] - spine[:, 1]) ** 2).argmin(-1)
     dy, dx, ty, tx = y - spine[near, 0], x - spine[near, 1], tangent[near, 0], tangent[near, 1]
     along, across = dy * ty + dx * tx, dy * tx - dx * ty
-    place = near * step.mean() + along
+    place = near.astype(np.float32) * step.mean() + along
     length = step.mean() * (len(spine) - 1)
     taper = np.sqrt(np.clip((length + 1 - place) / (0.45 * length), 0.03, 1))
     width = radius * (0.25 + 0.75 * taper)
@@ -67,7 +67,7 @@ def _shade(colour: Array, across: Array, ny: Array, nx: Array) -> Array:
     """Rounds a form: `across` is 0 at its crest and 1 at its rim, (ny, nx) the way outwards there."""
     rim = np.clip(np.abs(across), 0, 1)
     light = (ny * rim) * LIGHT[0] + (nx * rim) * LIGHT[1] + np.sqrt(1 - rim * rim) * LIGHT[2]
-    return colour * (0.62 + 0.5 * np.clip(light, 0, 1))[..., None] + (0.16 * smooth(0.9, 1.0, light))[..., None]
+    return colour * (0.62 + 0.5 * np.clip(light, 0, 1)) + 0.16 * smooth(0.9, 1.0, light)
 
 
 def _capsule(a: Array, b: Array, start: tuple[float, float], end: tuple[float, float], radius: float) -> Array:
@@ -144,9 +144,7 @@ def head(thing: Thing, y: Array, x: Array) -> tuple[Array, Array]:
     dy, dx = y - thing.spine[0, 0] + 0 * radial, x - thing.spine[0, 1] + 0 * radial
     rim = np.clip(radial * 0.8, 0, 1)
     norm = np.maximum(HEAD_RADIUS * radial, np.float32(1e-3))
-    colour = _shade(
-        np.broadcast_to(_vary(looks.colour, thing.look, 0.04), (*radial.shape, 3)), rim, dy / norm, dx / norm
-    )
+    colour = _shade(_vary(looks.colour, thing.look, 0.04), rim, dy / norm, dx / norm)
     eye = np.hypot(a - 0.3, np.abs(b) - 0.46)
     colour = mix(colour, rgb((0.99, 0.99, 0.97)), smooth(0.38, 0.28, eye))
     return distance * HEAD_RADIUS, mix(colour, rgb((0.06, 0.06, 0.10)), smooth(0.24, 0.14, eye))
@@ -185,9 +183,9 @@ def flower(thing: Thing, y: Array, x: Array) -> tuple[Array, Array]:
     rim = 0.78 + 0.2 * np.sqrt(np.abs(wave)) * np.sign(wave) * 0.8
     base = _vary(LOCAL_COLOURS[thing.side], thing.look, 0.08)
     shade = 0.62 + 0.38 * smooth(0.05, 0.75, radial) - 0.14 * smooth(0.0, -1.0, wave) * smooth(0.3, 0.5, radial)
-    colour = base * shade[..., None] + (0.14 * smooth(0.35, 1.0, wave) * smooth(0.45, 0.8, radial))[..., None]
+    colour = base * shade + 0.14 * smooth(0.35, 1.0, wave) * smooth(0.45, 0.8, radial)
     ring = smooth(0.06, 0.0, np.abs(radial - 0.26))
-    return (radial - rim) * np.float32(0.8 * thing.radius), colour * (1 - 0.3 * ring)[..., None]
+    return (radial - rim) * np.float32(0.8 * thing.radius), colour * (1 - 0.3 * ring)
 
 
 def stone(thing: Thing, y: Array, x: Array) -> tuple[Array, Array]:
@@ -199,7 +197,7 @@ def stone(thing: Thing, y: Array, x: Array) -> tuple[Array, Array]:
     norm = np.maximum(radial, np.float32(1e-3)) * np.float32(thing.radius)
     ny, nx = (y - thing.spine[0, 0]) / norm, (x - thing.spine[0, 1]) / norm
     speck = np.sin(9 * a + u + 2 * np.sin(5 * b)) * np.sin(8 * b + v + 2 * np.sin(6 * a))
-    base = _vary((0.60, 0.60, 0.62), thing.look, 0.1) * (1 + 0.07 * speck)[..., None]
+    base = _vary((0.60, 0.60, 0.62), thing.look, 0.1) * (1 + 0.07 * speck)
     crack = smooth(0.07, 0.02, np.abs(b - 0.25 * np.sin(3 * a + u))) * smooth(0.8, 0.4, radial)
     base = mix(base, rgb((0.33, 0.33, 0.37)), 0.5 * crack)
     return (radial - rim) * np.float32(thing.radius), _shade(base, np.clip(radial / rim, 0, 1) ** 2, ny, nx)

@@ -28,9 +28,9 @@ def _noise(rng: np.random.Generator, y: Array, x: Array, cell: float) -> Array:
 
 
 def paint_ground(ground: Ground, rng: np.random.Generator, y: Array, x: Array) -> Array:
-    """The empty landscape (H, W, 3) at the points y (H, 1), x (1, W): sea, a strip of sand and foam, meadow."""
+    """The empty landscape (3, H, W) at the points y (H, 1), x (1, W): sea, a strip of sand and foam, meadow."""
     broad, fine = _noise(rng, y, x, 22), _noise(rng, y, x, 4)
-    tint = rng.uniform(-0.03, 0.03, (2, 3)).astype(np.float32)
+    tint = rng.uniform(-0.03, 0.03, (2, 3, 1, 1)).astype(np.float32)
     wave = np.sin(0.55 * y + 1.8 * broad + 0.8 * np.sin(0.11 * x + rng.uniform(0, 6.3))) + 0.3 * fine
     sea = mix(rgb((0.21, 0.49, 0.62)) + tint[0], rgb((0.33, 0.62, 0.71)) + tint[0], 0.5 + 0.5 * broad)
     sea = mix(sea, rgb((0.72, 0.88, 0.90)), 0.5 * smooth(0.75, 1.2, wave))
@@ -51,15 +51,15 @@ class _Canvas:
 
     def __init__(self, ground: Array, y: Array, x: Array, scale: float) -> None:
         self.image, self.y, self.x, self.scale = ground, y, x, scale
-        self.owner = np.zeros(ground.shape[:2], np.int64)
-        self.evidence = np.zeros(ground.shape[:2], bool)
+        self.owner = np.zeros(ground.shape[1:], np.int64)
+        self.evidence = np.zeros(ground.shape[1:], bool)
 
     def window(self, points: Array, margin: float) -> tuple[slice, slice]:
         """The part of the canvas around `points`."""
-        low, high = (points.min(0) - margin) * self.scale, (points.max(0) + margin) * self.scale
-        rows, columns = (
-            slice(int(np.clip(a, 0, n)), int(np.clip(b + 1, 0, n))) for a, b, n in zip(low, high, self.owner.shape)
-        )
+        low, high = (points.min(0) - margin) * self.scale, (points.max(0) + margin) * self.scale + 1
+        height, width = self.owner.shape
+        rows = slice(int(np.clip(low[0], 0, height)), int(np.clip(high[0], 0, height)))
+        columns = slice(int(np.clip(low[1], 0, width)), int(np.clip(high[1], 0, width)))
         return rows, columns
 
     def shadow(self, window: tuple[slice, slice], distance: Array) -> None:
@@ -68,12 +68,14 @@ class _Canvas:
         dark = 0.34 * smooth(1.8, -1.2, distance)
         fallen = np.zeros_like(dark)
         fallen[shift:, shift:] = dark[:-shift, :-shift]
-        self.image[window] *= (1 - fallen)[..., None]
+        view = self.image[:, window[0], window[1]]
+        view *= 1 - fallen
 
     def lay(self, window: tuple[slice, slice], distance: Array, colour: Array, owner: int, evidence: bool) -> None:
         """Paints a shape with a thin dark rim; it owns the pixels it covers by half or more."""
-        colour = colour * (1 - 0.42 * smooth(-1.1, -0.1, distance))[..., None]
-        self.image[window] = mix(self.image[window], colour, np.clip(0.5 - distance * np.float32(self.scale), 0, 1))
+        colour = colour * (1 - 0.42 * smooth(-1.1, -0.1, distance))
+        view = self.image[:, window[0], window[1]]
+        view[:] = mix(view, colour, np.clip(0.5 - distance * np.float32(self.scale), 0, 1))
         inside = distance <= 0
         self.owner[window][inside] = owner
         self.evidence[window][inside] = evidence
@@ -95,7 +97,7 @@ def _lay_thing(canvas: _Canvas, thing: Thing, owner: int) -> None:
 
 
 def render(scene: Scene, size: tuple[int, int], noise: float) -> tuple[Array, NDArray[np.int64], NDArray[np.bool_]]:
-    """Image (H, W, 3) in [0, 1], owner (H, W) and evidence (H, W) of a scene."""
+    """Image (3, H, W) in [0, 1], owner (H, W) and evidence (H, W) of a scene."""
     rng, scale = np.random.default_rng(scene.seed), min(size) / 96
     y, x = ((np.arange(n, dtype=np.float32) + np.float32(0.5)) / np.float32(scale) for n in size)
     canvas = _Canvas(paint_ground(scene.ground, rng, y[:, None], x[None]), y[:, None], x[None], scale)

@@ -4,11 +4,12 @@ Nothing is drawn here. Lengths are in units of 1/96 of the shorter image side, s
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+Array = NDArray[Any]  # float32 unless said otherwise
 POINTS = 44  # a spine's vertices
 BODY_RADIUS, HEAD_RADIUS, TURTLE_RADIUS, FLOWER_RADIUS = 4.2, 5.8, 8.5, 6.5
 RING = 9.0  # width of the ground around a tortoise or turtle that counts as its evidence
@@ -80,16 +81,14 @@ def _spines(rng: np.random.Generator, count: int, height: float, width: float, l
     return spine.astype(np.float32), (heading[:, 0] + np.pi).astype(np.float32)
 
 
-def _well_formed(spines: Array, lengths: Array, height: float, width: float) -> NDArray[np.bool_]:
-    """Which curves stay mostly in the frame, do not cross themselves and do not come back to their own head."""
-    y, x = spines[..., 0], spines[..., 1]
-    inside = ((y > 0) & (y < height) & (x > 0) & (x < width)).mean(1) >= 0.9
+def _well_formed(spines: Array, lengths: Array) -> NDArray[np.bool_]:
+    """Which curves neither cross themselves nor come back to their own head."""
+    y, x = spines[:, ::2, 0], spines[:, ::2, 1]
     gap = np.hypot(y[:, :, None] - y[:, None], x[:, :, None] - x[:, None])
-    index = np.arange(POINTS)
+    index = np.arange(0, POINTS, 2)
     arc = np.abs(index[:, None] - index)[None] * (lengths / (POINTS - 1))[:, None, None]
-    apart = np.where(arc > 4.5 * BODY_RADIUS, gap, np.inf)
-    clear_of_head = apart[:, 0].min(1) > HEAD_RADIUS + 2.2 * BODY_RADIUS
-    return inside & clear_of_head & (apart.min((1, 2)) > 2.4 * BODY_RADIUS)
+    apart = np.where(arc > 5 * BODY_RADIUS, gap, np.inf)
+    return (apart[:, 0].min(1) > HEAD_RADIUS + 2.2 * BODY_RADIUS) & (apart.min((1, 2)) > 2.5 * BODY_RADIUS)
 
 
 class _Placer:
@@ -98,6 +97,7 @@ class _Placer:
     def __init__(self, rng: np.random.Generator, height: float, width: float) -> None:
         self.rng, self.height, self.width = rng, height, width
         self.clear: list[tuple[float, float, float]] = []  # discs (y, x, radius) that nothing may cover any more
+        self.bodies: list[Array] = []
 
     def free(self, points: Array, radius: float) -> NDArray[np.bool_]:
         """Which of the point sets (count, n, 2), thickened by `radius`, stay off the discs."""
@@ -110,14 +110,28 @@ class _Placer:
         self.clear.append((float(point[0]), float(point[1]), radius))
 
     def spine(self, low: float, high: float) -> tuple[Array, float] | None:
-        lengths = self.rng.uniform(low, high, 40).astype(np.float32)
-        spines, headings = _spines(self.rng, len(lengths), self.height, self.width, lengths)
-        good = _well_formed(spines, lengths, self.height, self.width)
-        good &= self.free(spines, BODY_RADIUS + 1) & self.free(spines[:, :1], 1.5 * HEAD_RADIUS)
-        if not good.any():
-            return None
-        best = int(good.argmax())
-        return spines[best], float(headings[best])
+        """A curve for a body and the angle of its head: of a few that fit, the one that crosses others least."""
+        for _ in range(5):
+            lengths = self.rng.uniform(low, high, 24).astype(np.float32)
+            spines, headings = _spines(self.rng, len(lengths), self.height, self.width, lengths)
+            inside = ((spines > 0) & (spines < (self.height, self.width))).all(2).mean(1) >= 0.9
+            good = inside & self.free(spines, BODY_RADIUS + 1) & self.free(spines[:, :1], 1.5 * HEAD_RADIUS)
+            chosen = np.flatnonzero(good)
+            chosen = chosen[_well_formed(spines[chosen], lengths[chosen])]
+            if len(chosen):
+                crossed = [self._crossings(spines[i]) for i in chosen[:4]]
+                best = int(chosen[int(np.argmin(crossed))])
+                self.bodies.append(spines[best])
+                return spines[best], float(headings[best])
+        return None
+
+    def _crossings(self, spine: Array) -> int:
+        """How many points of a curve lie on other bodies."""
+        if not self.bodies:
+            return 0
+        others = np.concatenate(self.bodies)[::2]
+        near = (spine[:, None, 0] - others[:, 0]) ** 2 + (spine[:, None, 1] - others[:, 1]) ** 2
+        return int((near.min(1) < (2.2 * BODY_RADIUS) ** 2).sum())
 
     def spot(self, radius: float, inset: float = 0.8) -> Array | None:
         """A free centre for something round."""

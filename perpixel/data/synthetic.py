@@ -125,7 +125,7 @@ class SyntheticEvidence(Dataset[EvidenceSample]):
         return self._finish(self.scene(index))
 
     def counterfactual(self, index: int, instance: int) -> EvidenceSample:
-        """Sample `index` with one creature or blossom turned into its pair's other class; all else is kept, noise included.
+        """Sample `index` with one creature or blossom turned into its pair's other class; noise and all else stay.
 
         What the picture changes by is the evidence. Tortoises and turtles cannot be turned: only the ground makes them.
         """
@@ -147,7 +147,7 @@ class SyntheticEvidence(Dataset[EvidenceSample]):
         table = np.array([0, *(VOID if t.hidden and void else t.label for t in things)], np.int64)
         instances = np.maximum(owner, 0)
         sample = EvidenceSample(
-            torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
+            torch.from_numpy(image),
             torch.from_numpy(table[instances]),
             torch.from_numpy(evidence),
             torch.from_numpy(instances),
@@ -174,7 +174,7 @@ def _check_range(
 def _transformed(sample: EvidenceSample, transforms: Transform) -> EvidenceSample:
     """Labels, evidence and instances go through as one mask (3, H, W): the same geometry, whatever the transform is.
 
-    What the transform fills with void (no evidence value, no instance of the sample) comes back as no evidence, instance 0.
+    What the transform fills with void (no evidence value, no instance of the sample) becomes no evidence, instance 0.
     """
     from torchvision import tv_tensors
 

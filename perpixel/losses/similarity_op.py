@@ -54,15 +54,18 @@ def _blocks(x: Tensor, valid: Tensor, mean: Tensor | None) -> Iterator[tuple[sli
     """(channels, block) over x (N, D, P): the block centred by `mean` and zero where not `valid`, reused each time."""
     channels = x.shape[1]
     step = max(channels // 16, 8) if x.device.type == "cpu" else max(channels // 4, 64)
-    dropped = ~valid[:, None]
     scratch = torch.empty_like(x[:, :step], dtype=compute_dtype(x.dtype))
+    # and-ing the bits with all ones or all zeros drops pixels, NaN included, several times faster than masked_fill_
+    bits = torch.int64 if scratch.dtype == torch.float64 else torch.int32
+    kept = -valid[:, None].to(bits)
     for start in range(0, channels, step):
         part = slice(start, min(start + step, channels))
         block = scratch[:, : part.stop - part.start]
         block.copy_(x[:, part])
         if mean is not None:
             block.sub_(mean[:, None])
-        yield part, block.masked_fill_(dropped, 0.0)
+        block.view(bits).bitwise_and_(kept)
+        yield part, block
 
 
 def _inverse_norm(largest: Tensor, squares: Tensor, mean: Tensor | None, channels: int, dtype: torch.dtype) -> Tensor:
