@@ -8,7 +8,7 @@ Colour = tuple[float, float, float]
 class Pair(NamedTuple):
     """Two class ids that only their evidence tells apart.
 
-    `kind` is "confusable" (the head decides), "context" (the ground around decides) or "local" (the own colour decides).
+    `kind` says what decides: "confusable" the head, "context" the ground around, "local" the own colour.
     """
 
     first: int

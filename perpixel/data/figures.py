@@ -4,7 +4,6 @@ Coordinates and distances are in scene units; `y` has shape (h, 1), `x` (1, w).
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .bestiary import BODIES, LOCAL_COLOURS, Body, Colour
 from .scene import HEAD_RADIUS, Array, Thing

@@ -56,7 +56,8 @@ class _Canvas:
 
     def window(self, points: Array, margin: float) -> tuple[slice, slice]:
         """The part of the canvas around `points`."""
-        low, high = (points.min(0) - margin) * self.scale, (points.max(0) + margin) * self.scale + 1
+        low = (points.min(0) - margin) * self.scale
+        high = (points.max(0) + margin) * self.scale + 1
         height, width = self.owner.shape
         rows = slice(int(np.clip(low[0], 0, height)), int(np.clip(high[0], 0, height)))
         columns = slice(int(np.clip(low[1], 0, width)), int(np.clip(high[1], 0, width)))

@@ -173,7 +173,7 @@ def compose(
     body_length: tuple[float, float],
     hidden_head: float,
 ) -> Scene:
-    """A random scene. `context` and `local` are the first class ids of those pairs; confusable pair p has 1 + 2p, 2 + 2p.
+    """A random scene; `context` and `local`: first class ids of these pairs (confusable pair p has 1 + 2p, 2 + 2p).
 
     Classes are drawn last and by fair coins that nothing else looks at, so that neither place, pose nor company tells
     them; only a tortoise's class follows from the ground.

@@ -18,7 +18,11 @@ Transform = Callable[[Any, Any], tuple[Any, Any]]
 
 
 class EvidenceSample(NamedTuple):
-    """Image float32 (3, H, W) in [0, 1], labels int64 (H, W), evidence bool (H, W), instances int64 (H, W), 0 = background."""
+    """One picture: what it shows, what each pixel is, which pixels decide that, and which object each belongs to.
+
+    image float32 (3, H, W) in [0, 1] (before normalisation); labels int64 (H, W), void = 255; evidence bool (H, W);
+    instances int64 (H, W), 0 = background. `default_collate` batches these into the same tuple.
+    """
 
     image: Tensor
     labels: Tensor
