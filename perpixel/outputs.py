@@ -1,0 +1,71 @@
+"""Any segmentation model's output -> dense logits; logits -> label size; labels checked against them."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from perpixel.checks import check_integer, check_labels_in_range, check_same_device, check_tensor, complain, describe
+
+_SHAPE = "(N, C, H, W)"
+_FORMS = f"logits {_SHAPE}: a tensor, a mapping with 'out' or 'logits', an object with .logits, or a tuple or list"
+
+
+def dense_logits(output: object) -> Tensor:
+    """The logits (N, C, H, W) inside a model's output.
+
+    `output` is the tensor itself; a mapping with "out" or "logits" (torchvision, transformers); an object with
+    `.logits`; or a tuple or list whose first 4-D tensor is meant. TypeError or ValueError for anything else.
+    """
+    found: object = None
+    if isinstance(output, Tensor):
+        found = output
+    elif isinstance(output, Mapping):
+        found = next((output[key] for key in ("out", "logits") if output.get(key) is not None), None)
+    elif isinstance(getattr(output, "logits", None), Tensor):
+        found = output.logits  # type: ignore[attr-defined]
+    elif isinstance(output, (tuple, list)):
+        found = next((item for item in output if isinstance(item, Tensor) and item.ndim == 4), None)
+    if found is None:
+        raise TypeError(complain("output", _FORMS, _contents(output), "Pass the logits themselves."))
+    return check_tensor("output", found, ndim=4, shape=_SHAPE, floating=True)
+
+
+def aux_logits(output: object) -> Tensor | None:
+    """The auxiliary head's logits (N, C, h, w) that torchvision's models return as "aux"; None where there are none."""
+    aux = output.get("aux") if isinstance(output, Mapping) else None
+    return None if aux is None else check_tensor("output['aux']", aux, ndim=4, shape=_SHAPE, floating=True)
+
+
+def logits_at(logits: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    """Logits (N, C, h, w) -> (N, C, H, W), bilinear with align_corners=False; the very tensor if the size is right."""
+    if logits.shape[-2:] == tuple(size):
+        return logits
+    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def check_labels(labels: object, logits: Tensor, ignore_index: int, *, values: bool) -> Tensor:
+    """Labels as int64 (N, H, W) if they fit `logits` (N, C, ...), else TypeError or ValueError.
+
+    `values` also asks that every label lies in [0, C) or is `ignore_index`; on a GPU that waits for the device.
+    """
+    if isinstance(labels, Tensor) and labels.ndim == 4:
+        remedy = "Use labels.squeeze(1)." if labels.shape[1] == 1 else "Turn one-hot or soft labels into .argmax(1)."
+        raise ValueError(complain("labels", "class numbers of shape (N, H, W)", labels, remedy))
+    labels = check_tensor("labels", labels, ndim=3, shape="(N, H, W)", floating=False)
+    check_same_device(labels=labels, logits=logits)
+    if labels.shape[0] != logits.shape[0]:
+        came = f"{labels.shape[0]} label maps for {logits.shape[0]} images"
+        raise ValueError(complain("labels", "one label map per image", came, "Pass the labels of this very batch."))
+    if values:
+        check_labels_in_range(labels, logits.shape[1], check_integer("ignore_index", ignore_index))
+    return labels.long()
+
+
+def _contents(output: object) -> str:
+    if isinstance(output, Mapping):
+        return f"a {type(output).__name__} with keys {list(output)}"
+    if isinstance(output, (tuple, list)):
+        return f"a {type(output).__name__} of {', '.join(describe(item) for item in output) or 'nothing'}"
+    return describe(output)
