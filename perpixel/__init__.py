@@ -3,11 +3,11 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from perpixel.attach import Feedback, attach
 from perpixel.losses import TemplateSimilarityLoss, template_similarity_loss, weighted_cross_entropy
 
 if TYPE_CHECKING:
     from perpixel import data, evaluation, models, report
-    from perpixel.attach import Feedback, attach
 
 __version__ = "0.1.0"
 __all__ = [

@@ -27,7 +27,7 @@ def check_option(argument: str, value: Any, options: Iterable[str]) -> Any:
     options = tuple(options)
     if not isinstance(value, str) or value not in options:
         listed = ", ".join(repr(o) for o in options)
-        raise ValueError(complain(argument, f"one of {listed}", value, "Choose one of these."))
+        raise ValueError(complain(argument, f"one of {listed}", describe(value), "Choose one of these."))
     return value
 
 
@@ -45,7 +45,7 @@ def check_number(
     expected = f"a finite number in {left}{low:g}, {high:g}{right}"
     is_scalar = isinstance(value, (int, float)) or (hasattr(value, "__float__") and getattr(value, "ndim", 1) == 0)
     if isinstance(value, bool) or not is_scalar:
-        raise TypeError(complain(argument, expected, value, "Pass a Python number."))
+        raise TypeError(complain(argument, expected, describe(value), "Pass a Python number."))
     number = float(value)
     inside = (number > low if open_low else number >= low) and (number < high if open_high else number <= high)
     if not (math.isfinite(number) and inside):
@@ -57,7 +57,7 @@ def check_integer(argument: str, value: Any, *, low: int | None = None, high: in
     """`value` as an int between `low` and `high` (both inclusive), else TypeError or ValueError."""
     bounds = f"an integer{'' if low is None else f' >= {low}'}{'' if high is None else f' <= {high}'}"
     if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(complain(argument, bounds, value, "Pass a Python integer."))
+        raise TypeError(complain(argument, bounds, describe(value), "Pass a Python integer."))
     number = int(value.__index__())
     if (low is not None and number < low) or (high is not None and number > high):
         raise ValueError(complain(argument, bounds, value, "Pass an integer inside that range."))
@@ -67,7 +67,7 @@ def check_integer(argument: str, value: Any, *, low: int | None = None, high: in
 def check_flag(argument: str, value: Any) -> bool:
     """`value` if it is True or False, else TypeError."""
     if not isinstance(value, bool):
-        raise TypeError(complain(argument, "True or False", value, "Pass a bool."))
+        raise TypeError(complain(argument, "True or False", describe(value), "Pass a bool."))
     return value
 
 

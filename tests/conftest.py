@@ -1,4 +1,4 @@
-"""Test-wide settings: one thread (two can be far slower for small double-precision work) and repeatable property tests."""
+"""Test-wide settings: one thread (two can be far slower for small double-precision work), repeatable properties."""
 
 import hypothesis
 import pytest

@@ -1,0 +1,74 @@
+"""Weighted cross-entropy against its formula and nn.CrossEntropyLoss."""
+
+import oracles
+import pytest
+import torch
+from torch.nn import functional as F
+
+from perpixel import weighted_cross_entropy
+
+
+def batch(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, ...]:
+    labels = torch.randint(0, 4, (2, 3, 5))
+    labels[0, 0] = 255
+    return torch.randn(2, 4, 3, 5, dtype=dtype), labels, torch.rand(2, 3, 5, dtype=dtype)
+
+
+def test_equals_its_formula_in_value_and_gradient() -> None:
+    logits, labels, weights = batch()
+    leaf, twin = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    ours, literal = weighted_cross_entropy(leaf, labels, weights), oracles.weighted_cross_entropy(twin, labels, weights)
+    ours.backward()
+    literal.backward()
+    torch.testing.assert_close((ours, leaf.grad), (literal, twin.grad))
+    assert torch.autograd.gradcheck(lambda g: weighted_cross_entropy(g, labels, weights), leaf)
+
+
+def test_constant_weights_give_cross_entropy_and_scale_does_not_matter() -> None:
+    logits, labels, weights = batch()
+    plain = F.cross_entropy(logits, labels, ignore_index=255)
+    torch.testing.assert_close(weighted_cross_entropy(logits, labels, torch.full_like(weights, 3.0)), plain)
+    weighted = weighted_cross_entropy(logits, labels, weights)
+    torch.testing.assert_close(weighted_cross_entropy(logits, labels, weights * 1e6), weighted)
+
+
+@pytest.mark.parametrize("void", ["all", "no weight"])
+def test_nothing_to_count_is_an_attached_zero(void: str) -> None:
+    logits, labels, weights = batch()
+    logits[0, 0, 0, 0] = weights[0, 0, 1] = torch.nan
+    labels, weights = (torch.full_like(labels, 255), weights) if void == "all" else (labels, torch.zeros_like(weights))
+    logits.requires_grad_()
+    loss = weighted_cross_entropy(logits, labels, weights)
+    loss.backward()
+    assert loss == 0
+    assert torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+def test_nan_at_void_pixels_does_not_leak_and_half_types_are_summed_in_float32() -> None:
+    logits, labels, weights = batch(torch.float32)
+    expected = weighted_cross_entropy(logits.bfloat16(), labels, weights)
+    logits[0, :, 0] = torch.nan
+    weights[0, 0] = torch.inf
+    leaf = logits.bfloat16().requires_grad_()
+    loss = weighted_cross_entropy(leaf, labels, weights)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, expected)
+    assert leaf.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weight_map": torch.ones(2, 3, 4)}, "weight_map"),
+        ({"weight_map": torch.full((2, 3, 5), -1.0)}, "weight_map.*non-negative"),
+        ({"weight_map": torch.full((2, 3, 5), torch.nan)}, "weight_map.*non-negative"),
+        ({"labels": torch.full((2, 3, 5), 4)}, "labels"),
+        ({"labels": torch.zeros(2, 3, 5)}, "labels"),
+        ({"logits": torch.zeros(2, 4, 3)}, "logits"),
+    ],
+)
+def test_bad_input_is_named(change: dict, message: str) -> None:
+    logits, labels, weights = batch()
+    with pytest.raises((TypeError, ValueError), match=message):
+        weighted_cross_entropy(**{"logits": logits, "labels": labels, "weight_map": weights, **change})
