@@ -22,7 +22,7 @@ def _noise(rng: np.random.Generator, y: Array, x: Array, cell: float) -> Array:
     y, x = y / np.float32(cell), x / np.float32(cell)
     values = rng.uniform(-1, 1, (int(y.max()) + 2, int(x.max()) + 2)).astype(np.float32)
     i, j = y.astype(np.int64), x.astype(np.int64)
-    v, u = smooth(0, 1, y - i), smooth(0, 1, x - j)
+    v, u = smooth(0, 1, y - np.floor(y)), smooth(0, 1, x - np.floor(x))
     rows = values[i[:, 0]] * (1 - v) + values[i[:, 0] + 1] * v
     return rows[:, j[0]] * (1 - u) + rows[:, j[0] + 1] * u
 
@@ -51,7 +51,7 @@ class _Canvas:
 
     def __init__(self, ground: Array, y: Array, x: Array, scale: float) -> None:
         self.image, self.y, self.x, self.scale = ground, y, x, scale
-        self.owner = np.zeros(ground.shape[1:], np.int64)
+        self.owner: Array = np.zeros(ground.shape[1:], np.int64)
         self.evidence = np.zeros(ground.shape[1:], bool)
 
     def window(self, points: Array, margin: float) -> tuple[slice, slice]:
@@ -107,7 +107,7 @@ def render(scene: Scene, size: tuple[int, int], noise: float) -> tuple[Array, ND
     for index, thing in enumerate(scene.things):
         if thing.kind == "turtle" and (canvas.owner == index + 1).any():
             canvas.evidence |= _surroundings(canvas, scene.ground, thing)
-    image = canvas.image + np.float32(noise) * rng.standard_normal(canvas.image.shape, np.float32)
+    image = canvas.image.astype(np.float32, copy=False) + np.float32(noise) * rng.standard_normal(canvas.image.shape, np.float32)
     return np.clip(image, 0, 1), canvas.owner, canvas.evidence
 
 
