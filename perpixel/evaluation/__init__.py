@@ -1,0 +1,24 @@
+"""How good is a segmentation, and is one better than another?"""
+
+from perpixel.evaluation.segmentation import (
+    boundary_f_scores,
+    boundary_tolerance,
+    class_iou,
+    confusion_matrices,
+    mean_iou,
+    pixel_accuracy,
+    segmentation_metrics,
+)
+from perpixel.evaluation.statistics import BootstrapInterval, bootstrap_images
+
+__all__ = [
+    "BootstrapInterval",
+    "bootstrap_images",
+    "boundary_f_scores",
+    "boundary_tolerance",
+    "class_iou",
+    "confusion_matrices",
+    "mean_iou",
+    "pixel_accuracy",
+    "segmentation_metrics",
+]

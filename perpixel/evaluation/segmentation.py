@@ -1,0 +1,139 @@
+"""Segmentation quality image by image: confusion matrices, what follows from their sums, and boundary F-scores."""
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from perpixel.checks import check_integer, check_labels_in_range, check_number, check_tensor, complain
+
+if TYPE_CHECKING:
+    from torchmetrics import MetricCollection
+
+
+def _check_maps(predictions: Tensor, labels: Tensor, num_classes: int, ignore_index: int) -> None:
+    check_integer("num_classes", num_classes, low=1)
+    check_tensor("predictions", predictions, ndim=3, shape="(N, H, W)", floating=False)
+    check_tensor("labels", labels, ndim=3, shape="(N, H, W)", floating=False)
+    if predictions.shape != labels.shape:
+        remedy = "Bring the logits to the labels' size before taking the arg-max."
+        raise ValueError(complain("predictions", f"the labels' shape {tuple(labels.shape)}", predictions, remedy))
+    check_labels_in_range(labels, num_classes, ignore_index)
+    outside = (predictions < 0) | (predictions >= num_classes)
+    if bool(outside.any()):
+        came = f"{int(predictions[outside][0])}"
+        raise ValueError(complain("predictions", f"classes in [0, {num_classes})", came, "Pass arg-maxes of logits."))
+
+
+def confusion_matrices(predictions: Tensor, labels: Tensor, num_classes: int, *, ignore_index: int = 255) -> Tensor:
+    """One confusion matrix per image: entry (n, i, j) counts the pixels of image n with label i and prediction j.
+
+    predictions, labels: integer (N, H, W) -> int64 (N, C, C). Void pixels count nowhere. Matrices of images are kept
+    apart because a data set's score is a function of their sum: any resample of images can be scored from them.
+    """
+    _check_maps(predictions, labels, num_classes, ignore_index)
+    images = torch.arange(len(labels), device=labels.device).view(-1, 1, 1).expand_as(labels)
+    cells = (images * num_classes + labels.long()) * num_classes + predictions.long()
+    counts = torch.bincount(cells[labels != ignore_index], minlength=len(labels) * num_classes**2)
+    return counts.view(-1, num_classes, num_classes)
+
+
+def class_iou(confusion: Tensor) -> Tensor:
+    """Intersection over union per class: (..., C, C) -> float64 (..., C); NaN where a class is in neither map."""
+    confusion = confusion.double()
+    hits = confusion.diagonal(dim1=-2, dim2=-1)
+    return hits / (confusion.sum(-1) + confusion.sum(-2) - hits)
+
+
+def mean_iou(confusion: Tensor) -> Tensor:
+    """Mean of `class_iou` over the classes in labels or predictions: (..., C, C) -> float64 (...); NaN if there are none."""
+    return class_iou(confusion).nanmean(-1)
+
+
+def pixel_accuracy(confusion: Tensor) -> Tensor:
+    """Share of the valid pixels labelled right: (..., C, C) -> float64 (...); NaN where none is valid."""
+    confusion = confusion.double()
+    return confusion.diagonal(dim1=-2, dim2=-1).sum(-1) / confusion.sum((-2, -1))
+
+
+def boundary_tolerance(height: int, width: int, share: float = 0.0075) -> float:
+    """Distance in pixels within which two boundaries match: `share` of the image diagonal (Csurka et al. 2013: 0.75 %)."""
+    return check_number("share", share, low=0) * math.hypot(height, width)
+
+
+def _boundary_points(classes: Tensor, num_classes: int) -> Tensor:
+    """Rows (image, class, y, x) of the pixels with a 4-neighbour of another class; void (negative) makes no boundary."""
+    edge = torch.zeros_like(classes, dtype=torch.bool)
+    for here, there in (
+        ((slice(None), slice(1, None)), (slice(None), slice(None, -1))),
+        ((slice(None), slice(None), slice(1, None)), (slice(None), slice(None), slice(None, -1))),
+    ):
+        differ = (classes[here] != classes[there]) & (classes[here] >= 0) & (classes[there] >= 0)
+        edge[here] |= differ
+        edge[there] |= differ
+    image, y, x = edge.nonzero().unbind(1)
+    return torch.stack([image, classes[image, y, x], y, x], 1)
+
+
+def boundary_f_scores(
+    predictions: Tensor, labels: Tensor, num_classes: int, *, share: float = 0.0075, ignore_index: int = 255
+) -> Tensor:
+    """Boundary F-score per image and class: harmonic mean of the two shares of boundary within reach of the other's.
+
+    precision_c = share of the predicted boundary pixels of class c no farther than `boundary_tolerance` from a labelled
+    boundary pixel of class c; recall_c the other way round; F_c = 2 P R / (P + R). A boundary pixel of c has a
+    4-neighbour of another class; void has no boundaries and hides what is predicted in it.
+
+    predictions, labels: integer (N, H, W) -> float64 (N, C). 0 where a class has a boundary in one map only, NaN where
+    it has none in either. An image's score is the nanmean over classes, a data set's the nanmean of those.
+    Source: Csurka, Larlus, Perronnin, "What is a good evaluation measure for semantic segmentation?", BMVC 2013.
+    """
+    from scipy.spatial import cKDTree
+
+    _check_maps(predictions, labels, num_classes, ignore_index)
+    images, height, width = labels.shape
+    reach = boundary_tolerance(height, width, share)
+    void = labels == ignore_index
+    found, truth = (
+        _boundary_points(maps.long().masked_fill(void, -1).cpu(), num_classes).double() for maps in (predictions, labels)
+    )
+    scores = torch.full((images * num_classes,), torch.nan, dtype=torch.float64)
+    # Images and classes lie in lanes farther apart than the tolerance, so that one search serves them all.
+    lane = height + math.ceil(reach) + 1
+    lanes = [(p[:, 0] * num_classes + p[:, 1]) for p in (found, truth)]
+    points = [torch.stack([p[:, 2] + n * lane, p[:, 3]], 1).numpy() for p, n in zip((found, truth), lanes)]
+    hits, totals = [], []
+    for own, other, n in ((points[0], points[1], lanes[0]), (points[1], points[0], lanes[1])):
+        near = torch.zeros(len(own), dtype=torch.float64)
+        if len(own) and len(other):
+            distance = cKDTree(other).query(own, distance_upper_bound=reach * (1 + 1e-9) + 1e-9)[0]
+            near = torch.from_numpy(distance).isfinite().double()
+        hits.append(torch.bincount(n.long(), near, minlength=len(scores)))
+        totals.append(torch.bincount(n.long(), minlength=len(scores)).double())
+    precision, recall = (hit / total.clamp(min=1) for hit, total in zip(hits, totals))
+    both = precision + recall
+    harmonic = 2 * precision * recall / torch.where(both > 0, both, 1.0)
+    scores = torch.where(totals[0] + totals[1] > 0, harmonic, scores)
+    return scores.view(images, num_classes)
+
+
+def segmentation_metrics(num_classes: int, *, ignore_index: int = 255) -> "MetricCollection":
+    """torchmetrics' collection "iou" (per class, NaN where absent) and "pixel_accuracy", updated with label maps.
+
+    Both ignore void pixels and add up over processes. Needs torchmetrics.
+    """
+    try:
+        from torchmetrics import MetricCollection
+        from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
+    except ImportError as error:
+        raise ImportError('segmentation_metrics needs torchmetrics: pip install "perpixel[recipes]"') from error
+
+    return MetricCollection(
+        {
+            "iou": MulticlassJaccardIndex(
+                num_classes, average="none", ignore_index=ignore_index, zero_division=float("nan")
+            ),
+            "pixel_accuracy": MulticlassAccuracy(num_classes, average="micro", ignore_index=ignore_index),
+        }
+    )

@@ -1,0 +1,255 @@
+"""python -m recipes.finetune: did the template-similarity loss help, against a control that differs in nothing else?"""
+
+import errno
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser, Namespace
+from lightning.fabric import Fabric
+from rich.console import Console
+from torch import nn
+
+import perpixel
+from perpixel.checks import complain
+from recipes.checkpoints import LAST, DamagedCheckpoint, load_checkpoint, load_newest, save_checkpoint, write_atomically
+from recipes.comparison import Arms, compare, in_words, rich_table, save_comparison
+from recipes.evaluate import Scores
+from recipes.history import read_json_lines
+from recipes.images import Images
+from recipes.interrupt import Interrupt
+from recipes.loop import Stretch, Trainer
+from recipes.networks import Weights, build_network, load_weights, starting_weights, unwrap_weights
+from recipes.pictures import draw_curves, draw_predictions, telling_images
+from recipes.progress import Progress
+from recipes.settings import Schedule, Settings
+
+CONFIG, SCORES = "config.yaml", "scores.pt"
+
+
+def build_parser() -> ArgumentParser:
+    """The command line: every field of Settings, and the options of the loss."""
+    parser = ArgumentParser(
+        prog="python -m recipes.finetune",
+        description=(Settings.__doc__ or "").split("Args:")[0].strip(),
+        epilog="Example: python -m recipes.finetune --config recipes/configs/camvid.yaml --data.root ../data/camvid",
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of the settings below; later arguments win.")
+    parser.add_argument("--resume", type=str | None, default=None, help="Run folder to continue; takes no other setting.")
+    parser.add_class_arguments(Settings)
+    parser.add_class_arguments(perpixel.TemplateSimilarityLoss, "loss", skip={"ignore_index"})
+    parser.set_defaults({"loss.weight": 0.05})
+    return parser
+
+
+@dataclass
+class Job:
+    """What every part of a run needs."""
+
+    settings: Settings
+    loss_options: dict[str, Any]
+    folder: Path
+    fabric: Fabric
+    images: Images
+    progress: Progress
+    stop: Interrupt
+
+    def loss(self) -> nn.Module:
+        """A fresh loss term, with nothing in its buffers."""
+        return perpixel.TemplateSimilarityLoss(**self.loss_options, ignore_index=self.settings.data.ignore_index)
+
+    def run(self, stretch: Stretch) -> tuple[Scores, Weights]:
+        """Train a stretch, or read what it gave when it was finished before: scores and the weights they belong to."""
+        path = stretch.folder / SCORES
+        try:
+            if path.exists():
+                scores = Scores(**load_checkpoint(path))
+                return scores, unwrap_weights(load_checkpoint(stretch.folder / LAST), str(stretch.folder / LAST))
+        except (DamagedCheckpoint, FileNotFoundError) as error:
+            self.progress.report(f"damaged result: {error}; it is computed again")
+        trainer = Trainer(self.fabric, self.settings, self.images, stretch, self.progress, self.stop)
+        scores = trainer.run()
+        weights = {name: value.detach().cpu().clone() for name, value in trainer.evaluated.state_dict().items()}
+        if self.fabric.is_global_zero:
+            save_checkpoint(path, scores.state())
+        self.fabric.barrier()
+        return scores, weights
+
+    def start(self, seed: int) -> tuple[Scores, Weights]:
+        """The start of the arms of `seed`: given weights, or pre-training with cross-entropy alone."""
+        settings = self.settings
+        folder = self.folder / (f"seed{seed}/start" if settings.pretrain_per_seed else "start")
+        chosen = starting_weights(settings.model)
+        name = f"seed {seed} · pre-training" if settings.pretrain_per_seed else "pre-training"
+        schedule, weights = settings.pretrain, None
+        if chosen is not None:
+            name, schedule = "start", Schedule(epochs=0)
+            network = build_network(settings.model, self.images.num_classes)
+            replace = settings.model.replace_head or bool(settings.model.weights)
+            new = load_weights(network, *chosen, replace_head=replace, num_classes=self.images.num_classes)
+            if new:
+                self.progress.report(f"{', '.join(new)} start at random: {chosen[1]} knows another number of classes")
+            weights = network.state_dict()
+        return self.run(Stretch(folder, name, seed if settings.pretrain_per_seed else 0, schedule, weights))
+
+    def everything(self) -> None:
+        """Starts, arms, table and pictures."""
+        arms: dict[int, Arms] = {}
+        starts: dict[int, Scores] = {}
+        folders: dict[str, dict[int, Path]] = {"control": {}, "loss": {}}
+        shown: dict[str, Weights] = {}
+        for seed in self.settings.seeds:
+            scores, weights = self.start(seed)
+            if self.settings.pretrain_per_seed or not starts:
+                starts[seed] = scores
+            found: dict[str, Scores] = {}
+            for arm, term in (("control", None), ("loss", self.loss)):
+                folders[arm][seed] = self.folder / f"seed{seed}" / arm
+                title = f"seed {seed} · {arm}"
+                stretch = Stretch(folders[arm][seed], title, seed, self.settings.train, weights, term)
+                found[arm], trained = self.run(stretch)
+                shown.setdefault(arm, trained)
+            arms[seed] = found
+        if self.fabric.is_global_zero:
+            self._conclude(starts, arms, folders, shown)
+
+    def _conclude(
+        self,
+        starts: dict[int, Scores],
+        arms: dict[int, Arms],
+        folders: dict[str, dict[int, Path]],
+        shown: dict[str, Weights],
+    ) -> None:
+        settings, console = self.settings, self.progress.console
+        seconds = {
+            arm: [row["seconds"] for folder in by_seed.values() for row in read_json_lines(folder / "metrics.jsonl")]
+            for arm, by_seed in folders.items()
+        }
+        comparison = compare(
+            starts,
+            arms,
+            seconds,
+            classes=list(self.images.classes),
+            evaluation=settings.evaluation,
+            loss=describe_loss(self.loss_options),
+            shared_start=not settings.pretrain_per_seed,
+        )
+        save_comparison(comparison, self.folder)
+        title = f"{settings.name}: {settings.model.name} on {settings.data.name}"
+        draw_curves(folders, self.folder / "curves.png", title)
+        networks = {}
+        for arm, weights in shown.items():
+            networks[arm] = build_network(settings.model, self.images.num_classes)
+            networks[arm].load_state_dict(weights)
+        first = settings.seeds[0]
+        picks = telling_images(arms[first]["control"], arms[first]["loss"], settings.evaluation.pictures)
+        draw_predictions(networks, self.images, picks, self.folder / "predictions.png", f"{title}, seed {first}")
+        console.print(rich_table(comparison))
+        for sentence in in_words(comparison):
+            self.progress.report(f"- {sentence}")
+        self.progress.report(f"\nTable, pictures, metrics and checkpoints: {self.folder}")
+
+
+def describe_loss(options: dict[str, Any]) -> str:
+    """The loss with the options that matter, such as "template similarity, weight 0.05, cosine, peak templates"."""
+    parts = ["template similarity", f"weight {options['weight']:g}", str(options["similarity"])]
+    parts += ["selective"] if options["selective"] else []
+    parts += [f"contrast at temperature {options['temperature']:g}"] if options["objective"] == "contrast" else []
+    parts += [f"{options['template']} templates" if isinstance(options["template"], str) else "own templates"]
+    momentum = options.get("running_momentum")
+    return ", ".join(parts + ([f"running with momentum {momentum:g}"] if momentum is not None else []))
+
+
+def set_threads(settings: Settings) -> None:
+    """The cores this process may use (fewer if torch was told so), shared among the devices of a CPU run."""
+    hardware = settings.hardware
+    threads = hardware.threads
+    if threads is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        shared = int(hardware.devices) if hardware.accelerator == "cpu" and str(hardware.devices).isdigit() else 1
+        threads = max(1, min(torch.get_num_threads(), cores) // max(shared, 1))
+    torch.set_num_threads(threads)
+
+
+def choose_folder(settings: Settings) -> Path:
+    """The folder of a new run; FileExistsError where there is a run already."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    folder = Path(settings.folder) if settings.folder else Path(settings.out) / f"{settings.name}-{stamp}"
+    if (folder / CONFIG).exists() or (folder.exists() and not folder.is_dir()):
+        remedy = f"Continue it with --resume {folder}, or choose another --folder."
+        raise FileExistsError(complain("folder", "a new or empty folder", f"{folder}, which holds a run", remedy))
+    return folder
+
+
+def read_arguments(parser: ArgumentParser, arguments: list[str]) -> tuple[Namespace, Path | None]:
+    """The settings, and the folder to resume: its settings are then those of the run."""
+    parsed = parser.parse_args(arguments)
+    if parsed.resume is None:
+        return parsed, None
+    folder = Path(parsed.resume)
+    if len(arguments) != (1 if arguments[0].startswith("--resume=") else 2):
+        remedy = f"Run: python -m recipes.finetune --resume {folder}"
+        raise ValueError(complain("resume", "no other setting beside it", " ".join(arguments), remedy))
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(complain("resume", "a run folder", f"{folder}, without {CONFIG}", "Check the path."))
+    return parser.parse_path(folder / CONFIG), folder
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the recipe; the exit status is 0, 1 after a mistake of the user or a full disk, 130 when interrupted."""
+    console = Console(width=None if sys.stdout.isatty() else 118)
+    parser = build_parser()
+    try:
+        parsed, resumed = read_arguments(parser, list(sys.argv[1:] if arguments is None else arguments))
+        instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
+        ready = instantiate(parsed)
+        fields = {name: ready[name] for name in Settings.__dataclass_fields__}
+        settings = Settings(**fields)
+        loss_options = {n: getattr(ready.loss, n) for n in parsed.loss.as_dict() if hasattr(ready.loss, n)}
+        loss_options["running_momentum"] = parsed.loss.get("running_momentum")
+        set_threads(settings)
+        hardware = settings.hardware
+        fabric = Fabric(
+            accelerator=hardware.accelerator,
+            devices=hardware.devices,
+            strategy=hardware.strategy,
+            precision=hardware.precision,  # type: ignore[arg-type]
+        )
+        fabric.launch()
+        folder = Path(fabric.broadcast(str(resumed or choose_folder(settings))))
+        progress = Progress(console, shown=fabric.is_global_zero)
+        images = Images(settings.data)
+    except (ValueError, TypeError, FileNotFoundError, FileExistsError) as mistake:
+        console.print(f"error: {mistake}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return 1
+    job = Job(settings, loss_options, folder, fabric, images, progress, Interrupt())
+    how = f"Continue with: python -m recipes.finetune --resume {folder}"
+    try:
+        with job.stop:
+            if fabric.is_global_zero and resumed is None:
+                folder.mkdir(parents=True, exist_ok=True)
+                text = parser.dump(parsed)
+                write_atomically(folder / CONFIG, text.encode())
+            fabric.barrier()
+            progress.report(f"run folder: {folder}")
+            job.everything()
+    except KeyboardInterrupt:
+        progress.report(f"interrupted; nothing is lost. {how}")
+        return 130
+    except FloatingPointError as diverged:
+        progress.report(f"error: {diverged}")
+        return 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        progress.report(f"error: {error.strerror or error}\n{how}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""curves.png and predictions.png of a run folder."""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from perpixel.report import prediction_sheet, training_curves
+from recipes.checkpoints import write_atomically
+from recipes.evaluate import Scores, predict
+from recipes.history import read_json_lines
+from recipes.images import Images
+
+PANELS = {
+    "train/base": "cross-entropy in training",
+    "train/template_similarity": "template similarity in training",
+    "miou": "mIoU (%)",
+    "pixel_accuracy": "pixel accuracy (%)",
+    "boundary_f": "boundary F (%)",
+    "far_body": "far-body accuracy (%)",
+}
+
+
+def draw_curves(folders: Mapping[str, Mapping[int, Path]], path: Path, title: str) -> None:
+    """curves.png: metrics per epoch of every arm (arm -> seed -> its folder), seeds of one arm in one colour."""
+    histories, colors = {}, {}
+    for number, (arm, by_seed) in enumerate(folders.items()):
+        for seed, folder in by_seed.items():
+            rows = read_json_lines(folder / "metrics.jsonl")
+            for row in rows:
+                row.update({k: 100 * row[k] for k in PANELS if not k.startswith("train/") and row.get(k) is not None})
+            name = arm if seed == next(iter(by_seed)) else f"{arm}, seed {seed}"
+            histories[name], colors[name] = rows, number
+    terms = {k: k.removeprefix("train/") for rows in histories.values() for row in rows for k in row if k.startswith("train/")}
+    panels = {**PANELS, **{k: f"{v} in training" for k, v in terms.items() if k not in PANELS and k != "train/total"}}
+    if any(rows for rows in histories.values()):
+        _save(training_curves(histories, panels, title=title, colors=colors), path)
+
+
+def telling_images(control: Scores, loss: Scores, count: int) -> list[tuple[int, str]]:
+    """Evaluation images that show what changed, chosen by the change of pixel accuracy (far-body accuracy where known).
+
+    In turns: the largest gain, the largest loss, the median; so that good and bad news get the same room.
+    """
+    counts = [s.far if s.far is not None else _hits(s) for s in (control, loss)]
+    total = counts[0][:, 1].clamp(min=1)
+    change = (counts[1][:, 0] - counts[0][:, 0]).double() / total
+    known = (counts[0][:, 1] >= counts[0][:, 1].double().quantile(0.25)).nonzero().flatten()
+    order = known[change[known].argsort(stable=True)].tolist()
+    picks: list[tuple[int, str]] = []
+    ways = (("largest gain", -1, -1), ("largest loss", 0, 1), ("typical", len(order) // 2, 1))
+    for number in range(min(count, len(order))):
+        name, place, step = ways[number % 3]
+        place += step * (number // 3)
+        index = order[place % len(order)]
+        if index not in (p for p, _ in picks):
+            picks.append((index, name))
+    return picks
+
+
+def _hits(scores: Scores) -> torch.Tensor:
+    return torch.stack([scores.confusion.diagonal(dim1=1, dim2=2).sum(1), scores.confusion.sum((1, 2))], 1)
+
+
+@torch.no_grad()
+def draw_predictions(
+    networks: Mapping[str, nn.Module], images: Images, picks: list[tuple[int, str]], path: Path, title: str
+) -> None:
+    """predictions.png: image, truth, and prediction and error of every network."""
+    if not picks:
+        return
+    shown, truths = [], []
+    found: dict[str, list[torch.Tensor]] = {name: [] for name in networks}
+    for index, _ in picks:
+        _, batch, labels, _ = next(iter(images.evaluation(batch_size=1, far=0.0, only=[index])))
+        shown.append(images.displayed(batch[0]))
+        truths.append(labels[0])
+        for name, network in networks.items():
+            found[name].append(predict(network.eval(), batch, labels.shape[-2:])[0])
+    figure = prediction_sheet(
+        shown,
+        truths,
+        found,
+        classes=images.classes,
+        colors=images.colors,
+        captions=[f"{reason}\n(image {index})" for index, reason in picks],
+        ignore_index=images.ignore_index,
+        title=title,
+    )
+    _save(figure, path)
+
+
+def _save(figure: object, path: Path) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")  # type: ignore[attr-defined]
+    write_atomically(path, buffer.getvalue())

@@ -1,0 +1,241 @@
+"""What a fine-tuning run can be told: dataclasses that become the YAML file and the command line."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from perpixel.checks import check_integer, check_number, complain
+
+
+@dataclass
+class DataSettings:
+    """Which images, and how they are brought to the network.
+
+    Args:
+        name: synthetic (made on the spot, no files), folder, camvid, voc, cityscapes or oxford-pets.
+        root: Folder of the data set; not used by synthetic.
+        train_split: Part to train on.
+        eval_split: Part to evaluate on.
+        options: Further keyword arguments of the data set, as a mapping.
+        train_images: How many training images: of synthetic to make, of the others to use (null: all).
+        eval_images: The same for the evaluation images.
+        size: Height and width every image is brought to first (null: keep each image's own).
+        crop: Height and width of the training crop (null: none).
+        scale: Smallest and largest factor of the random scale in training (null: none).
+        flip: Mirror half of the training images.
+        jitter: Strength of the random brightness, contrast and saturation in training.
+        ignore_index: Label of void pixels.
+        workers: Processes that load images beside the main one.
+        cache: Keep decoded images in memory (null: only for synthetic).
+        seed: Seed of the synthetic images.
+    """
+
+    name: str = "synthetic"
+    root: str | None = None
+    train_split: str = "train"
+    eval_split: str = "val"
+    options: dict[str, Any] = field(default_factory=dict)
+    train_images: int | None = 320
+    eval_images: int | None = 160
+    size: tuple[int, int] | None = (96, 128)
+    crop: tuple[int, int] | None = None
+    scale: tuple[float, float] | None = None
+    flip: bool = True
+    jitter: float = 0.0
+    ignore_index: int = 255
+    workers: int = 0
+    cache: bool | None = None
+    seed: int = 0
+
+
+@dataclass
+class ModelSettings:
+    """Which network, and where its weights start.
+
+    Args:
+        name: small_fcn, or a segmentation network of torchvision such as deeplabv3_mobilenet_v3_large.
+        weights: Name of torchvision weights of the whole network, such as DEFAULT; its classifier is replaced when the
+            number of classes differs.
+        weights_backbone: Name of torchvision weights of the backbone alone; pre-training follows.
+        checkpoint: A safetensors file or a state dict of torch.save to start from.
+        replace_head: Let classifier layers of another number of classes in the checkpoint start at random.
+        head: Dotted name of the classifier layer the losses listen to (null: found).
+        aux_loss: Train torchvision's auxiliary classifier too (weight 0.5).
+        options: Further keyword arguments of the network, as a mapping.
+    """
+
+    name: str = "small_fcn"
+    weights: str | None = None
+    weights_backbone: str | None = None
+    checkpoint: str | None = None
+    replace_head: bool = False
+    head: str | None = None
+    aux_loss: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Schedule:
+    """One stretch of training.
+
+    Args:
+        epochs: Passes over the training images.
+        batch_size: Images per step, over all devices together.
+        layers: What trains: last-3 (the last three convolutions or linear layers before the logits, with the
+            normalisation that follows them), head (the classifier) or all. The rest stays, statistics included.
+        optimizer: sgd or adamw.
+        lr: Learning rate of ordinary weights.
+        momentum: Momentum of sgd.
+        weight_decay: Weight decay; biases and normalisation layers have none.
+        bias_multiplier: Learning rate of biases, times lr.
+        head_multiplier: Learning rate of the classifier, times lr (its bias: times bias_multiplier as well).
+        policy: poly (falls to zero as (1 - progress) ** power), step (times gamma after every third) or constant.
+        power: Exponent of poly.
+        gamma: Factor of step.
+        warmup: Steps over which the learning rate rises linearly at the start.
+        clip: Largest norm of the gradient (null: not clipped).
+        ema: Decay of an exponential moving average of the weights, which is then what is evaluated (null: none).
+    """
+
+    epochs: int = 10
+    batch_size: int = 8
+    layers: Literal["last-3", "head", "all"] = "all"
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    bias_multiplier: float = 2.0
+    head_multiplier: float = 10.0
+    policy: Literal["poly", "step", "constant"] = "poly"
+    power: float = 0.9
+    gamma: float = 0.1
+    warmup: int = 0
+    clip: float | None = None
+    ema: float | None = None
+
+    def __post_init__(self) -> None:
+        check_integer("epochs", self.epochs, low=0)
+        check_integer("batch_size", self.batch_size, low=1)
+        check_integer("warmup", self.warmup, low=0)
+        check_number("lr", self.lr, low=0, open_low=True)
+        check_number("momentum", self.momentum, low=0, high=1, open_high=True)
+        for name in ("weight_decay", "bias_multiplier", "head_multiplier", "power", "gamma"):
+            check_number(name, getattr(self, name), low=0)
+        if self.clip is not None:
+            check_number("clip", self.clip, low=0, open_low=True)
+        if self.ema is not None:
+            check_number("ema", self.ema, low=0, high=1, open_high=True)
+
+    def factor(self, step: int, steps: int) -> float:
+        """What the learning rates are multiplied by at `step` (from 0) of `steps`."""
+        progress = step / max(steps, 1)
+        shape = {
+            "poly": (1 - progress) ** self.power,
+            "step": self.gamma ** int(3 * progress),
+            "constant": 1.0,
+        }[self.policy]
+        return shape * min(1.0, (step + 1) / self.warmup if self.warmup else 1.0)
+
+
+@dataclass
+class EvaluationSettings:
+    """How the networks are compared.
+
+    Args:
+        every: Evaluate after every so many epochs (and always after the last).
+        batch_size: Images per step of evaluation; 1 when sizes differ.
+        boundary_share: Tolerance of the boundary F-score as a share of the image diagonal.
+        far: Synthetic only: a body pixel counts as far when its evidence is at least so many pixels away.
+        level: Level of the bootstrap interval.
+        resamples: Draws of the bootstrap.
+        pictures: Rows of predictions.png.
+    """
+
+    every: int = 1
+    batch_size: int = 8
+    boundary_share: float = 0.0075
+    far: float = 24.0
+    level: float = 0.95
+    resamples: int = 4999
+    pictures: int = 4
+
+    def __post_init__(self) -> None:
+        check_integer("every", self.every, low=1)
+        check_integer("batch_size", self.batch_size, low=1)
+        check_number("boundary_share", self.boundary_share, low=0)
+        check_number("far", self.far, low=0)
+        check_number("level", self.level, low=0, high=1, open_low=True, open_high=True)
+        check_integer("resamples", self.resamples, low=100)
+        check_integer("pictures", self.pictures, low=0)
+
+
+@dataclass
+class HardwareSettings:
+    """Where and how the arithmetic runs (Lightning Fabric).
+
+    Args:
+        accelerator: auto, cpu, cuda or mps.
+        devices: How many devices, or auto.
+        strategy: auto, ddp or fsdp.
+        precision: 32-true, bf16-mixed, 16-mixed or another of Fabric's.
+        threads: Threads per process on the CPU (null: the cores this process may use, shared among the devices).
+        channels_last: Lay images out with the channels innermost.
+        compile: Compile the network with torch.compile.
+    """
+
+    accelerator: str = "auto"
+    devices: int | str = 1
+    strategy: str = "auto"
+    precision: str = "32-true"
+    threads: int | None = None
+    channels_last: bool = False
+    compile: bool = False
+
+
+def _pretraining() -> Schedule:
+    return Schedule(epochs=20, lr=0.02, head_multiplier=1.0, warmup=20)
+
+
+def _fine_tuning() -> Schedule:
+    return Schedule(epochs=8, lr=1e-3, layers="last-3")
+
+
+@dataclass
+class Settings:
+    """Fine-tune a segmentation network twice from the same start, with and without a template-similarity loss, and say
+    whether the loss helped.
+
+    Args:
+        name: Name of the run, and of its folder.
+        out: Folder the run folders go to.
+        folder: The run folder itself (null: out/name-date-time).
+        seeds: Seeds of data order, augmentation and dropout; each trains one control and one loss arm.
+        pretrain_per_seed: Pre-train once per seed instead of one start for all.
+        checkpoint_every: Steps between checkpoints (one is also written after every epoch).
+        data: Which images.
+        model: Which network.
+        pretrain: The short cross-entropy training from scratch; skipped when model.weights or model.checkpoint says
+            where to start.
+        train: The fine-tuning, the same for control and loss.
+        evaluation: How they are compared.
+        hardware: Where it runs.
+    """
+
+    name: str = "finetune"
+    out: str = "runs"
+    folder: str | None = None
+    seeds: list[int] = field(default_factory=lambda: [0])
+    pretrain_per_seed: bool = False
+    checkpoint_every: int = 100
+    data: DataSettings = field(default_factory=DataSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    pretrain: Schedule = field(default_factory=_pretraining)
+    train: Schedule = field(default_factory=_fine_tuning)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    hardware: HardwareSettings = field(default_factory=HardwareSettings)
+
+    def __post_init__(self) -> None:
+        check_integer("checkpoint_every", self.checkpoint_every, low=1)
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(complain("seeds", "one or more different integers", self.seeds, "Example: --seeds [0,1,2]."))
+        for seed in self.seeds:
+            check_integer("seeds", seed, low=0)
