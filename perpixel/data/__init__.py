@@ -1,6 +1,40 @@
-"""Data sets whose samples start with (image, labels), and the transforms for them."""
+"""Data sets whose samples start with (image, labels), and the transforms for them. torchvision loads when needed."""
+
+from typing import TYPE_CHECKING, Any
 
 from .bestiary import Pair
+from .build import build
+from .deterministic import Deterministic
+from .folder import FolderSegmentation
+from .samples import SegmentationData, palette
 from .synthetic import EvidenceSample, SyntheticEvidence, evidence_distance
 
-__all__ = ["EvidenceSample", "Pair", "SyntheticEvidence", "evidence_distance"]
+if TYPE_CHECKING:
+    from .transforms import IMAGENET_MEAN, IMAGENET_STD, denormalize, eval_transforms, train_transforms
+
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "Deterministic",
+    "EvidenceSample",
+    "FolderSegmentation",
+    "Pair",
+    "SegmentationData",
+    "SyntheticEvidence",
+    "build",
+    "denormalize",
+    "eval_transforms",
+    "evidence_distance",
+    "palette",
+    "train_transforms",
+]
+
+_NEED_TORCHVISION = ("IMAGENET_MEAN", "IMAGENET_STD", "denormalize", "eval_transforms", "train_transforms")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NEED_TORCHVISION:
+        from . import transforms
+
+        return getattr(transforms, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

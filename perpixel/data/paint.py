@@ -107,7 +107,9 @@ def render(scene: Scene, size: tuple[int, int], noise: float) -> tuple[Array, ND
     for index, thing in enumerate(scene.things):
         if thing.kind == "turtle" and (canvas.owner == index + 1).any():
             canvas.evidence |= _surroundings(canvas, scene.ground, thing)
-    image = canvas.image.astype(np.float32, copy=False) + np.float32(noise) * rng.standard_normal(canvas.image.shape, np.float32)
+    image = canvas.image.astype(np.float32, copy=False) + np.float32(noise) * rng.standard_normal(
+        canvas.image.shape, np.float32
+    )
     return np.clip(image, 0, 1), canvas.owner, canvas.evidence
 
 

@@ -11,10 +11,8 @@ from torch.utils.data import Dataset
 from ..checks import check_flag, check_integer, check_number, check_option, complain
 from .bestiary import BACKGROUND, BODIES, CONTEXT, LOCAL, Pair
 from .paint import render
+from .samples import VOID, Transform, check_index
 from .scene import Scene, compose
-
-VOID = 255
-Transform = Callable[[Any, Any], tuple[Any, Any]]
 
 
 class EvidenceSample(NamedTuple):
@@ -63,7 +61,7 @@ class SyntheticEvidence(Dataset[EvidenceSample]):
         *,
         size: tuple[int, int] = (96, 128),
         pairs: int = 3,
-        body_length: tuple[float, float] = (0.85, 1.4),
+        body_length: tuple[float, float] = (0.6, 1.1),
         creatures: tuple[int, int] = (2, 4),
         noise: float = 0.03,
         hidden_head: float = 0.1,
@@ -110,7 +108,7 @@ class SyntheticEvidence(Dataset[EvidenceSample]):
 
     def scene(self, index: int) -> Scene:
         """The plain description that sample `index` is drawn from."""
-        index = self._check_index(index)
+        index = check_index(index, self.length)
         stream = np.random.SeedSequence(self.seed, spawn_key=(("train", "val").index(self.split), index))
         scale = min(self.size) / 96
         return compose(
@@ -157,11 +155,6 @@ class SyntheticEvidence(Dataset[EvidenceSample]):
             torch.from_numpy(instances),
         )
         return sample if self.transforms is None else _transformed(sample, self.transforms)
-
-    def _check_index(self, index: int) -> int:
-        if not -self.length <= index < self.length:
-            raise IndexError(complain("index", f"an integer in [{-self.length}, {self.length})", index, "Stay inside."))
-        return index % self.length
 
 
 def _check_range(
