@@ -174,7 +174,7 @@ def sbd(
 def cityscapes(
     root: str | Path, split: str, transforms: Transform | None, *, mode: Literal["fine", "coarse"] = "fine"
 ) -> TorchvisionSegmentation:
-    """Cityscapes: label ids become the 19 train ids, else void. Fine: train, val, test; coarse: train, train_extra, val."""
+    """Cityscapes, its 19 train ids, all else void. Splits: train, val, test; of coarse: train, train_extra, val."""
     from torchvision.datasets import Cityscapes
 
     check_option("mode", mode, ("fine", "coarse"))

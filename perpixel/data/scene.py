@@ -111,8 +111,9 @@ class _Placer:
 
     def spine(self, low: float, high: float) -> tuple[Array, float] | None:
         """A curve for a body and the angle of its head: of a few that fit, the one that crosses others least."""
-        for _ in range(5):
-            lengths = self.rng.uniform(low, high, 24).astype(np.float32)
+        for attempt in range(12):
+            shorter = 0.85 ** max(0, attempt - 3)  # no room for the length asked for
+            lengths = (shorter * self.rng.uniform(low, high, 24)).astype(np.float32)
             spines, headings = _spines(self.rng, len(lengths), self.height, self.width, lengths)
             inside = ((spines > 0) & (spines < (self.height, self.width))).all(2).mean(1) >= 0.9
             good = inside & self.free(spines, BODY_RADIUS + 1) & self.free(spines[:, :1], 1.5 * HEAD_RADIUS)

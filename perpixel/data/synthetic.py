@@ -41,7 +41,7 @@ class SyntheticEvidence(Dataset[EvidenceSample]):
         length: number of samples.
         size: (H, W) of the pictures; everything scales with the shorter side.
         pairs: number of confusable pairs, 0 to 6.
-        body_length: range of the creatures' lengths, in shorter image sides.
+        body_length: range of the creatures' lengths, in shorter image sides; shorter where that finds no room.
         creatures: range of the number of creatures in a picture (fewer where there is no room).
         noise: standard deviation of the Gaussian noise on every pixel value.
         hidden_head: probability that a creature's head lies under a stone. Its class cannot be known then: a coin.
