@@ -50,23 +50,16 @@ def pick_head(layers: Mapping[str, nn.Module], passed: Mapping[str, Passed], log
     maps = {n: out for n, (_, out) in passed.items() if isinstance(out, Tensor) and out.ndim == 4}
     classifiers = {n: out for n, out in maps.items() if out.shape[:2] == logits.shape[:2]}
     same = [n for n, out in classifiers.items() if out is logits]
-    same = same or [n for n, out in classifiers.items() if _may_be(out, logits)]
+    same = same or [
+        n for n, out in classifiers.items() if made_by(out, logits) is not False and resized_is(out[:1], logits[:1])
+    ]
     if len(same) == 1:
         return same[0]
     listed = {n: classifiers[n] for n in same} or classifiers or dict(list(maps.items())[-8:])
-    lines = "".join(f"\n  {n!r}: {type(layers[n]).__name__} -> {tuple(out.shape)}" for n, out in listed.items())
-    raise ValueError(
-        complain(
-            "head",
-            f"one layer whose output, resized, is the logits {tuple(logits.shape)}",
-            f"{len(same) or 'none'}; candidates:{lines or ' no layer gave a 4-D tensor'}\n",
-            "Name the classifier layer: attach(model, ..., head='<name>').",
-        )
-    )
-
-
-def _may_be(grid: Tensor, logits: Tensor) -> bool:
-    return resized_is(grid[:1], logits[:1]) and made_by(grid, logits) is not False
+    lines = [f"\n  {n!r}: {type(layers[n]).__name__} -> {tuple(out.shape)}" for n, out in listed.items()]
+    remedy = "Name the classifier layer: attach(model, ..., head='<name>'). Candidates:"
+    expected = f"one layer whose output, resized, is the logits {tuple(logits.shape)}"
+    raise ValueError(complain("head", expected, str(len(same) or "none"), remedy + ("".join(lines) or " none ran.")))
 
 
 def made_by(source: Tensor, result: Tensor) -> bool | None:

@@ -32,6 +32,17 @@ def dense_logits(output: object) -> Tensor:
     return check_tensor("output", found, ndim=4, shape=_SHAPE, floating=True)
 
 
+def maps_in(output: object) -> list[Tensor]:
+    """Every floating-point 4-D tensor in a model's output, nested or not."""
+    if isinstance(output, Tensor):
+        return [output] if output.ndim == 4 and output.is_floating_point() else []
+    if isinstance(output, Mapping):
+        output = tuple(output.values())
+    if isinstance(output, (tuple, list)):
+        return [found for item in output for found in maps_in(item)]
+    return maps_in(output.logits) if hasattr(output, "logits") else []
+
+
 def aux_logits(output: object) -> Tensor | None:
     """The auxiliary head's logits (N, C, h, w) that torchvision's models return as "aux"; None where there are none."""
     aux = output.get("aux") if isinstance(output, Mapping) else None

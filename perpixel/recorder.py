@@ -9,7 +9,7 @@ from torch.utils.hooks import RemovableHandle
 
 from perpixel.checks import complain, describe
 from perpixel.head import Passed, made_by, named_layer, pick_head, possible_heads, resized_is, unwrap
-from perpixel.outputs import dense_logits, logits_at
+from perpixel.outputs import logits_at, maps_in
 
 _NAME_ANOTHER = "Name the classifier layer itself: attach(model, ..., head='<name>')."
 
@@ -74,10 +74,11 @@ class Recorder:
         """
         if not self.passed:
             raise RuntimeError(self._why_nothing())
+        origin = self._origin(logits)
         if self.head is None:
             passed, layers = self.passed, self.layers
             self.close()
-            self.head = pick_head(layers, passed, logits)
+            self.head = pick_head(layers, passed, origin)
             self.layers, self.passed = {self.head: layers[self.head]}, passed
             self.open()
         given, gave = self.passed[self.head]
@@ -85,30 +86,24 @@ class Recorder:
         if grid.shape[1] != logits.shape[1]:
             came = f"{grid.shape[1]} from {self.head!r}"
             raise ValueError(complain("head", f"a layer with {logits.shape[1]} output channels", came, _NAME_ANOTHER))
-        if not self._gave(grid, logits):
-            raise RuntimeError(
-                complain(
-                    "output",
-                    "what the model's last forward pass returned",
-                    f"logits {tuple(logits.shape)} that were not made by it",
-                    "Call the criterion on each output before the next forward pass of the same model.",
-                )
-            )
         if features.shape[0] != logits.shape[0]:
             came = f"{features.shape[0]} feature maps for {logits.shape[0]} images"
             remedy = "Run the model whole, on one device per process."
             raise RuntimeError(complain("head", "one feature map per image", came, remedy))
         return features, logits_at(grid, features.shape[-2:])
 
-    def _gave(self, grid: Tensor, logits: Tensor) -> bool:
-        try:
-            returned = dense_logits(self.output)
-        except (TypeError, ValueError):
-            returned = grid
-        if returned is logits:
-            return True
-        made = made_by(grid, logits)
-        return resized_is(grid, logits) or resized_is(returned, logits) if made is None else made
+    def _origin(self, logits: Tensor) -> Tensor:
+        """The map returned by the last forward pass that is `logits`, or that `logits` comes from."""
+        returned = maps_in(self.output)
+        for source in sorted(returned, key=lambda given: given is not logits):
+            if _gave(source, logits):
+                return source
+        passed = maps_in([gave for _, gave in self.passed.values()])
+        if (self.head or not returned) and any(_gave(source, logits) for source in passed):
+            return logits
+        came = f"logits {tuple(logits.shape)} that did not come from it"
+        remedy = "Call the criterion on each output before the next forward pass of the same model."
+        raise RuntimeError(complain("output", "what the model's last forward pass returned", came, remedy))
 
     def _why_nothing(self) -> str:
         layer = f"head {self.head!r}" if self.head else "classifier layer"
@@ -165,9 +160,7 @@ class _Hook:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Hook":
         hooks = memo.get(id(self.handle.hooks_dict_ref())) if self.handle else None
-        if (
-            self.handle and hooks is not None
-        ):  # the copied layer's dict, still being filled; memo goes when all is copied
+        if self.handle and hooks is not None:  # the copied layer's dict, being filled; memo goes at the end
             end: set[None] = set()
             memo[id(end)] = end
             weakref.finalize(end, hooks.pop, self.handle.id, None)
@@ -177,6 +170,12 @@ class _Hook:
 def _in_backward() -> bool:
     """Whether a checkpoint's recomputation, not a forward pass of its own, is running the model."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def _gave(source: Tensor, logits: Tensor) -> bool:
+    """Whether `logits` comes from `source`: as the graph tells, or without one the values."""
+    made = made_by(source, logits)
+    return resized_is(source, logits) if made is None else made
 
 
 def _one_map(what: str, values: tuple[object, ...]) -> Tensor:

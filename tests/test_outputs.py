@@ -1,0 +1,103 @@
+"""Outputs of every documented form, and refusals of everything else."""
+
+from collections import OrderedDict, namedtuple
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from perpixel.outputs import aux_logits, check_labels, dense_logits, logits_at, maps_in
+
+LOGITS = torch.randn(2, 3, 4, 5)
+Pair = namedtuple("Pair", ["loss", "logits"])
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        LOGITS,
+        {"out": LOGITS, "aux": LOGITS + 1},
+        OrderedDict(aux=LOGITS + 1, out=LOGITS),
+        {"logits": LOGITS, "loss": torch.tensor(0.0)},
+        {"out": None, "logits": LOGITS},
+        SimpleNamespace(logits=LOGITS),
+        Pair(torch.tensor(0.0), LOGITS),
+        (torch.tensor(0.0), LOGITS, LOGITS + 1),
+        [LOGITS, LOGITS + 1],
+    ],
+)
+def test_every_form_gives_the_same_tensor(output: Any) -> None:
+    assert dense_logits(output) is LOGITS
+
+
+@pytest.mark.parametrize(
+    ("output", "error", "told"),
+    [
+        (None, TypeError, "NoneType"),
+        ({"masks": LOGITS}, TypeError, "keys.*masks"),
+        ({}, TypeError, "keys"),
+        ((), TypeError, "nothing"),
+        ((LOGITS[0], "x"), TypeError, r"\(3, 4, 5\).*str 'x'"),
+        (LOGITS[0], ValueError, r"\(3, 4, 5\)"),
+        ({"out": LOGITS[0]}, ValueError, r"\(3, 4, 5\)"),
+        (LOGITS.long(), TypeError, "int64"),
+        ({"out": "text"}, TypeError, "text"),
+    ],
+)
+def test_anything_else_is_refused_and_named(output: Any, error: type[Exception], told: str) -> None:
+    with pytest.raises(error, match=told):
+        dense_logits(output)
+
+
+def test_aux() -> None:
+    assert aux_logits({"out": LOGITS, "aux": LOGITS}) is LOGITS
+    assert aux_logits({"out": LOGITS}) is None
+    assert aux_logits(LOGITS) is None
+    with pytest.raises(ValueError, match="aux"):
+        aux_logits({"out": LOGITS, "aux": LOGITS[0]})
+
+
+def test_logits_at_is_bilinear_and_free_when_the_size_is_right() -> None:
+    assert logits_at(LOGITS, (4, 5)) is LOGITS
+    expected = F.interpolate(LOGITS, size=(9, 7), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(logits_at(LOGITS, (9, 7)), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+def test_labels_of_any_integer_type_become_int64(dtype: torch.dtype) -> None:
+    labels = torch.full((2, 8, 10), 2, dtype=dtype)
+    labels[0, 0, 0] = 255 if dtype == torch.uint8 else -1
+    checked = check_labels(labels, LOGITS, 255 if dtype == torch.uint8 else -1, values=True)
+    assert checked.dtype == torch.int64
+    assert torch.equal(checked, labels.long())
+
+
+@pytest.mark.parametrize(
+    ("labels", "error", "told"),
+    [
+        (torch.zeros(2, 3, 4, 5), ValueError, r"one-hot.*argmax\(1\)"),
+        (torch.zeros(2, 1, 4, 5), ValueError, r"squeeze\(1\)"),
+        (torch.zeros(4, 5).long(), ValueError, r"\(N, H, W\)"),
+        (torch.zeros(2, 4, 5), TypeError, r"\.long\(\)"),
+        (torch.zeros(2, 4, 5).bool(), TypeError, "integer"),
+        (None, TypeError, "labels"),
+        (torch.zeros(3, 4, 5).long(), ValueError, "3 label maps for 2 images"),
+        (torch.zeros(2, 4, 5, device="meta").long(), ValueError, "device"),
+        (torch.full((2, 4, 5), 3), ValueError, r"3 at position \(0, 0, 0\)"),
+        (torch.full((2, 4, 5), -100), ValueError, "-100"),
+    ],
+)
+def test_bad_labels(labels: Tensor, error: type[Exception], told: str) -> None:
+    with pytest.raises(error, match=told):
+        check_labels(labels, LOGITS, 255, values=True)
+
+
+def test_maps_in_finds_every_map_however_deep() -> None:
+    other = LOGITS + 1
+    output = {"out": LOGITS, "loss": torch.tensor(0.0), "more": [(other, None), SimpleNamespace(logits=LOGITS)], "n": 3}
+    assert [id(found) for found in maps_in(output)] == [id(LOGITS), id(other), id(LOGITS)]
+    assert maps_in("text") == []
+    assert maps_in(LOGITS.long()) == []
