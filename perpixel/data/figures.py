@@ -77,7 +77,10 @@ def _capsule(a: Array, b: Array, start: tuple[float, float], end: tuple[float, f
 
 
 def _ellipse(a: Array, b: Array, centre: float, half_a: float, half_b: Array | float) -> Array:
-    return (np.hypot((a - centre) / half_a, b / half_b) - 1) * min(half_a, float(np.min(half_b)))
+    """To first order: the implicit function over the length of its gradient."""
+    u, v = (a - centre) / half_a, b / half_b
+    level = np.hypot(u, v)
+    return level * (level - 1) / np.maximum(np.hypot(u / half_a, v / half_b), np.float32(1e-3))
 
 
 def head_shape(shape: str, a: Array, b: Array) -> Array:

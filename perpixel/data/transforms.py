@@ -39,8 +39,7 @@ def _check_span(argument: str, span: Any) -> tuple[float, float]:
 def resize_ids(mask: Tensor, size: tuple[int, int]) -> Tensor:
     """Ids (..., H, W) at `size`: each new pixel takes the old pixel its centre falls in. Exact for every dtype."""
     rows, columns = (
-        ((torch.arange(new, device=mask.device) + 0.5) * (old / new)).long().clamp_(max=old - 1)
-        for new, old in zip(size, mask.shape[-2:])
+        (2 * torch.arange(new, device=mask.device) + 1) * old // (2 * new) for new, old in zip(size, mask.shape[-2:])
     )
     return mask.index_select(-2, rows).index_select(-1, columns)
 

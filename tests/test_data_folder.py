@@ -1,0 +1,216 @@
+"""Folders of images and masks: both layouts, and an error that a person can act on for every way they go wrong."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from perpixel.data import FolderSegmentation, build
+from perpixel.data.samples import palette
+
+CAMVID = Path(__file__).parents[2] / "shared/data/camvid"
+
+
+def put_image(path: Path, size: tuple[int, int] = (6, 8), value: int = 100) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((*size, 3), value, np.uint8)).save(path)
+
+
+def put_mask(path: Path, ids: object, mode: str = "L") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array = np.asarray(ids, np.uint8 if mode in "LP" else np.int32)
+    mask = Image.fromarray(array.astype(np.uint16) if mode == "I;16" else array)
+    if mode == "P":
+        mask = Image.fromarray(array, "P")
+        mask.putpalette([int(v) for v in palette(256).flatten()])
+    mask.save(path)
+
+
+def ids(height: int = 6, width: int = 8, high: int = 3) -> np.ndarray:
+    return np.arange(height * width).reshape(height, width) % high
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for split, stems in (("train", "abc"), ("val", "de")):
+        for stem in stems:
+            put_image(tmp_path / split / "images" / f"{stem}.jpg")
+            put_mask(tmp_path / split / "masks" / f"{stem}.png", ids())
+    return tmp_path
+
+
+def test_nested_layout(root: Path) -> None:
+    (root / "train/images/.hidden.jpg").write_bytes(b"")
+    (root / "train/images/notes.md").write_text("no picture")
+    data = FolderSegmentation(root, "train", num_classes=3)
+    assert len(data) == 3
+    assert data.stems == ("a", "b", "c")
+    image, labels = data[0]
+    assert (image.dtype, image.shape) == (torch.float32, (3, 6, 8))
+    assert image.mean() == pytest.approx(100 / 255, abs=1e-3)
+    assert labels.dtype == torch.int64
+    assert torch.equal(labels, torch.from_numpy(ids()))
+    assert data.classes == ("class 0", "class 1", "class 2")
+    assert torch.equal(data.colors, palette(3))
+    data.verify()
+
+
+@pytest.mark.parametrize("place", ["train.txt", "splits/train.txt", "given"])
+def test_flat_layout_with_lists(tmp_path: Path, place: str) -> None:
+    for stem in ("x/one", "x/two", "three.v2"):
+        put_image(tmp_path / "images" / f"{stem}.png")
+        put_mask(tmp_path / "masks" / f"{stem}.png", ids())
+    put_image(tmp_path / "images" / "unlabelled.png")
+    file = tmp_path / ("lists/mine.lst" if place == "given" else place)
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("# a comment\nx/two\n\nthree.v2\nx/one.png\n")
+    data = FolderSegmentation(tmp_path, num_classes=3, list_file="lists/mine.lst" if place == "given" else None)
+    assert data.stems == ("x/two", "three.v2", "x/one")
+    assert data[1][1].shape == (6, 8)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "I;16"])
+def test_every_way_to_store_ids(root: Path, mode: str) -> None:
+    put_mask(root / "train/masks/a.png", ids(), mode)
+    assert torch.equal(FolderSegmentation(root, num_classes=3)[0][1], torch.from_numpy(ids()))
+
+
+def test_grey_images_become_rgb_and_exif_turns_them(root: Path) -> None:
+    Image.fromarray(np.full((6, 8), 51, np.uint8)).save(root / "train/images/a.jpg", quality=100)
+    assert torch.allclose(FolderSegmentation(root, num_classes=3)[0][0], torch.tensor(0.2), atol=0.01)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.zeros((8, 6, 3), np.uint8)).save(root / "train/images/a.jpg", exif=exif)
+    assert FolderSegmentation(root, num_classes=3)[0][0].shape == (3, 6, 8)
+
+
+def test_names_from_file_option_or_count(root: Path) -> None:
+    put_mask(root / "val/masks/d.png", np.full((6, 8), 4))
+    put_mask(root / "val/masks/e.png", np.full((6, 8), 255))
+    assert FolderSegmentation(root, "train").num_classes == 5  # counted over all splits, void left out
+    (root / "classes.txt").write_text("sky\nold road\n\nsea\n")
+    assert FolderSegmentation(root).classes == ("sky", "old road", "sea")
+    data = FolderSegmentation(root, classes=["x", "y", "z"], colors=[(1, 2, 3)] * 3)
+    assert data.classes == ("x", "y", "z")
+    assert data.colors.tolist() == [[1, 2, 3]] * 3
+
+
+def test_other_void_value(root: Path) -> None:
+    put_mask(root / "train/masks/a.png", np.full((6, 8), 9))
+    assert set(FolderSegmentation(root, num_classes=3, ignore_index=9)[0][1].unique().tolist()) == {9}
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"num_classes": 0}, ValueError, "num_classes"),
+        ({"num_classes": 2, "classes": ["a", "b", "c"]}, ValueError, "2 beside 3"),
+        ({"classes": ["a", "a"]}, ValueError, "different names"),
+        ({"classes": "abc"}, TypeError, "sequence of names"),
+        ({"num_classes": 3, "colors": [(0, 0, 0)]}, ValueError, "3 rows"),
+        ({"num_classes": 3, "list_file": "none.txt"}, FileNotFoundError, "list_file"),
+        ({"num_classes": 3, "ignore_index": "void"}, TypeError, "ignore_index"),
+    ],
+)
+def test_bad_options(root: Path, options: dict, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        FolderSegmentation(root, **options)
+
+
+def test_missing_places(root: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="root"):
+        FolderSegmentation(root / "nowhere")
+    with pytest.raises(FileNotFoundError, match="splits found: train, val"):
+        FolderSegmentation(root, "test")
+    (root / "train/masks").rename(root / "train/labels")
+    with pytest.raises(FileNotFoundError, match="masks"):
+        FolderSegmentation(root, num_classes=3)
+
+
+def test_unpaired_files(root: Path) -> None:
+    put_mask(root / "train/masks/z.png", ids())
+    with pytest.raises(ValueError, match=r"1 mask\(s\) without image: z"):
+        FolderSegmentation(root)
+    put_image(root / "train/images/z.jpg")
+    put_image(root / "train/images/y.jpg")
+    with pytest.raises(ValueError, match=r"1 image\(s\) without mask: y"):
+        FolderSegmentation(root)
+    put_mask(root / "train/masks/y.png", ids())
+    put_image(root / "train/images/y.png")
+    with pytest.raises(ValueError, match=r"y\.jpg and y\.png"):
+        FolderSegmentation(root)
+
+
+def test_empty_folder_and_lists(root: Path, tmp_path: Path) -> None:
+    for path in (root / "train/images").iterdir():
+        path.unlink()
+    with pytest.raises(ValueError, match="image files"):
+        FolderSegmentation(root)
+    flat = root / "flat"
+    put_image(flat / "images/a.png")
+    put_mask(flat / "masks/a.png", ids())
+    (flat / "train.txt").write_text("\n")
+    with pytest.raises(ValueError, match="empty list"):
+        FolderSegmentation(flat)
+    (flat / "train.txt").write_text("a\nb\n")
+    with pytest.raises(FileNotFoundError, match="line 2"):
+        FolderSegmentation(flat)
+
+
+def test_sizes_that_differ(root: Path) -> None:
+    put_mask(root / "train/masks/b.png", ids(6, 7))
+    with pytest.raises(ValueError, match=r"b\.jpg and .*b\.png.*image 6 x 8, mask 6 x 7"):
+        FolderSegmentation(root, num_classes=3)[1]
+
+
+def test_label_outside_the_classes_names_file_value_and_place(root: Path) -> None:
+    bad = ids()
+    bad[2, 5] = 7
+    put_mask(root / "train/masks/b.png", bad)
+    data = FolderSegmentation(root, num_classes=3)
+    data[0]
+    with pytest.raises(ValueError, match=r"b\.png.*7 at row 2, column 5"):
+        data[1]
+    with pytest.raises(ValueError, match=r"b\.png"):
+        data.verify()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
+def test_coloured_mask(root: Path, mode: str) -> None:
+    Image.new(mode, (8, 6)).save(root / "train/masks/a.png")
+    with pytest.raises(ValueError, match=rf"a\.png.*one channel.*{mode}.*palette"):
+        FolderSegmentation(root, num_classes=3)[0]
+
+
+def test_lossy_mask_and_deep_image(root: Path) -> None:
+    (root / "train/masks/a.png").unlink()
+    Image.fromarray(ids().astype(np.uint8)).save(root / "train/masks/a.jpg")
+    put_mask(root / "train/images/b.tif", ids(), "I")
+    (root / "train/images/b.jpg").unlink()
+    data = FolderSegmentation(root, num_classes=3)
+    with pytest.raises(ValueError, match="JPEG"):
+        data[0]
+    with pytest.raises(ValueError, match="8 bits"):
+        data[1]
+
+
+@pytest.mark.parametrize("place", ["images/a.jpg", "masks/a.png"])
+def test_corrupt_file_is_named(root: Path, place: str) -> None:
+    file = root / "train" / place
+    for content in (b"not a picture", file.read_bytes()[:40], b""):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=file.name):
+            FolderSegmentation(root, num_classes=3)[0]
+
+
+@pytest.mark.skipif(not CAMVID.is_dir(), reason="CamVid is not here")
+def test_camvid() -> None:
+    for split in ("train", "val"):
+        data = build("camvid", CAMVID, split)
+        assert data.num_classes == 11
+        assert data.classes[3] == "road"
+        image, labels = data[len(data) // 2]
+        assert image.shape[1:] == labels.shape
+        assert (labels == 3).float().mean() > 0.05
