@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -62,7 +63,7 @@ def sbd_root(tmp_path: Path) -> Path:
 
 def check(data: object, classes: int, values: set[int]) -> None:
     assert data.num_classes == len(data.classes) == len(data.colors) == classes
-    image, labels = data[0]
+    image, labels = pickle.loads(pickle.dumps(data))[0]  # as a spawned worker receives it
     assert (image.shape, image.dtype) == ((3, 6, 8), torch.float32)
     assert (labels.shape, labels.dtype) == ((6, 8), torch.int64)
     assert set(labels.unique().tolist()) == values

@@ -10,7 +10,16 @@ from .samples import SegmentationData, palette
 from .synthetic import EvidenceSample, SyntheticEvidence, evidence_distance
 
 if TYPE_CHECKING:
-    from .transforms import IMAGENET_MEAN, IMAGENET_STD, denormalize, eval_transforms, train_transforms
+    from .transforms import (
+        IMAGENET_MEAN,
+        IMAGENET_STD,
+        PadTo,
+        RandomScaledCrop,
+        ResizeTo,
+        denormalize,
+        eval_transforms,
+        train_transforms,
+    )
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -18,7 +27,10 @@ __all__ = [
     "Deterministic",
     "EvidenceSample",
     "FolderSegmentation",
+    "PadTo",
     "Pair",
+    "RandomScaledCrop",
+    "ResizeTo",
     "SegmentationData",
     "SyntheticEvidence",
     "build",
@@ -29,7 +41,16 @@ __all__ = [
     "train_transforms",
 ]
 
-_NEED_TORCHVISION = ("IMAGENET_MEAN", "IMAGENET_STD", "denormalize", "eval_transforms", "train_transforms")
+_NEED_TORCHVISION = (
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "PadTo",
+    "RandomScaledCrop",
+    "ResizeTo",
+    "denormalize",
+    "eval_transforms",
+    "train_transforms",
+)
 
 
 def __getattr__(name: str) -> Any:
