@@ -131,7 +131,7 @@ class Feedback(nn.Module):
             warnings.warn(
                 f"The terms {list(self._calls)} train nothing: the input of head {self._recorder.head!r} carries no "
                 "gradient. Train a layer below the head; checkpoint with use_reentrant=False.",
-                stacklevel=5,
+                stacklevel=6,
             )
 
     @property

@@ -1,5 +1,6 @@
 """A small network and steps that the tests of attaching share."""
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -97,3 +98,21 @@ def assert_one_line_works(model: nn.Module, images: Tensor, labels: Tensor, *, b
 
 def _no_base(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.sum() * 0.0
+
+
+def step(model: nn.Module, criterion: Feedback, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    criterion(model(images), labels).backward()
+    return gradients(model)
+
+
+def reference(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Gradients of an ordinary eager step, on a copy."""
+    copied = copy.deepcopy(model)
+    return step(copied, attach(copied, TemplateSimilarityLoss()), images, labels)
+
+
+def assert_same(gradients: dict[str, Tensor], expected: dict[str, Tensor], **tolerance: float) -> None:
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name], **tolerance, msg=lambda m, name=name: f"{name}: {m}")
