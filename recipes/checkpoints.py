@@ -75,7 +75,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 def load_newest(folder: Path, report: Callable[[str], None]) -> dict[str, Any] | None:
     """The newest sound checkpoint of a folder, or None; each damaged one is reported."""
-    for name, remedy in ((LAST, "the one before it is used"), (PREVIOUS, "this stretch starts again from its beginning")):
+    for name, remedy in (
+        (LAST, "the one before it is used"),
+        (PREVIOUS, "this stretch starts again from its beginning"),
+    ):
         path = folder / name
         if path.exists():
             try:

@@ -123,7 +123,8 @@ def compare(
         lines.append(Line(metric, **values, interval=interval, per_seed=per_seed))
     iou = {
         name: {
-            arm: float(torch.stack([arms[s][arm].iou for s in seeds])[:, i].nanmean() * 100) for arm in ("control", "loss")
+            arm: float(torch.stack([arms[s][arm].iou for s in seeds])[:, i].nanmean() * 100)
+            for arm in ("control", "loss")
         }
         for i, name in enumerate(classes)
     }
@@ -152,25 +153,26 @@ def in_words(comparison: Comparison) -> list[str]:
         if not interval.excludes_zero:
             told += " includes zero: undecided."
         else:
-            told += f" excludes zero: the loss {line.verdict}" + (" on these images." if len(comparison.seeds) > 1 else ".")
+            told += f" excludes zero: the loss {line.verdict}."
         words.append(told)
     count = len(comparison.seeds)
-    covers = f"The interval covers the choice of the {comparison.images} evaluation images, for the networks trained here"
+    covers = f"The interval covers the choice of the {comparison.images} evaluation images, for these trained networks"
     if count == 1:
         words.append(f"{covers}; it does not cover the luck of a training run. For that: --seeds [0,1,2].")
         return words
     line = comparison.lines[0]
     better = sum(d > 0 for d in line.per_seed)
-    told = ", ".join(f"{d:+.2f}" for d in line.per_seed)
-    over_seeds = f"{line.metric} by seed: {told}; mean {mean(line.per_seed):+.2f}, standard deviation {stdev(line.per_seed):.2f}"
+    over_seeds = f"{line.metric} by seed: {', '.join(f'{d:+.2f}' for d in line.per_seed)}; "
+    over_seeds += f"mean {mean(line.per_seed):+.2f}, standard deviation {stdev(line.per_seed):.2f}"
     span_of_seeds = seed_interval(line.per_seed, line.interval.level)
     if span_of_seeds is not None:
         low, high = span_of_seeds
         verdict = "excludes zero" if low > 0 or high < 0 else "includes zero: another seed might tell another story"
         over_seeds += f", {level} t-interval of the mean [{low:+.2f}, {high:+.2f}], which {verdict}"
     words.append(f"{over_seeds}. Better in {better} of {count} seeds.")
-    start = "All seeds share one start, so neither covers the luck of the pre-training." if comparison.shared_start else ""
-    words.append(f"{covers}; the spread over seeds is the luck of fine-tuning. {start}".strip())
+    words.append(f"{covers}; the spread over seeds is the luck of fine-tuning.")
+    if comparison.shared_start:
+        words[-1] += " All seeds share one start, so neither covers the luck of pre-training."
     return words
 
 
@@ -179,7 +181,7 @@ HEADINGS = ("", "start", "control", "loss", "difference", "interval", "verdict")
 
 def table_rows(comparison: Comparison) -> list[tuple[str, ...]]:
     """The cells under HEADINGS."""
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             line.metric,
             f"{line.start:.2f}",

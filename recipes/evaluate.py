@@ -87,7 +87,7 @@ def evaluate(
     device: torch.device,
     autocast: Callable[[], Any],
 ) -> Scores:
-    """Scores of `network` over batches (indices, images, labels, far-body mask or None); its train flags are put back."""
+    """Scores of `network` over (indices, images, labels, far-body mask or None); its train flags are put back."""
     training = {module: module.training for module in network.modules()}
     network.eval()
     dataset = segmentation_metrics(num_classes, ignore_index=ignore_index).to(device)
@@ -107,7 +107,8 @@ def evaluate(
                 counted = far.to(device) & (labels != ignore_index)
                 right = counted & (found == labels)
                 counts = torch.stack([right.sum((1, 2)), counted.sum((1, 2))], 1).double()
-            columns = [indices.to(device)[:, None], boundary.nanmean(1, keepdim=True).to(device), counts, confusion.flatten(1)]
+            means = boundary.nanmean(1, keepdim=True).to(device)
+            columns = (indices.to(device)[:, None], means, counts, confusion.flatten(1))
             per_image.update(torch.cat([c.double() for c in columns], 1))
         rows, numbers = per_image.compute().cpu(), dataset.compute()
     finally:
@@ -123,7 +124,7 @@ def evaluate(
 
 
 def check_agreement(scores: Scores) -> None:
-    """RuntimeError unless torchmetrics and the per-image matrices tell the same IoU (a rank's images lost or doubled)."""
+    """RuntimeError unless torchmetrics and the per-image matrices agree (else images got lost between processes)."""
     own = class_iou(scores.confusion.sum(0))
     if not torch.allclose(own, scores.iou, atol=1e-5, equal_nan=True):
         raise RuntimeError(f"per-image confusion matrices give IoU {own.tolist()}, torchmetrics {scores.iou.tolist()}")

@@ -16,7 +16,7 @@ from torch import nn
 
 import perpixel
 from perpixel.checks import complain
-from recipes.checkpoints import LAST, DamagedCheckpoint, load_checkpoint, load_newest, save_checkpoint, write_atomically
+from recipes.checkpoints import LAST, DamagedCheckpoint, load_checkpoint, save_checkpoint, write_atomically
 from recipes.comparison import Arms, compare, in_words, rich_table, save_comparison
 from recipes.evaluate import Scores
 from recipes.history import read_json_lines
@@ -35,11 +35,12 @@ def build_parser() -> ArgumentParser:
     """The command line: every field of Settings, and the options of the loss."""
     parser = ArgumentParser(
         prog="python -m recipes.finetune",
+        usage="%(prog)s [--config FILE] [--SETTING VALUE ...]    (settings below; nested ones as --data.root)",
         description=(Settings.__doc__ or "").split("Args:")[0].strip(),
         epilog="Example: python -m recipes.finetune --config recipes/configs/camvid.yaml --data.root ../data/camvid",
     )
-    parser.add_argument("--config", action="config", help="YAML file with any of the settings below; later arguments win.")
-    parser.add_argument("--resume", type=str | None, default=None, help="Run folder to continue; takes no other setting.")
+    parser.add_argument("--config", action="config", help="YAML file with settings; later arguments win.")
+    parser.add_argument("--resume", type=str | None, default=None, help="Run folder to continue, and nothing else.")
     parser.add_class_arguments(Settings)
     parser.add_class_arguments(perpixel.TemplateSimilarityLoss, "loss", skip={"ignore_index"})
     parser.set_defaults({"loss.weight": 0.05})
@@ -140,7 +141,7 @@ class Job:
         )
         save_comparison(comparison, self.folder)
         title = f"{settings.name}: {settings.model.name} on {settings.data.name}"
-        draw_curves(folders, self.folder / "curves.png", title)
+        draw_curves(folders, starts, self.folder / "curves.png", title)
         networks = {}
         for arm, weights in shown.items():
             networks[arm] = build_network(settings.model, self.images.num_classes)

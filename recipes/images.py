@@ -112,7 +112,7 @@ class Images:
             return data.build("synthetic", settings.root, split, **options)
         if settings.name == "folder":
             options.setdefault("ignore_index", settings.ignore_index)
-        resize = ResizeTo(tuple(settings.size)) if settings.size is not None else None
+        resize = ResizeTo(settings.size) if settings.size is not None else None
         return data.build(settings.name, settings.root, split, transforms=resize, **options)
 
     def steps_per_epoch(self, batch_size: int) -> int:
@@ -131,15 +131,13 @@ class Images:
         The order is a permutation drawn from (seed, epoch); an incomplete last batch is left out.
         """
         settings = self.settings
-        crop = settings.crop if settings.crop is not None else settings.size
-        if crop is None:
-            raise ValueError(complain("data.crop", "(H, W)", "null, with data.size null", "Set one: batches need one size."))
+        crop = settings.crop or settings.size or tuple(self._train[0][0].shape[-2:])
         if batch_size % world:
             came = f"{batch_size} for {world} devices"
             raise ValueError(complain("batch_size", "a multiple of the number of devices", came, "Change one of them."))
         transforms = data.train_transforms(
-            tuple(crop),
-            scale=tuple(settings.scale) if settings.scale is not None else (1.0, 1.0),
+            crop,
+            scale=settings.scale if settings.scale is not None else (1.0, 1.0),
             flip=0.5 if settings.flip else 0.0,
             jitter=settings.jitter,
             ignore_index=self.ignore_index,
@@ -154,10 +152,10 @@ class Images:
     def evaluation(
         self, *, batch_size: int, far: float, rank: int = 0, world: int = 1, only: Sequence[int] | None = None
     ) -> Iterator[EvaluationBatch]:
-        """This process' share of the evaluation images (or of those in `only`): indices, images, labels, far-body masks."""
+        """This process' share of the evaluation images (or of `only` those): indices, images, labels, far masks."""
         dataset = self._evaluation_set(far)
         indices = list(range(len(self._val)) if only is None else only)[rank::world]
-        step = batch_size if self.settings.size is not None else 1
+        step = batch_size if self.settings.size is not None or self.settings.name == "synthetic" else 1
         for index, images, labels, *masks in self._load(
             dataset, [indices[i : i + step] for i in range(0, len(indices), step)]
         ):
@@ -173,7 +171,7 @@ class Images:
         # A generator of its own: the loader would else draw from the global one, and a resumed epoch would draw twice.
         return DataLoader(
             dataset,
-            batch_sampler=batches,  # type: ignore[arg-type]
+            batch_sampler=batches,
             num_workers=self.settings.workers,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),

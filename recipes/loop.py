@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ FLUSH = 10  # steps between looks at the loss values: each look waits for the de
 
 @dataclass
 class Stretch:
-    """What to train: a schedule from `start` (None: from random weights), with a loss term beside the base or without."""
+    """What to train: a schedule from `start` (None: random weights), with a loss term beside the base or without."""
 
     folder: Path
     title: str
@@ -48,7 +48,7 @@ class _Running:
 
 
 class Trainer:
-    """Runs a `Stretch`. Its whole state is in the checkpoint; data order and augmentation are functions of (seed, epoch)."""
+    """Runs a `Stretch`; all its state is in the checkpoint, data order and augmentation come from (seed, epoch)."""
 
     def __init__(
         self, fabric: Fabric, settings: Settings, images: Images, stretch: Stretch, progress: Progress, stop: Interrupt
@@ -62,7 +62,7 @@ class Trainer:
             self.network.load_state_dict(stretch.start)
         self.chosen, self.classifier = select_layers(self.network, schedule.layers, settings.model.head)
         if hardware.channels_last:
-            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.network.to(memory_format=torch.channels_last)
         self.network.to(fabric.device)
         self.average = None
         if schedule.ema is not None:
@@ -72,8 +72,9 @@ class Trainer:
         terms = () if stretch.term is None else (stretch.term(),)
         self.criterion = perpixel.attach(
             self.network, *terms, head=settings.model.head, ignore_index=settings.data.ignore_index
-        ).to(fabric.device)
-        network = torch.compile(self.network) if hardware.compile else self.network
+        )
+        self.criterion.to(fabric.device)
+        network = cast(nn.Module, torch.compile(self.network)) if hardware.compile else self.network
         self.model, self.wrapped_optimizer = fabric.setup(network, self.optimizer)
         self.per_epoch = images.steps_per_epoch(schedule.batch_size)
         self.steps = schedule.epochs * self.per_epoch
@@ -136,7 +137,7 @@ class Trainer:
     # -- running ---------------------------------------------------------------------------------------------------
 
     def run(self) -> Scores:
-        """Train to the end (from the newest sound checkpoint, if there is one) and return the scores of the last epoch."""
+        """Train to the end, from the newest sound checkpoint if there is one; the scores of the last epoch."""
         folder = self.stretch.folder
         if self.fabric.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)
@@ -206,13 +207,13 @@ class Trainer:
         self.pending.append((self.step, schedule.lr * factor, terms))
 
     def _flush(self) -> None:
-        """Bring the pending loss values to the host: into the sums of the epoch, the step file and the progress line."""
+        """Bring the pending loss values to the host: epoch sums, step file, progress line."""
         if not self.pending:
             return
         names = list(self.pending[0][2])
         values = torch.stack([torch.stack([terms[n].float() for n in names]) for _, _, terms in self.pending])
         if self.fabric.world_size > 1:
-            values = self.fabric.all_reduce(values, reduce_op="mean")
+            values = cast(Tensor, self.fabric.all_reduce(values, reduce_op="mean"))
         rows: list[Row] = []
         for (step, lr, _), numbers in zip(self.pending, values.tolist()):
             row = dict(zip(names, numbers))

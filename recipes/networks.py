@@ -50,7 +50,7 @@ def build_network(settings: ModelSettings, num_classes: int) -> nn.Module:
 
 
 def starting_weights(settings: ModelSettings) -> tuple[Weights, str] | None:
-    """What `model.weights` or `model.checkpoint` names, and its name for messages; None if training starts from nothing."""
+    """What `model.weights` or `model.checkpoint` names, and its name for messages; None if neither does."""
     if settings.weights and settings.checkpoint:
         came = f"{settings.weights!r} and {settings.checkpoint!r}"
         raise ValueError(complain("model.weights, model.checkpoint", "one of them", came, "Leave one out."))
@@ -76,7 +76,7 @@ def starting_weights(settings: ModelSettings) -> tuple[Weights, str] | None:
 def read_weights(path: Path) -> Weights:
     """State dict of a safetensors or torch.save file; a training checkpoint's "model" or "state_dict" is taken out."""
     if not path.is_file():
-        raise FileNotFoundError(complain("model.checkpoint", "a file", f"{path}, which is not there", "Check the path."))
+        raise FileNotFoundError(complain("model.checkpoint", "a file", f"{path}, not there", "Check the path."))
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -116,7 +116,9 @@ def unwrap_weights(content: Any, source: str) -> Weights:
     raise ValueError(complain("model.checkpoint", "a state dict", came, 'Save model.state_dict(), or {"model": ...}.'))
 
 
-def load_weights(network: nn.Module, weights: Weights, source: str, *, replace_head: bool, num_classes: int) -> list[str]:
+def load_weights(
+    network: nn.Module, weights: Weights, source: str, *, replace_head: bool, num_classes: int
+) -> list[str]:
     """Load `weights`; returns the classifier entries that stay at random because their number of classes differs."""
     own = network.state_dict()
     for prefix in ("_orig_mod.", "module.", "model.", "network."):
@@ -125,9 +127,7 @@ def load_weights(network: nn.Module, weights: Weights, source: str, *, replace_h
     has_aux = any(k.startswith("aux_classifier.") for k in own)
     weights = {k: v for k, v in weights.items() if has_aux or not k.startswith("aux_classifier.")}
     differ = [k for k in own if k in weights and own[k].shape != weights[k].shape]
-    replaced = [
-        k for k in differ if own[k].shape[1:] == weights[k].shape[1:] and own[k].shape[:1] == (num_classes,)
-    ]
+    replaced = [k for k in differ if own[k].shape[1:] == weights[k].shape[1:] and own[k].shape[:1] == (num_classes,)]
     missing = [k for k in own if k not in weights and not k.startswith("aux_classifier.")]
     unexpected = [k for k in weights if k not in own]
     if replaced and not replace_head:
@@ -151,7 +151,8 @@ def load_weights(network: nn.Module, weights: Weights, source: str, *, replace_h
     ]
     if faults:
         remedy = "Check model.name and model.options: the file belongs to another network."
-        raise ValueError(complain("model.checkpoint", "the network's entries", f"{source} with " + "; ".join(faults), remedy))
+        came = f"{source} with " + "; ".join(faults)
+        raise ValueError(complain("model.checkpoint", "the network's entries", came, remedy))
     network.load_state_dict({**own, **{k: v for k, v in weights.items() if k not in replaced}})
     return replaced
 
@@ -204,7 +205,8 @@ def select_layers(network: nn.Module, layers: str, head: str | None = None) -> t
     modules = dict(network.named_modules())
     weighty = [n for n in path if any(p.ndim >= 2 for p in modules[n].parameters(recurse=False))]
     if not weighty:
-        raise ValueError(complain("model.name", "a network with layers that can train", type(network).__name__, "Check it."))
+        remedy = "Choose another network."
+        raise ValueError(complain("model.name", "a network with convolutions", type(network).__name__, remedy))
     classifier = head if head is not None else weighty[-1]
     if classifier not in weighty:
         remedy = f"Layers before the logits: {', '.join(weighty[-4:])}."
@@ -230,7 +232,7 @@ def set_training(network: nn.Module, chosen: list[str]) -> None:
 
 
 def parameter_groups(network: nn.Module, classifier: str, schedule: Schedule) -> list[dict[str, Any]]:
-    """Optimizer groups after METHOD: biases at twice the rate without decay, the classifier at ten times (its bias: 20).
+    """Optimizer groups: biases at twice the rate without decay, the classifier at ten times the rate (its bias: 20).
 
     Scales of normalisation layers train at the plain rate without decay. Each group keeps its rate as "base_lr".
     """

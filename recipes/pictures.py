@@ -23,20 +23,26 @@ PANELS = {
 }
 
 
-def draw_curves(folders: Mapping[str, Mapping[int, Path]], path: Path, title: str) -> None:
-    """curves.png: metrics per epoch of every arm (arm -> seed -> its folder), seeds of one arm in one colour."""
+def draw_curves(
+    folders: Mapping[str, Mapping[int, Path]], starts: Mapping[int, Scores], path: Path, title: str
+) -> None:
+    """curves.png: metrics per epoch of every arm (arm -> seed -> its folder), seeds of one arm in one colour.
+
+    Epoch 0 is the start they share: that of the seed, or the only one.
+    """
     histories, colors = {}, {}
     for number, (arm, by_seed) in enumerate(folders.items()):
         for seed, folder in by_seed.items():
-            rows = read_json_lines(folder / "metrics.jsonl")
+            start = starts.get(seed, next(iter(starts.values())))
+            rows = [{"epoch": 0, **start.row([])}, *read_json_lines(folder / "metrics.jsonl")]
             for row in rows:
                 row.update({k: 100 * row[k] for k in PANELS if not k.startswith("train/") and row.get(k) is not None})
             name = arm if seed == next(iter(by_seed)) else f"{arm}, seed {seed}"
             histories[name], colors[name] = rows, number
-    terms = {k: k.removeprefix("train/") for rows in histories.values() for row in rows for k in row if k.startswith("train/")}
-    panels = {**PANELS, **{k: f"{v} in training" for k, v in terms.items() if k not in PANELS and k != "train/total"}}
-    if any(rows for rows in histories.values()):
-        _save(training_curves(histories, panels, title=title, colors=colors), path)
+    terms = dict.fromkeys(key for rows in histories.values() for row in rows for key in row if key.startswith("train/"))
+    others = {key: f"{key.removeprefix('train/')} in training" for key in terms if key != "train/total"}
+    if histories:
+        _save(training_curves(histories, {**others, **PANELS}, title=title, colors=colors), path)
 
 
 def telling_images(control: Scores, loss: Scores, count: int) -> list[tuple[int, str]]:

@@ -42,7 +42,7 @@ class Progress:
             self._task = self._bar.add_task(title, total=steps, completed=step, told="")
             self._bar.start()
         else:
-            self.report(f"{title}: {f'continuing at step {step} of' if step else ''} {steps} steps".replace(":  ", ": "))
+            self.report(f"{title}: {f'continuing at step {step} of ' if step else ''}{steps} steps")
 
     def advance(self, step: int, terms: Mapping[str, float], images_per_second: float) -> None:
         """Show the newest loss terms and the speed."""

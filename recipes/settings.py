@@ -16,10 +16,10 @@ class DataSettings:
         train_split: Part to train on.
         eval_split: Part to evaluate on.
         options: Further keyword arguments of the data set, as a mapping.
-        train_images: How many training images: of synthetic to make, of the others to use (null: all).
+        train_images: How many training images to use (null: all; synthetic makes 1000, and 200 to evaluate on).
         eval_images: The same for the evaluation images.
-        size: Height and width every image is brought to first (null: keep each image's own).
-        crop: Height and width of the training crop (null: none).
+        size: Height and width every image is brought to first (null: its own; synthetic: 96 x 128).
+        crop: Height and width of the training crop (null: size, or else the size of the first training image).
         scale: Smallest and largest factor of the random scale in training (null: none).
         flip: Mirror half of the training images.
         jitter: Strength of the random brightness, contrast and saturation in training.
@@ -34,9 +34,9 @@ class DataSettings:
     train_split: str = "train"
     eval_split: str = "val"
     options: dict[str, Any] = field(default_factory=dict)
-    train_images: int | None = 320
-    eval_images: int | None = 160
-    size: tuple[int, int] | None = (96, 128)
+    train_images: int | None = None
+    eval_images: int | None = None
+    size: tuple[int, int] | None = None
     crop: tuple[int, int] | None = None
     scale: tuple[float, float] | None = None
     flip: bool = True
@@ -192,17 +192,16 @@ class HardwareSettings:
 
 
 def _pretraining() -> Schedule:
-    return Schedule(epochs=20, lr=0.02, head_multiplier=1.0, warmup=20)
+    return Schedule(epochs=12, optimizer="adamw", lr=3e-3, bias_multiplier=1.0, head_multiplier=1.0, warmup=20)
 
 
 def _fine_tuning() -> Schedule:
-    return Schedule(epochs=8, lr=1e-3, layers="last-3")
+    return Schedule(epochs=4, lr=1e-3, layers="last-3")
 
 
 @dataclass
 class Settings:
-    """Fine-tune a segmentation network twice from the same start, with and without a template-similarity loss, and say
-    whether the loss helped.
+    """Fine-tune a segmentation network with and without a template-similarity loss, and say whether the loss helped.
 
     Args:
         name: Name of the run, and of its folder.
@@ -236,6 +235,7 @@ class Settings:
     def __post_init__(self) -> None:
         check_integer("checkpoint_every", self.checkpoint_every, low=1)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(complain("seeds", "one or more different integers", self.seeds, "Example: --seeds [0,1,2]."))
+            remedy = "Example: --seeds [0,1,2]."
+            raise ValueError(complain("seeds", "one or more different integers", self.seeds, remedy))
         for seed in self.seeds:
             check_integer("seeds", seed, low=0)

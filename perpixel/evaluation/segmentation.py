@@ -47,7 +47,7 @@ def class_iou(confusion: Tensor) -> Tensor:
 
 
 def mean_iou(confusion: Tensor) -> Tensor:
-    """Mean of `class_iou` over the classes in labels or predictions: (..., C, C) -> float64 (...); NaN if there are none."""
+    """Mean of `class_iou` over the classes that occur: (..., C, C) -> float64 (...); NaN if none does."""
     return class_iou(confusion).nanmean(-1)
 
 
@@ -58,12 +58,12 @@ def pixel_accuracy(confusion: Tensor) -> Tensor:
 
 
 def boundary_tolerance(height: int, width: int, share: float = 0.0075) -> float:
-    """Distance in pixels within which two boundaries match: `share` of the image diagonal (Csurka et al. 2013: 0.75 %)."""
+    """Distance in pixels within which boundaries match: `share` of the image diagonal (Csurka et al. 2013: 0.75 %)."""
     return check_number("share", share, low=0) * math.hypot(height, width)
 
 
 def _boundary_points(classes: Tensor, num_classes: int) -> Tensor:
-    """Rows (image, class, y, x) of the pixels with a 4-neighbour of another class; void (negative) makes no boundary."""
+    """Rows (image, class, y, x) of pixels with a 4-neighbour of another class; void (negative) makes no boundary."""
     edge = torch.zeros_like(classes, dtype=torch.bool)
     for here, there in (
         ((slice(None), slice(1, None)), (slice(None), slice(None, -1))),
@@ -96,7 +96,8 @@ def boundary_f_scores(
     reach = boundary_tolerance(height, width, share)
     void = labels == ignore_index
     found, truth = (
-        _boundary_points(maps.long().masked_fill(void, -1).cpu(), num_classes).double() for maps in (predictions, labels)
+        _boundary_points(maps.long().masked_fill(void, -1).cpu(), num_classes).double()
+        for maps in (predictions, labels)
     )
     scores = torch.full((images * num_classes,), torch.nan, dtype=torch.float64)
     # Images and classes lie in lanes farther apart than the tolerance, so that one search serves them all.

@@ -43,8 +43,9 @@ def bootstrap_images(
     difference of two models inside the statistic makes the comparison paired: both are scored on the same draw.
 
     The interval covers the choice of images for *these* trained models, nothing else: not their random seeds.
-    A statistic that never varies (two equal models) gives an interval of width zero; a NaN on all images gives NaN.
-    Resampling is `scipy.stats.bootstrap` (Efron 1987), seeded; where BCa is undefined its percentile interval is used.
+    Resampling is `scipy.stats.bootstrap` (Efron 1987), seeded. Where BCa is undefined (a statistic that never varies,
+    as for two equal models, or that is NaN on some draws) the interval is that of the percentiles of the defined draws.
+    A statistic that is NaN on all images gives NaN.
     Errors: fewer than two images; a statistic of the wrong shape.
     """
     from scipy.stats import DegenerateDataWarning, bootstrap
@@ -73,26 +74,22 @@ def bootstrap_images(
     if np.isnan(value):
         return BootstrapInterval(value, value, value, level)
 
-    def interval(method: str) -> tuple[float, float]:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DegenerateDataWarning)
-            warnings.simplefilter("ignore", RuntimeWarning)
-            result = bootstrap(
-                (np.arange(images),),
-                of_drawn,
-                n_resamples=resamples,
-                batch=500,
-                vectorized=True,
-                confidence_level=level,
-                method=method,
-                random_state=np.random.default_rng(seed),
-            )
-        spread = result.bootstrap_distribution
-        if np.ptp(spread) == 0:
-            return float(spread[0]), float(spread[0])
-        return float(result.confidence_interval.low), float(result.confidence_interval.high)
-
-    low, high = interval("BCa")
-    if np.isnan(low) or np.isnan(high):
-        low, high = interval("percentile")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegenerateDataWarning)
+        warnings.simplefilter("ignore", RuntimeWarning)
+        result = bootstrap(
+            (np.arange(images),),
+            of_drawn,
+            n_resamples=resamples,
+            batch=500,
+            vectorized=True,
+            confidence_level=level,
+            method="BCa",
+            random_state=np.random.default_rng(seed),
+        )
+    low, high = (float(end) for end in result.confidence_interval)
+    if not (np.isfinite(low) and np.isfinite(high)):
+        low, high = (
+            float(end) for end in np.nanquantile(result.bootstrap_distribution, [0.5 - level / 2, 0.5 + level / 2])
+        )
     return BootstrapInterval(value, low, high, level)

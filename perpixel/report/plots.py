@@ -117,7 +117,10 @@ def prediction_sheet(
     axes = figure.subplots(len(images), columns, squeeze=False)
     seen: set[int] = set()
     for row, (image, truth) in enumerate(zip(images, labels)):
-        pictures = [("image", image.permute(1, 2, 0).clamp(0, 1).numpy()), ("truth", _paint(truth, colors, ignore_index))]
+        pictures = [
+            ("image", image.permute(1, 2, 0).clamp(0, 1).numpy()),
+            ("truth", _paint(truth, colors, ignore_index)),
+        ]
         valid = truth != ignore_index
         seen.update(truth[valid].unique().tolist())
         for name, found in predictions.items():
@@ -137,18 +140,17 @@ def prediction_sheet(
                 axis.set_title(name, fontsize=9.5)
         if row < len(captions):
             axes[row, 0].set_ylabel(captions[row], fontsize=9.5)
-    _legend(figure, sorted(seen), classes, colors)
+    _legend(figure, sorted(seen), classes, colors, any(bool((truth == ignore_index).any()) for truth in labels))
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=12)
     return figure
 
 
-def _legend(figure: "Figure", shown: Sequence[int], classes: Sequence[str], colors: Tensor) -> None:
+def _legend(figure: "Figure", shown: Sequence[int], classes: Sequence[str], colors: Tensor, with_void: bool) -> None:
     from matplotlib.patches import Patch
 
     patches = [Patch(facecolor=colors[c].double().numpy() / 255, edgecolor="#888888", label=classes[c]) for c in shown]
-    patches += [
-        Patch(facecolor=VOID_COLOR, edgecolor="#888888", label="void"),
-        Patch(facecolor=WRONG_COLOR, edgecolor="#888888", label="wrong"),
-    ]
+    if with_void:
+        patches.append(Patch(facecolor=VOID_COLOR, edgecolor="#888888", label="void"))
+    patches.append(Patch(facecolor=WRONG_COLOR, edgecolor="#888888", label="wrong"))
     figure.legend(handles=patches, loc="outside lower left", ncols=8, frameon=False, fontsize=9.5)

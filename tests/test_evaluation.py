@@ -1,0 +1,226 @@
+"""Metrics against slow loops written from their definitions; the bootstrap against what it promises."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from perpixel.evaluation import (
+    bootstrap_images,
+    boundary_f_scores,
+    boundary_tolerance,
+    class_iou,
+    confusion_matrices,
+    mean_iou,
+    pixel_accuracy,
+    segmentation_metrics,
+)
+
+
+def blobs(seed: int, images: int = 2, classes: int = 3, size: tuple[int, int] = (13, 17), void: float = 0.1):
+    generator = torch.Generator().manual_seed(seed)
+    small = (max(1, size[0] // 3), max(1, size[1] // 3))
+
+    def maps():
+        coarse = torch.randint(0, classes, (images, 1, *small), generator=generator).double()
+        return torch.nn.functional.interpolate(coarse, size=size, mode="nearest")[:, 0].long()
+
+    predictions, labels = maps(), maps()
+    labels[torch.rand(labels.shape, generator=generator) < void] = 255
+    return predictions, labels
+
+
+def slow_confusion(predictions, labels, classes):
+    out = torch.zeros(len(labels), classes, classes, dtype=torch.int64)
+    for n, y, x in np.ndindex(*labels.shape):
+        if labels[n, y, x] != 255:
+            out[n, labels[n, y, x], predictions[n, y, x]] += 1
+    return out
+
+
+def slow_boundary(classes_map, c):
+    """Pixels of class c with a 4-neighbour of another class; void (-1) is no neighbour."""
+    height, width = classes_map.shape
+    points = []
+    for y, x in np.ndindex(height, width):
+        if classes_map[y, x] != c:
+            continue
+        around = [(y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)]
+        values = [int(classes_map[v, u]) for v, u in around if 0 <= v < height and 0 <= u < width]
+        if any(v not in (c, -1) for v in values):
+            points.append((y, x))
+    return points
+
+
+def slow_boundary_f(prediction, truth, classes, share):
+    void = truth == 255
+    prediction, truth = prediction.masked_fill(void, -1), truth.masked_fill(void, -1)
+    reach = share * math.sqrt(truth.shape[0] ** 2 + truth.shape[1] ** 2)
+    scores = []
+    for c in range(classes):
+        found, true = slow_boundary(prediction, c), slow_boundary(truth, c)
+        if not found and not true:
+            scores.append(math.nan)
+            continue
+
+        def share_near(own, other):
+            near = sum(any(math.dist(p, q) <= reach for q in other) for p in own)
+            return near / len(own) if own else 0.0
+
+        precision, recall = share_near(found, true), share_near(true, found)
+        scores.append(2 * precision * recall / (precision + recall) if precision + recall else 0.0)
+    return torch.tensor(scores, dtype=torch.float64)
+
+
+@given(seed=st.integers(0, 10_000), classes=st.integers(1, 5))
+def test_confusion_and_what_follows_from_it_match_slow_loops(seed, classes):
+    predictions, labels = blobs(seed, classes=classes)
+    confusion = confusion_matrices(predictions, labels, classes)
+    expected = slow_confusion(predictions, labels, classes)
+    assert torch.equal(confusion, expected)
+    total = expected.sum(0)
+    for c in range(classes):
+        union = int(total[c].sum() + total[:, c].sum() - total[c, c])
+        found = float(class_iou(total)[c])
+        assert math.isnan(found) if union == 0 else found == pytest.approx(int(total[c, c]) / union)
+    assert float(pixel_accuracy(total)) == pytest.approx(float(total.diagonal().sum() / total.sum()))
+
+
+def test_metrics_agree_with_torchmetrics_over_several_batches():
+    metrics, total = segmentation_metrics(5), torch.zeros(5, 5, dtype=torch.int64)
+    for seed in range(4):
+        predictions, labels = blobs(seed, classes=4)  # class 4 never occurs
+        metrics.update(predictions, labels)
+        total += confusion_matrices(predictions, labels, 5).sum(0)
+    numbers = metrics.compute()
+    torch.testing.assert_close(numbers["iou"].double(), class_iou(total), equal_nan=True, atol=1e-6, rtol=0)
+    assert bool(numbers["iou"][4].isnan())
+    assert float(mean_iou(total)) == pytest.approx(float(numbers["iou"][:4].mean()))
+    assert float(pixel_accuracy(total)) == pytest.approx(float(numbers["pixel_accuracy"]))
+
+
+def test_all_void_counts_nothing():
+    labels = torch.full((1, 4, 4), 255)
+    confusion = confusion_matrices(torch.zeros(1, 4, 4, dtype=torch.int64), labels, 2)
+    assert int(confusion.sum()) == 0
+    assert bool(mean_iou(confusion).isnan().all())
+    assert bool(pixel_accuracy(confusion).isnan().all())
+    assert bool(boundary_f_scores(torch.zeros(1, 4, 4, dtype=torch.int64), labels, 2).isnan().all())
+
+
+@given(seed=st.integers(0, 10_000), share=st.sampled_from([0.0, 0.05, 0.1, 0.3]))
+def test_boundary_f_matches_the_slow_definition(seed, share):
+    predictions, labels = blobs(seed)
+    found = boundary_f_scores(predictions, labels, 3, share=share)
+    for n in range(len(labels)):
+        expected = slow_boundary_f(predictions[n], labels[n], 3, share)
+        torch.testing.assert_close(found[n], expected, equal_nan=True)
+
+
+def test_boundary_f_of_a_shift_depends_on_the_tolerance():
+    labels = torch.zeros(1, 40, 40, dtype=torch.int64)
+    labels[:, :, 20:] = 1
+    shifted = labels.roll(3, 2)
+    shifted[:, :, :3] = 0
+    diagonal = math.hypot(40, 40)
+    assert bool((boundary_f_scores(labels, labels, 2) == 1).all())
+    assert bool((boundary_f_scores(shifted, labels, 2, share=3 / diagonal) == 1).all())
+    assert bool((boundary_f_scores(shifted, labels, 2, share=2.9 / diagonal) == 0).all())
+    assert boundary_tolerance(30, 40, 0.1) == pytest.approx(5)
+
+
+def test_batch_equals_single_images():
+    predictions, labels = blobs(3, images=4)
+    together = boundary_f_scores(predictions, labels, 3)
+    alone = torch.cat([boundary_f_scores(p[None], y[None], 3) for p, y in zip(predictions, labels)])
+    torch.testing.assert_close(together, alone, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p, y: (p.float(), y), "predictions: expected an integer dtype"),
+        (lambda p, y: (p[0], y), "predictions: expected shape"),
+        (lambda p, y: (p[:, :5], y), "labels' shape"),
+        (lambda p, y: (p + 3, y), r"predictions: expected classes in \[0, 3\)"),
+        (lambda p, y: (p, torch.where(y == 0, 7, y)), "7 at position"),
+    ],
+)
+def test_bad_maps_are_refused(change, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        confusion_matrices(*change(*blobs(0)), 3)
+
+
+def mean_of(values):
+    return lambda weights: weights @ values / weights.sum(1)
+
+
+def test_bootstrap_interval_of_a_mean_is_near_the_textbook_one():
+    values = np.random.default_rng(0).normal(2.0, 1.0, 400)
+    interval = bootstrap_images(mean_of(values), 400)
+    reach = 1.96 * values.std(ddof=1) / 20
+    assert interval.value == pytest.approx(values.mean())
+    assert interval.low == pytest.approx(values.mean() - reach, abs=0.2 * reach)
+    assert interval.high == pytest.approx(values.mean() + reach, abs=0.2 * reach)
+    assert interval.excludes_zero
+    assert interval == bootstrap_images(mean_of(values), 400)  # seeded
+    assert interval != bootstrap_images(mean_of(values), 400, seed=1)
+
+
+@pytest.mark.slow
+def test_bootstrap_intervals_cover_the_truth_about_as_often_as_they_say():
+    generator, trials, hits = np.random.default_rng(1), 200, 0
+    for _ in range(trials):
+        values = generator.exponential(1.0, 60)
+        interval = bootstrap_images(mean_of(values), 60, level=0.9, resamples=400)
+        hits += interval.low <= 1.0 <= interval.high
+    assert 0.82 <= hits / trials <= 0.96
+
+
+def test_bootstrap_resamples_both_arms_on_the_same_images():
+    """Two models that differ by a constant on wildly different images: paired, the difference is certain."""
+    easy = np.random.default_rng(0).normal(0, 100, 50)
+    interval = bootstrap_images(lambda w: (w @ (easy + 1) - w @ easy) / w.sum(1), 50)
+    assert interval.low == pytest.approx(1)
+    assert interval.high == pytest.approx(1)
+
+
+def test_bootstrap_of_the_dataset_iou_sums_confusion_matrices_first():
+    matrices = torch.stack([slow_confusion(*blobs(s, images=1), 3)[0] for s in range(12)])
+    flat = matrices.flatten(1).double().numpy()
+    drawn = np.random.default_rng(5).integers(0, 12, (7, 12))
+    weights = np.stack([np.bincount(row, minlength=12) for row in drawn]).astype(float)
+    found = mean_iou(torch.from_numpy(weights @ flat).view(-1, 3, 3))
+    for row, value in zip(drawn, found):
+        assert float(value) == pytest.approx(float(mean_iou(matrices[row].sum(0))))
+
+
+def test_bootstrap_without_variation_or_value():
+    same = bootstrap_images(lambda w: np.zeros(len(w)), 10)
+    assert (same.value, same.low, same.high, same.excludes_zero) == (0, 0, 0, False)
+    nothing = bootstrap_images(lambda w: np.full(len(w), np.nan), 10)
+    assert math.isnan(nothing.value)
+    assert not nothing.excludes_zero
+
+
+def test_bootstrap_survives_statistics_that_are_undefined_on_some_draws():
+    values = np.r_[np.zeros(9), 1.0]
+
+    def ratio(weights):
+        with np.errstate(invalid="ignore"):
+            return (weights @ values) / (weights @ (values > 0))
+
+    interval = bootstrap_images(ratio, 10)
+    assert (interval.value, interval.low, interval.high) == (1, 1, 1)
+
+
+def test_bootstrap_refuses_bad_arguments():
+    with pytest.raises(ValueError, match="images: expected an integer >= 2"):
+        bootstrap_images(mean_of(np.ones(1)), 1)
+    with pytest.raises(ValueError, match=r"statistic: expected values of shape \(1,\)"):
+        bootstrap_images(lambda w: w, 5)
+    with pytest.raises(ValueError, match="level"):
+        bootstrap_images(mean_of(np.ones(5)), 5, level=1.0)
