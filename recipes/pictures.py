@@ -62,7 +62,7 @@ def telling_images(control: Scores, loss: Scores, count: int) -> list[tuple[int,
         place += step * (number // 3)
         index = order[place % len(order)]
         if index not in (p for p, _ in picks):
-            picks.append((index, name))
+            picks.append((index, name if number < 3 else name.replace("largest", "large")))
     return picks
 
 

@@ -12,8 +12,8 @@ from perpixel.checks import check_tensor, complain
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-VOID_COLOR = (0.93, 0.93, 0.93)
-RIGHT_COLOR, WRONG_COLOR = (0.96, 0.96, 0.94), (0.80, 0.15, 0.18)
+VOID_COLOR = (0.80, 0.80, 0.80)
+RIGHT_COLOR, WRONG_COLOR = (0.97, 0.97, 0.95), (0.80, 0.15, 0.18)
 _LINES = ("#4c566a", "#c8553d", "#2a7f62", "#8a5fa8", "#c08a1e", "#3b7ea1")
 
 

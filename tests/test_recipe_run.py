@@ -1,0 +1,270 @@
+"""The recipe end to end at a tiny size: files, matched control, resuming to the same bits after a kill."""
+
+import csv
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+import torch
+
+from recipes.checkpoints import load_checkpoint
+from recipes.finetune import main
+
+ROOT = Path(__file__).parents[1]
+# 20 images, 5 steps an epoch; dropout-free small_fcn 8 wide; 2 epochs of pre-training and 2 of each arm: 30 steps.
+TINY = {
+    "data.train_images": "20",
+    "data.eval_images": "6",
+    "data.size": "[32,48]",
+    "model.options": "{width: 8}",
+    "pretrain.epochs": "2",
+    "pretrain.batch_size": "4",
+    "train.epochs": "2",
+    "train.batch_size": "4",
+    "train.layers": "all",
+    "train.lr": "0.01",
+    "loss.weight": "0.5",
+    "evaluation.resamples": "200",
+    "evaluation.far": "4",
+    "checkpoint_every": "2",
+}
+
+
+def arguments(folder: Path, **changes: str) -> list[str]:
+    options = {"folder": str(folder), **TINY, **{k.replace("__", "."): v for k, v in changes.items()}}
+    return [f"--{name}={value}" for name, value in options.items()]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {
+        f"{path.parent.relative_to(folder)}/{name}": value
+        for path in sorted(folder.rglob("last.pt"))
+        for name, value in load_checkpoint(path)["model"].items()
+    }
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    for path in sorted(one.rglob("metrics.jsonl")):
+        rows, others = (
+            [json.loads(line) for line in (folder / path.relative_to(one)).read_text().splitlines()]
+            for folder in (one, other)
+        )
+        measured = ("seconds", "images_per_second")
+        assert [{k: v for k, v in r.items() if k not in measured} for r in rows] == [
+            {k: v for k, v in r.items() if k not in measured} for r in others
+        ]
+    for path in sorted(one.rglob("steps.jsonl")):
+        assert path.read_text() == (other / path.relative_to(one)).read_text()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    assert main(arguments(folder)) == 0
+    return folder
+
+
+@pytest.mark.slow
+def test_run_folder_holds_what_was_promised(whole: Path) -> None:
+    for name in ("config.yaml", "table.md", "results.json"):
+        assert (whole / name).stat().st_size > 0
+    for name in ("curves.png", "predictions.png"):
+        picture = matplotlib.image.imread(whole / name)
+        assert min(picture.shape[:2]) > 250
+        assert picture[..., :3].std() > 0.05  # not a blank sheet
+    for stretch in ("start", "seed0/control", "seed0/loss"):
+        folder = whole / stretch
+        rows = list(csv.DictReader((folder / "metrics.csv").open()))
+        assert [row["epoch"] for row in rows] == ["1", "2"]
+        assert {"miou", "pixel_accuracy", "boundary_f", "far_body", "iou/background", "seconds"} <= set(rows[0])
+        assert len((folder / "steps.jsonl").read_text().splitlines()) == 10
+        assert {"last.pt", "previous.pt", "best.pt"} <= {p.name for p in folder.iterdir()}
+        assert not list(folder.glob(".*writing"))
+    steps = [json.loads(line) for line in (whole / "seed0/loss/steps.jsonl").read_text().splitlines()]
+    row = steps[0]
+    assert row["total"] == pytest.approx(row["base"] + 0.5 * row["template_similarity"], abs=1e-5)
+    results = json.loads((whole / "results.json").read_text())
+    assert [line["metric"] for line in results["lines"]] == [
+        "mIoU",
+        "pixel accuracy",
+        "boundary F",
+        "far-body accuracy",
+    ]
+    assert "undecided" in (whole / "table.md").read_text() or "excludes zero" in (whole / "table.md").read_text()
+
+
+@pytest.mark.slow
+def test_both_arms_start_alike_and_see_the_same_images(whole: Path) -> None:
+    control, loss = (
+        json.loads((whole / "seed0" / arm / "steps.jsonl").read_text().splitlines()[0]) for arm in ("control", "loss")
+    )
+    assert control["base"] == loss["base"]  # the first step's loss, before the arms part
+    assert not torch.equal(
+        weights(whole)["seed0/control/classifier.weight"], weights(whole)["seed0/loss/classifier.weight"]
+    )
+
+
+@pytest.mark.slow
+def test_a_loss_of_no_weight_is_the_control(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    assert main(arguments(folder, loss__weight="0", pretrain__epochs="1", train__epochs="1")) == 0
+    found = weights(folder)
+    same = [n for n in found if n.startswith("seed0/control/")]
+    assert same
+    assert all(torch.equal(found[n], found[n.replace("control", "loss", 1)]) for n in same)
+    results = json.loads((folder / "results.json").read_text())
+    for line in results["lines"]:
+        assert line["interval"] == {"value": 0, "low": 0, "high": 0, "level": 0.95}
+        assert line["verdict"] == "undecided"
+    assert "includes zero: undecided" in capsys.readouterr().out
+
+
+KILLER = """
+import os, signal, sys, torch
+owner, name, count = eval(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+original, calls = getattr(owner, name), 0
+def fatal(*args, **kwargs):
+    global calls
+    calls += 1
+    if calls == count:
+        os.kill(os.getpid(), getattr(signal, sys.argv[4]))
+    return original(*args, **kwargs)
+setattr(owner, name, fatal)
+from recipes.finetune import main
+sys.exit(main(sys.argv[5:]))
+"""
+
+
+def run_until(owner: str, name: str, count: int, *given: str, by: str = "SIGKILL") -> subprocess.CompletedProcess[str]:
+    """A process of its own that gets the signal `by` at the `count`-th call of owner.name."""
+    return subprocess.run(
+        [sys.executable, "-c", KILLER, owner, name, str(count), by, *given],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.slow
+def test_killed_or_interrupted_in_any_part_it_continues_to_the_same_bits(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    resume = ["--resume", str(folder)]
+    killed = run_until("torch.optim.AdamW", "step", 7, *arguments(folder))  # in pre-training, inside a step
+    assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
+    stopped = run_until("torch.optim.SGD", "step", 3, *resume, by="SIGINT")  # in the control, within an epoch
+    assert stopped.returncode == 130, stopped.stdout + stopped.stderr
+    assert f"--resume {folder}" in stopped.stdout
+    assert "Traceback" not in stopped.stderr
+    assert load_checkpoint(folder / "seed0/control/last.pt")["step"] == 3
+    killed = run_until("os", "replace", 30, *resume)  # in the loss arm, while files are put in place
+    assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
+    assert (folder / "seed0/loss").is_dir()
+    assert not (folder / "table.md").exists()
+    assert main(resume) == 0
+    assert_same_run(whole, folder)
+    assert (folder / "table.md").exists()
+
+
+@pytest.mark.slow
+def test_damaged_checkpoint_is_reported_and_the_one_before_it_used(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    arm = folder / "seed0/loss"
+    (arm / "scores.pt").unlink()
+    newest = bytearray((arm / "last.pt").read_bytes())
+    newest[len(newest) // 2] ^= 0xFF
+    (arm / "last.pt").write_bytes(newest)
+    assert load_checkpoint(arm / "previous.pt")["step"] < 10
+    assert main(["--resume", str(folder)]) == 0
+    told = capsys.readouterr().out
+    assert "damaged checkpoint" in told
+    assert "the one before it is used" in told
+    assert_same_run(whole, folder)
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_the_run_with_a_clear_message_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, synced = tmp_path / "run", os.fsync
+
+    def full(file: int) -> None:
+        if (folder / "start/last.pt").exists() and load_checkpoint(folder / "start/last.pt")["step"] == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        synced(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert main(arguments(folder, pretrain__epochs="1", train__epochs="1")) == 1
+    told = capsys.readouterr().out
+    assert "no space left to write" in told
+    assert f"--resume {folder}" in told
+    assert load_checkpoint(folder / "start/last.pt")["step"] == 4
+    assert not list(folder.rglob(".*writing"))
+    assert main(["--resume", str(folder)]) == 0
+
+
+@pytest.mark.slow
+def test_several_seeds_share_a_start_and_are_averaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    assert main(arguments(folder, seeds="[0,3,4]", pretrain__epochs="1", train__epochs="1", train__layers="head")) == 0
+    assert sorted(p.name for p in folder.iterdir() if p.is_dir()) == ["seed0", "seed3", "seed4", "start"]
+    results = json.loads((folder / "results.json").read_text())
+    for line in results["lines"]:
+        assert line["difference" if "difference" in line else "interval"]["value"] == pytest.approx(
+            sum(line["per_seed"]) / 3, abs=1e-9
+        )
+    told = capsys.readouterr().out
+    assert "by seed:" in told
+    assert "share one start" in told
+    start, trained = (weights(folder)[f"{part}/stem.0.0.weight"] for part in ("start", "seed4/loss"))
+    assert torch.equal(start, trained)  # only the head trained
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "recipes.finetune",
+            *arguments(folder, pretrain__epochs="1", train__epochs="1", hardware__accelerator="cpu"),
+            "--hardware.devices=2",
+            "--hardware.strategy=ddp",
+        ],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert process.stdout.count("run folder") == 1
+    scores = load_checkpoint(folder / "seed0/loss/scores.pt")
+    assert len(scores["confusion"]) == 6
+    assert int(scores["confusion"].sum()) == 6 * 32 * 48
+    assert len((folder / "seed0/loss/steps.jsonl").read_text().splitlines()) == 5
+    assert (folder / "predictions.png").exists()
+
+
+def test_a_run_folder_is_never_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text("name: mine\n")
+    assert main(arguments(tmp_path)) == 1
+    assert f"--resume {tmp_path}" in capsys.readouterr().out
+    assert (tmp_path / "config.yaml").read_text() == "name: mine\n"
