@@ -196,7 +196,7 @@ def _pretraining() -> Schedule:
 
 
 def _fine_tuning() -> Schedule:
-    return Schedule(epochs=4, lr=1e-3, layers="last-3")
+    return Schedule(epochs=4, optimizer="adamw", lr=1e-3, bias_multiplier=1.0, head_multiplier=1.0)
 
 
 @dataclass
