@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from perpixel.evaluation import pixel_accuracy
 from perpixel.report import prediction_sheet, training_curves
 from recipes.checkpoints import write_atomically
 from recipes.evaluate import Scores, predict
@@ -46,28 +47,20 @@ def draw_curves(
 
 
 def telling_images(control: Scores, loss: Scores, count: int) -> list[tuple[int, str]]:
-    """Evaluation images that show what changed, chosen by the change of pixel accuracy (far-body accuracy where known).
+    """Evaluation images that show what changed, with the reason, chosen by the change of pixel accuracy.
 
     In turns: the largest gain, the largest loss, the median; so that good and bad news get the same room.
     """
-    counts = [s.far if s.far is not None else _hits(s) for s in (control, loss)]
-    total = counts[0][:, 1].clamp(min=1)
-    change = (counts[1][:, 0] - counts[0][:, 0]).double() / total
-    known = (counts[0][:, 1] >= counts[0][:, 1].double().quantile(0.25)).nonzero().flatten()
+    change = pixel_accuracy(loss.confusion) - pixel_accuracy(control.confusion)
+    known = change.isfinite().nonzero().flatten()
     order = known[change[known].argsort(stable=True)].tolist()
-    picks: list[tuple[int, str]] = []
+    picks: dict[int, str] = {}
     ways = (("largest gain", -1, -1), ("largest loss", 0, 1), ("typical", len(order) // 2, 1))
     for number in range(min(count, len(order))):
         name, place, step = ways[number % 3]
-        place += step * (number // 3)
-        index = order[place % len(order)]
-        if index not in (p for p, _ in picks):
-            picks.append((index, name if number < 3 else name.replace("largest", "large")))
-    return picks
-
-
-def _hits(scores: Scores) -> torch.Tensor:
-    return torch.stack([scores.confusion.diagonal(dim1=1, dim2=2).sum(1), scores.confusion.sum((1, 2))], 1)
+        index = order[(place + step * (number // 3)) % len(order)]
+        picks.setdefault(index, name if number < 3 else name.replace("largest", "large"))
+    return list(picks.items())
 
 
 @torch.no_grad()

@@ -1,0 +1,236 @@
+"""Starting weights, and which layers train at which rate."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torch import nn
+
+from perpixel.models import small_fcn
+from recipes.checkpoints import DamagedCheckpoint
+from recipes.networks import (
+    build_network,
+    build_optimizer,
+    layers_to_logits,
+    load_weights,
+    read_weights,
+    select_layers,
+    set_training,
+    starting_weights,
+    unwrap_weights,
+)
+from recipes.settings import ModelSettings, Schedule
+
+DEEPLAB = "deeplabv3_mobilenet_v3_large"
+
+
+def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def trainable(network: nn.Module) -> set[str]:
+    return {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+
+
+def test_layers_come_in_the_order_they_run_and_without_the_auxiliary_head() -> None:
+    network = build_network(ModelSettings(DEEPLAB, aux_loss=True), 4)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    path = layers_to_logits(network)
+    assert path[-1] == "classifier.4"
+    assert not [name for name in path if name.startswith("aux_classifier")]
+    assert path.index("backbone.0.0") < path.index("classifier.0.convs.0.0") < path.index("classifier.0.project.0")
+    assert same(before, network.state_dict())
+    assert all(p.requires_grad and p.grad is None for p in network.parameters())
+    assert network.training
+    assert not any(module._forward_pre_hooks for module in network.modules())
+
+
+def test_order_is_that_of_running_not_of_registration() -> None:
+    class Reversed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last, self.norm, self.first = nn.Conv2d(5, 2, 1), nn.BatchNorm2d(5), nn.Conv2d(3, 5, 1)
+            self.unused = nn.Linear(2, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(self.norm(self.first(x)))
+
+    assert layers_to_logits(Reversed()) == ["first", "norm", "last"]
+
+
+def test_last_three_layers_train_with_the_normalisation_behind_them() -> None:
+    network = small_fcn(3, width=8)
+    chosen, classifier = select_layers(network, "last-3")
+    assert classifier == "classifier"
+    assert chosen == ["context.2.0", "context.2.1", "context.3.0", "context.3.1", "classifier"]
+    assert trainable(network) == {
+        f"{name}.{kind}"
+        for name, kind in [
+            ("context.2.0", "weight"),
+            ("context.2.1", "weight"),
+            ("context.2.1", "bias"),
+            ("context.3.0", "weight"),
+            ("context.3.1", "weight"),
+            ("context.3.1", "bias"),
+            ("classifier", "weight"),
+            ("classifier", "bias"),
+        ]
+    }
+
+
+def test_last_three_of_deeplab_are_projection_convolution_and_classifier() -> None:
+    network = build_network(ModelSettings(DEEPLAB, aux_loss=True), 4)
+    chosen, _ = select_layers(network, "last-3")
+    assert chosen == ["classifier.0.project.0", "classifier.0.project.1", "classifier.1", "classifier.2", "classifier.4"]
+
+
+def test_head_and_all() -> None:
+    network = small_fcn(3, width=8)
+    select_layers(network, "head")
+    assert trainable(network) == {"classifier.weight", "classifier.bias"}
+    select_layers(network, "all")
+    assert trainable(network) == {name for name, _ in network.named_parameters()}
+    with pytest.raises(ValueError, match=r"model.head: expected a layer the logits depend on.*classifier"):
+        select_layers(network, "all", head="nowhere")
+
+
+def test_frozen_normalisation_does_not_move() -> None:
+    network = small_fcn(3, width=8)
+    chosen, _ = select_layers(network, "last-3")
+    before = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    set_training(network, chosen)
+    network(torch.randn(2, 3, 16, 16))
+    moved = {name for name, buffer in network.named_buffers() if not torch.equal(buffer, before[name])}
+    assert {name.rsplit(".", 1)[0] for name in moved} == {"context.2.1", "context.3.1"}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_rates_and_decay_of_the_groups(optimizer: Any) -> None:
+    network = small_fcn(3, width=8)
+    select_layers(network, "all")
+    schedule = Schedule(lr=0.1, optimizer=optimizer, weight_decay=0.01, bias_multiplier=2.0, head_multiplier=10.0)
+    found = {}
+    for group in build_optimizer(network, "classifier", schedule).param_groups:
+        for parameter in group["params"]:
+            name = next(n for n, p in network.named_parameters() if p is parameter)
+            found[name] = (pytest.approx(group["lr"]), group["weight_decay"])
+    assert found.keys() == dict(network.named_parameters()).keys()
+    assert found["stem.0.0.weight"] == (0.1, 0.01)
+    assert found["stem.0.1.weight"] == (0.1, 0.0)  # normalisation: no decay
+    assert found["stem.0.1.bias"] == (0.2, 0.0)
+    assert found["classifier.weight"] == (1.0, 0.01)
+    assert found["classifier.bias"] == (2.0, 0.0)
+
+
+def test_learning_rate_policies() -> None:
+    poly = Schedule(policy="poly", power=0.9)
+    assert [poly.factor(s, 10) for s in (0, 5)] == [1.0, pytest.approx(0.5**0.9)]
+    step = Schedule(policy="step", gamma=0.1)
+    assert [step.factor(s, 6) for s in range(6)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+    warm = Schedule(policy="constant", warmup=4)
+    assert [warm.factor(s, 10) for s in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    with pytest.raises(ValueError, match="lr: expected a finite number in"):
+        Schedule(lr=0.0)
+
+
+@pytest.mark.parametrize("form", ["plain", "model", "state_dict", "ddp", "lightning", "ema", "safetensors"])
+def test_checkpoints_of_many_makers_load(form: str, tmp_path: Path) -> None:
+    source, network = small_fcn(3, width=8), small_fcn(3, width=8)
+    state: dict[str, Any] = source.state_dict()
+    path = tmp_path / ("w.safetensors" if form == "safetensors" else "w.pt")
+    if form == "safetensors":
+        save_file(state, path)
+    else:
+        torch.save(
+            {
+                "plain": state,
+                "model": {"model": state, "optimizer": {"lr": 1.0}, "epoch": 3},
+                "state_dict": {"state_dict": state},
+                "ddp": {f"module.{k}": v for k, v in state.items()},
+                "lightning": {"state_dict": {f"model.{k}": v for k, v in state.items()}},
+                "ema": {
+                    "model": network.state_dict(),
+                    "ema": {"n_averaged": torch.tensor(1)} | {f"module.{k}": v for k, v in state.items()},
+                },
+            }[form],
+            path,
+        )
+    assert load_weights(network, read_weights(path), str(path), replace_head=False, num_classes=3) == []
+    assert same(network.state_dict(), state)
+
+
+def test_another_number_of_classes_needs_consent() -> None:
+    source, network = small_fcn(5, width=8).state_dict(), small_fcn(3, width=8)
+    with pytest.raises(ValueError, match=r"expected 3 classes.*classifier.weight of shape \(5, 8, 1, 1\).*replace_head"):
+        load_weights(network, source, "w.pt", replace_head=False, num_classes=3)
+    own = network.classifier.weight.clone()
+    new = load_weights(network, source, "w.pt", replace_head=True, num_classes=3)
+    assert new == ["classifier.weight", "classifier.bias"]
+    assert torch.equal(network.classifier.weight, own)
+    assert torch.equal(network.stem[0][0].weight, source["stem.0.0.weight"])
+
+
+def test_missing_unexpected_and_misshapen_entries_are_named() -> None:
+    network, state = small_fcn(3, width=8), small_fcn(3, width=8).state_dict()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    state["surplus"] = state.pop("stem.0.0.weight")
+    state["context.0.0.weight"] = torch.zeros(8, 8, 1, 1)
+    with pytest.raises(ValueError, match=r"1 missing \(stem.0.0.weight\).*1 unexpected \(surplus\).*1 of another shape"):
+        load_weights(network, state, "w.pt", replace_head=True, num_classes=3)
+    assert same(before, network.state_dict())
+
+
+def test_files_that_are_no_weights(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="not there"):
+        read_weights(tmp_path / "none.pt")
+    for name in ("text.pt", "text.safetensors"):
+        (tmp_path / name).write_text("no weights at all")
+        with pytest.raises(DamagedCheckpoint, match=name):
+            read_weights(tmp_path / name)
+    torch.save(small_fcn(2, width=8), tmp_path / "pickled.pt")  # a whole module: not loaded with weights_only=True
+    with pytest.raises(DamagedCheckpoint, match=r"weights_only=True.*Save model.state_dict\(\) alone"):
+        read_weights(tmp_path / "pickled.pt")
+    with pytest.raises(ValueError, match="a mapping with keys"):
+        unwrap_weights({"epoch": 3}, "w.pt")
+
+
+def test_torchvision_weights_by_name_get_a_new_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = torchvision.models.get_model(DEEPLAB, weights=None, weights_backbone=None, aux_loss=True).state_dict()
+    enum = torchvision.models.get_model_weights(DEEPLAB)
+    monkeypatch.setattr(enum, "get_state_dict", lambda self, **_: source)
+    settings = ModelSettings(DEEPLAB, weights="DEFAULT")
+    chosen = starting_weights(settings)
+    assert chosen is not None
+    network = build_network(settings, 4)
+    new = load_weights(network, *chosen, replace_head=True, num_classes=4)
+    assert new == ["classifier.4.weight", "classifier.4.bias"]
+    assert torch.equal(network.state_dict()["backbone.0.0.weight"], source["backbone.0.0.weight"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (ModelSettings("fcn_resnet5"), "model.name: expected small_fcn or one of torchvision's"),
+        (ModelSettings("small_fcn", aux_loss=True), "model.aux_loss: expected nothing for small_fcn"),
+        (ModelSettings("lraspp_mobilenet_v3_large", aux_loss=True), "but lraspp_mobilenet_v3_large has none"),
+    ],
+)
+def test_networks_that_cannot_be(settings: ModelSettings, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_network(settings, 3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (ModelSettings(DEEPLAB, weights="IMAGENET"), "one of COCO_WITH_VOC_LABELS_V1.*IMAGENET"),
+        (ModelSettings(weights="DEFAULT"), "torchvision has no weights for this network"),
+        (ModelSettings(DEEPLAB, weights="DEFAULT", checkpoint="w.pt"), "one of them"),
+    ],
+)
+def test_starts_that_cannot_be(settings: ModelSettings, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        starting_weights(settings)
