@@ -4,6 +4,7 @@ import errno
 import os
 import sys
 import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,12 @@ from recipes.history import read_json_lines
 from recipes.images import Images
 from recipes.interrupt import Interrupt
 from recipes.loop import Stretch, Trainer
-from recipes.networks import Weights, build_network, load_weights, starting_weights, unwrap_weights
+from recipes.networks import Weights, build_network, load_weights, select_layers, starting_weights, unwrap_weights
 from recipes.pictures import draw_curves, draw_predictions, telling_images
 from recipes.progress import Progress
+from recipes.randomness import seed_everything
 from recipes.settings import Schedule, Settings
+from recipes.sharding import choose_strategy
 
 CONFIG, SCORES = "config.yaml", "scores.pt"
 
@@ -58,6 +61,7 @@ class Job:
     images: Images
     progress: Progress
     stop: Interrupt
+    given: Weights | None = None
 
     def loss(self) -> nn.Module:
         """A fresh loss term, with nothing in its buffers."""
@@ -80,22 +84,35 @@ class Job:
         self.fabric.barrier()
         return scores, weights
 
+    def prepare(self) -> None:
+        """Read the weights to start from and try the settings, so that mistakes show before anything is written."""
+        settings, classes = self.settings, self.images.num_classes
+        seed_everything(0)
+        network = build_network(settings.model, classes)
+        chosen = starting_weights(settings.model)
+        if chosen is not None:
+            replace = settings.model.replace_head or bool(settings.model.weights)
+            new = load_weights(network, *chosen, replace_head=replace, num_classes=classes)
+            if new:
+                self.progress.report(f"{', '.join(new)} start at random: {chosen[1]} knows another number of classes")
+            self.given = network.state_dict()
+        select_layers(network, settings.train.layers, settings.model.head)
+        for schedule in (settings.pretrain, settings.train):
+            if schedule.ema is not None and settings.hardware.strategy == "fsdp":
+                remedy = "Use --hardware.strategy ddp, or leave it out."
+                raise ValueError(complain("ema", "null with fsdp", schedule.ema, remedy))
+            self.images.steps_per_epoch(schedule.batch_size)
+
     def start(self, seed: int) -> tuple[Scores, Weights]:
         """The start of the arms of `seed`: given weights, or pre-training with cross-entropy alone."""
         settings = self.settings
+        own = seed if settings.pretrain_per_seed else 0
         folder = self.folder / (f"seed{seed}/start" if settings.pretrain_per_seed else "start")
-        chosen = starting_weights(settings.model)
         name = f"seed {seed} · pre-training" if settings.pretrain_per_seed else "pre-training"
-        schedule, weights = settings.pretrain, None
-        if chosen is not None:
+        schedule = settings.pretrain
+        if self.given is not None:
             name, schedule = "start", Schedule(epochs=0)
-            network = build_network(settings.model, self.images.num_classes)
-            replace = settings.model.replace_head or bool(settings.model.weights)
-            new = load_weights(network, *chosen, replace_head=replace, num_classes=self.images.num_classes)
-            if new:
-                self.progress.report(f"{', '.join(new)} start at random: {chosen[1]} knows another number of classes")
-            weights = network.state_dict()
-        return self.run(Stretch(folder, name, seed if settings.pretrain_per_seed else 0, schedule, weights))
+        return self.run(Stretch(folder, name, own, schedule, self.given))
 
     def everything(self) -> None:
         """Starts, arms, table and pictures."""
@@ -165,6 +182,15 @@ def describe_loss(options: dict[str, Any]) -> str:
     return ", ".join(parts + ([f"running with momentum {momentum:g}"] if momentum is not None else []))
 
 
+def understand(parser: ArgumentParser, parsed: Namespace) -> tuple[Settings, dict[str, Any]]:
+    """Settings, and the loss' options, both checked."""
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
+    ready = instantiate(parsed)
+    settings = Settings(**{name: ready[name] for name in Settings.__dataclass_fields__})
+    options = {**parsed.loss.as_dict(), "template": ready.loss.template}
+    return settings, options
+
+
 def set_threads(settings: Settings) -> None:
     """The cores this process may use (fewer if torch was told so), shared among the devices of a CPU run."""
     hardware = settings.hardware
@@ -200,56 +226,62 @@ def read_arguments(parser: ArgumentParser, arguments: list[str]) -> tuple[Namesp
     return parser.parse_path(folder / CONFIG), folder
 
 
+MISTAKES = (ValueError, TypeError, FileNotFoundError, FileExistsError, DamagedCheckpoint, FloatingPointError)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the recipe; the exit status is 0, 1 after a mistake of the user or a full disk, 130 when interrupted."""
     console = Console(width=None if sys.stdout.isatty() else 118)
-    parser = build_parser()
+    folder: Path | None = None
     try:
+        parser = build_parser()
         parsed, resumed = read_arguments(parser, list(sys.argv[1:] if arguments is None else arguments))
-        instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
-        ready = instantiate(parsed)
-        fields = {name: ready[name] for name in Settings.__dataclass_fields__}
-        settings = Settings(**fields)
-        loss_options = {n: getattr(ready.loss, n) for n in parsed.loss.as_dict() if hasattr(ready.loss, n)}
-        loss_options["running_momentum"] = parsed.loss.get("running_momentum")
+        settings, loss_options = understand(parser, parsed)
         set_threads(settings)
         hardware = settings.hardware
         fabric = Fabric(
             accelerator=hardware.accelerator,
             devices=hardware.devices,
-            strategy=hardware.strategy,
+            strategy=choose_strategy(hardware.strategy),
             precision=hardware.precision,  # type: ignore[arg-type]
         )
         fabric.launch()
-        folder = Path(fabric.broadcast(str(resumed or choose_folder(settings))))
+        place = Path(fabric.broadcast(str(resumed or choose_folder(settings))))
         progress = Progress(console, shown=fabric.is_global_zero)
-        images = Images(settings.data)
-    except (ValueError, TypeError, FileNotFoundError, FileExistsError) as mistake:
-        console.print(f"error: {mistake}", style="red", markup=False, highlight=False, soft_wrap=True)
-        return 1
-    job = Job(settings, loss_options, folder, fabric, images, progress, Interrupt())
-    how = f"Continue with: python -m recipes.finetune --resume {folder}"
-    try:
+        job = Job(settings, loss_options, place, fabric, Images(settings.data), progress, Interrupt())
+        job.prepare()
+        folder = place
         with job.stop:
             if fabric.is_global_zero and resumed is None:
                 folder.mkdir(parents=True, exist_ok=True)
-                text = parser.dump(parsed)
-                write_atomically(folder / CONFIG, text.encode())
+                write_atomically(folder / CONFIG, parser.dump(parsed).encode())
             fabric.barrier()
             progress.report(f"run folder: {folder}")
             job.everything()
     except KeyboardInterrupt:
-        progress.report(f"interrupted; nothing is lost. {how}")
-        return 130
-    except FloatingPointError as diverged:
-        progress.report(f"error: {diverged}")
-        return 1
+        told = "interrupted" if folder is None else f"interrupted; nothing is lost. {how_to_continue(folder)}"
+        return _fail(console, told, 130)
+    except MISTAKES as mistake:
+        told = f"error: {mistake}"
+        if folder is not None:
+            (folder / "error.log").write_text(traceback.format_exc())
+            told += f"\nDetails: {folder / 'error.log'}. {how_to_continue(folder)}"
+        return _fail(console, told, 1)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or folder is None:
             raise
-        progress.report(f"error: {error.strerror or error}\n{how}")
-        return 1
+        return _fail(console, f"error: {error.strerror or error}\n{how_to_continue(folder)}", 1)
     return 0
+
+
+def how_to_continue(folder: Path) -> str:
+    """The command that resumes."""
+    return f"Continue with: python -m recipes.finetune --resume {folder}"
+
+
+def _fail(console: Console, told: str, status: int) -> int:
+    console.print(told, style="red" if status == 1 else None, markup=False, highlight=False, soft_wrap=True)
+    return status
 
 
 if __name__ == "__main__":

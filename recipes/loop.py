@@ -1,6 +1,5 @@
 """One stretch of training that can be killed at any moment and continued to the very same weights."""
 
-import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.wrappers import _FabricOptimizer
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -21,7 +21,9 @@ from recipes.images import Images
 from recipes.interrupt import Interrupt
 from recipes.networks import Weights, build_network, build_optimizer, select_layers, set_training
 from recipes.progress import Progress
+from recipes.randomness import random_state, seed_everything, set_random_state
 from recipes.settings import Schedule, Settings
+from recipes.sharding import is_sharded, set_whole, whole_optimizer, whole_weights
 
 FLUSH = 10  # steps between looks at the loss values: each look waits for the device
 
@@ -56,7 +58,7 @@ class Trainer:
         self.fabric, self.settings, self.images, self.stretch = fabric, settings, images, stretch
         self.progress, self.stop = progress, stop
         schedule, hardware = stretch.schedule, settings.hardware
-        self._seed_everything()
+        seed_everything(stretch.seed * 1000 + fabric.global_rank)
         self.network = build_network(settings.model, images.num_classes)
         if stretch.start is not None:
             self.network.load_state_dict(stretch.start)
@@ -68,26 +70,24 @@ class Trainer:
         if schedule.ema is not None:
             average = get_ema_multi_avg_fn(schedule.ema)
             self.average = AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
-        self.optimizer = build_optimizer(self.network, self.classifier, schedule)
         terms = () if stretch.term is None else (stretch.term(),)
         self.criterion = perpixel.attach(
             self.network, *terms, head=settings.model.head, ignore_index=settings.data.ignore_index
         )
         self.criterion.to(fabric.device)
         network = cast(nn.Module, torch.compile(self.network)) if hardware.compile else self.network
-        self.model, self.wrapped_optimizer = fabric.setup(network, self.optimizer)
+        self.model = fabric.setup_module(network)
+        self.optimizer = build_optimizer(self.network, self.classifier, schedule)
+        self.wrapped_optimizer = cast(_FabricOptimizer, fabric.setup_optimizers(self.optimizer))
+        self.whole: nn.Module | None = None  # beside a sharded network: all of it, to evaluate and save
+        if is_sharded(fabric.strategy):
+            self.whole = build_network(settings.model, images.num_classes).to(fabric.device)
         self.per_epoch = images.steps_per_epoch(schedule.batch_size)
         self.steps = schedule.epochs * self.per_epoch
         self.step, self.best = 0, -1.0
         self.running, self.pending = _Running(), list[tuple[int, float, dict[str, Tensor]]]()
         self.history: History | None = None
         self.scores: Scores | None = None
-
-    def _seed_everything(self) -> None:
-        seed = self.stretch.seed * 1000 + self.fabric.global_rank
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002  (transforms of others may draw from it)
-        torch.manual_seed(seed)
 
     # -- state -----------------------------------------------------------------------------------------------------
 
@@ -96,12 +96,12 @@ class Trainer:
         return {
             "format": "perpixel.finetune 1",
             "step": self.step,
-            "model": self.network.state_dict(),
+            "model": (self._gather_weights() or self.network).state_dict(),
             "ema": self.average.state_dict() if self.average is not None else {},
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": whole_optimizer(self.network, self.optimizer) if self.whole else self.optimizer.state_dict(),
             "criterion": self._gather(self.criterion.state_dict()),
             "precision": self.fabric.strategy.precision.state_dict(),
-            "random": self._gather(_random_state()),
+            "random": self._gather(random_state()),
             "running": vars(self.running),
             "best": self.best,
             "history": self.history.epochs if self.history is not None else [],
@@ -109,14 +109,17 @@ class Trainer:
 
     def _load(self, state: dict[str, Any]) -> None:
         self.step, self.best = state["step"], state["best"]
-        self.network.load_state_dict(state["model"])
+        if self.whole is not None:
+            set_whole(self.network, self.optimizer, state["model"], state["optimizer"])
+        else:
+            self.network.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
             self.average.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
         self.criterion.load_state_dict(state["criterion"][self.fabric.global_rank])
         self.fabric.strategy.precision.load_state_dict(state["precision"])
         self.running = _Running(**state["running"])
-        _set_random_state(state["random"][self.fabric.global_rank])
+        set_random_state(state["random"][self.fabric.global_rank])
 
     def _gather(self, value: Any) -> list[Any]:
         if self.fabric.world_size == 1:
@@ -260,12 +263,19 @@ class Trainer:
 
     @property
     def evaluated(self) -> nn.Module:
-        """The network whose scores count: the averaged one if there is one."""
-        return self.average.module if self.average is not None else self.network
+        """The network whose scores count: the averaged one if there is one; of a sharded one all of it, as gathered."""
+        return self.average.module if self.average is not None else self.whole or self.network
+
+    def _gather_weights(self) -> nn.Module | None:
+        """Bring `whole` up to date, if there is one."""
+        if self.whole is not None:
+            self.whole.load_state_dict(whole_weights(self.network))
+        return self.whole
 
     def _evaluate(self) -> Scores:
         evaluation = self.settings.evaluation
         self._agree_on_buffers()
+        self._gather_weights()
         scores = evaluate(
             self.evaluated,
             self.images.evaluation(
@@ -300,22 +310,3 @@ class Trainer:
             for module in filter(None, (self.network, self.average)):
                 for buffer in module.buffers():
                     torch.distributed.broadcast(buffer, 0)
-
-
-def _random_state() -> dict[str, Any]:
-    kind, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-        "python": random.getstate(),
-        "numpy": (kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached),
-    }
-
-
-def _set_random_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-    random.setstate(state["python"])
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002

@@ -28,7 +28,8 @@ TINY = {
     "pretrain.batch_size": "4",
     "train.epochs": "2",
     "train.batch_size": "4",
-    "train.layers": "all",
+    "train.optimizer": "sgd",
+    "train.head_multiplier": "10",
     "train.lr": "0.01",
     "loss.weight": "0.5",
     "evaluation.resamples": "200",
@@ -237,7 +238,8 @@ def test_several_seeds_share_a_start_and_are_averaged(tmp_path: Path, capsys: py
 
 
 @pytest.mark.slow
-def test_two_processes_train_one_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_train_one_model(tmp_path: Path, strategy: str) -> None:
     folder = tmp_path / "run"
     process = subprocess.run(
         [
@@ -246,7 +248,7 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
             "recipes.finetune",
             *arguments(folder, pretrain__epochs="1", train__epochs="1", hardware__accelerator="cpu"),
             "--hardware.devices=2",
-            "--hardware.strategy=ddp",
+            f"--hardware.strategy={strategy}",
         ],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -261,6 +263,8 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
     assert int(scores["confusion"].sum()) == 6 * 32 * 48
     assert len((folder / "seed0/loss/steps.jsonl").read_text().splitlines()) == 5
     assert (folder / "predictions.png").exists()
+    shapes = {name: value.shape for name, value in load_checkpoint(folder / "start/last.pt")["model"].items()}
+    assert shapes["classifier.weight"] == (11, 8, 1, 1)
 
 
 def test_a_run_folder_is_never_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
