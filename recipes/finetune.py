@@ -38,6 +38,7 @@ def build_parser() -> ArgumentParser:
     """The command line: every field of Settings, and the options of the loss."""
     parser = ArgumentParser(
         prog="python -m recipes.finetune",
+        allow_abbrev=False,
         usage="%(prog)s [--config FILE] [--SETTING VALUE ...]    (settings below; nested ones as --data.root)",
         description=(Settings.__doc__ or "").split("Args:")[0].strip(),
         epilog="Example: python -m recipes.finetune --config recipes/configs/camvid.yaml --data.root ../data/camvid",

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from recipes.checkpoints import load_checkpoint
-from recipes.finetune import main
+from recipes.finetune import build_parser, main, understand
 
 ROOT = Path(__file__).parents[1]
 # 20 images, 5 steps an epoch; dropout-free small_fcn 8 wide; 2 epochs of pre-training and 2 of each arm: 30 steps.
@@ -272,3 +272,102 @@ def test_a_run_folder_is_never_overwritten(tmp_path: Path, capsys: pytest.Captur
     assert main(arguments(tmp_path)) == 1
     assert f"--resume {tmp_path}" in capsys.readouterr().out
     assert (tmp_path / "config.yaml").read_text() == "name: mine\n"
+
+
+@pytest.mark.slow
+def test_dropout_averages_running_templates_and_jitter_continue_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything with state at once: a crash inside a step, after a checkpoint within the epoch."""
+    changes = {
+        "model__name": "deeplabv3_mobilenet_v3_large",
+        "model__options": "{}",
+        "data__train_images": "12",
+        "data__eval_images": "2",
+        "data__jitter": "0.3",
+        "data__workers": "1",
+        "pretrain__epochs": "0",
+        "train__epochs": "1",
+        "train__ema": "0.9",
+        "train__clip": "1.0",
+        "train__warmup": "2",
+        "loss__running_momentum": "0.9",
+        "loss__template": "mean",
+    }
+    one, other = tmp_path / "one", tmp_path / "other"
+    assert main(arguments(one, **changes)) == 0
+    step, calls = torch.optim.SGD.step, []
+
+    def crash(self: torch.optim.SGD, *args: object) -> object:
+        calls.append(1)
+        if len(calls) == 6:  # the loss arm's third and last
+            raise KeyboardInterrupt
+        return step(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.SGD, "step", crash)
+        assert main(arguments(other, **changes)) == 130
+    assert load_checkpoint(other / "seed0/loss/last.pt")["step"] == 2
+    assert main(["--resume", str(other)]) == 0
+    assert_same_run(one, other)
+    for name in ("ema", "criterion"):
+        first, second = (load_checkpoint(folder / "seed0/loss/last.pt")[name] for folder in (one, other))
+        first, second = (part if name == "ema" else part[0] for part in (first, second))
+        assert first
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data__name": "folder"}, "root: expected the folder of 'folder'"),
+        ({"data__name": "camvid", "data__root": "/nowhere"}, "root: expected an existing folder"),
+        ({"model__name": "unet"}, "model.name: expected small_fcn or one of torchvision's"),
+        ({"model__head": "tail"}, "model.head: expected a layer the logits depend on"),
+        ({"model__checkpoint": "/nowhere/w.pt"}, "model.checkpoint: expected a file"),
+        ({"train__batch_size": "64"}, "batch_size: expected at most the number of training images"),
+        ({"seeds": "[1,1]"}, "seeds: expected one or more different integers"),
+        ({"loss__weight": "-1"}, "weight: expected a finite number in"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_written(
+    changes: dict[str, str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    assert main(arguments(folder, **changes)) == 1
+    assert message in capsys.readouterr().out
+    assert not folder.exists()
+
+
+def test_resume_takes_no_other_setting_and_needs_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--resume", str(tmp_path)]) == 1
+    assert "resume: expected a run folder" in capsys.readouterr().out
+    assert main(["--resume", str(tmp_path), "--train.lr", "1"]) == 1
+    assert "resume: expected no other setting beside it" in capsys.readouterr().out
+
+
+def test_yaml_is_read_and_the_command_line_wins(tmp_path: Path) -> None:
+    parser = build_parser()
+    file = tmp_path / "mine.yaml"
+    file.write_text("train: {epochs: 7, lr: 0.5}\ndata: {size: [32, 48]}\nloss: {similarity: correlation}\n")
+    given = ["--config", str(file), "--train.lr", "0.25", "--data.root", "here"]
+    settings, loss = understand(parser, parser.parse_args(given))
+    assert (settings.train.epochs, settings.train.lr, settings.train.layers) == (7, 0.25, "all")
+    assert (settings.data.size, settings.data.root) == ((32, 48), "here")
+    assert (loss["similarity"], loss["weight"]) == ("correlation", 0.05)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--train.epoch=3"])
+
+
+@pytest.mark.parametrize("name", ["camvid", "tiny"])
+def test_configurations_that_come_along_are_valid(name: str) -> None:
+    parser = build_parser()
+    settings, _ = understand(parser, parser.parse_args(["--config", str(ROOT / f"recipes/configs/{name}.yaml")]))
+    assert settings.name == name
+
+
+def test_help_explains_every_setting() -> None:
+    text = build_parser().format_help()
+    for name in ("--data.root", "--model.weights", "--train.layers", "--loss.weight", "--evaluation.far", "--resume"):
+        assert name in text

@@ -1,0 +1,157 @@
+"""The table's numbers and words, and the images behind them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from perpixel.evaluation import class_iou, mean_iou
+from recipes.comparison import compare, in_words, save_comparison, seed_interval
+from recipes.evaluate import Scores
+from recipes.images import Images
+from recipes.pictures import telling_images
+from recipes.settings import DataSettings, EvaluationSettings
+
+
+def scores(accuracy: float, images: int = 40, seed: int = 0, far: bool = False) -> Scores:
+    """Two classes, 1000 pixels an image, about `accuracy` of them right, more or less so by image."""
+    generator = torch.Generator().manual_seed(seed)
+    right = (1000 * (accuracy + 0.05 * torch.randn(images, generator=generator))).long().clamp(0, 1000)
+    half, rest = right // 2, (1000 - right) // 2
+    confusion = torch.stack([torch.stack([half, rest], 1), torch.stack([rest, half], 1)], 1)
+    return Scores(
+        confusion=confusion,
+        boundary=torch.full((images,), accuracy, dtype=torch.float64),
+        far=torch.stack([right, torch.full_like(right, 1000)], 1) if far else None,
+        iou=class_iou(confusion.sum(0)),
+        pixel_accuracy=float(right.sum()) / (1000 * images),
+    )
+
+
+def compared(control: list[float], loss: list[float], **options: bool):
+    arms = {
+        s: {"control": scores(a, **options), "loss": scores(b, **options)}
+        for s, (a, b) in enumerate(zip(control, loss))
+    }
+    return compare(
+        {0: scores(0.5, **options)},
+        arms,
+        {"control": [2.0, 1.0, 3.0], "loss": [4.0]},
+        classes=["a", "b"],
+        evaluation=EvaluationSettings(resamples=300),
+        loss="template similarity",
+        shared_start=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("loss", "verdict", "words"),
+    [
+        (0.7, "helped", "excludes zero: the loss helped."),
+        (0.5, "hurt", "excludes zero: the loss hurt."),
+        (0.6, "undecided", "+0.00 points, 95 % interval [+0.00, +0.00] includes zero: undecided."),
+    ],
+)
+def test_verdict_follows_from_the_interval(loss: float, verdict: str, words: str) -> None:
+    comparison = compared([0.6], [loss])
+    line = comparison.lines[0]
+    assert (line.metric, line.verdict) == ("mIoU", verdict)
+    assert words in in_words(comparison)[0]
+    assert "does not cover the luck of a training run" in in_words(comparison)[-1]
+    control, treated = scores(0.6), scores(loss)
+    assert line.difference == pytest.approx(
+        100 * float(mean_iou(treated.confusion.sum(0)) - mean_iou(control.confusion.sum(0)))
+    )
+    assert comparison.seconds == {"control": 2.0, "loss": 4.0}
+
+
+def test_far_body_only_where_there_is_evidence() -> None:
+    assert [line.metric for line in compared([0.6], [0.7]).lines] == ["mIoU", "pixel accuracy", "boundary F"]
+    far = compared([0.6], [0.7], far=True).lines[-1]
+    assert far.metric == "far-body accuracy"
+    assert far.difference == pytest.approx(far.loss - far.control)
+
+
+def test_seeds_are_averaged_and_their_disagreement_told() -> None:
+    comparison = compared([0.6, 0.6, 0.6], [0.7, 0.59, 0.62])
+    line = comparison.lines[0]
+    assert line.difference == pytest.approx(sum(line.per_seed) / 3)
+    words = " ".join(in_words(comparison))
+    assert "Better in 2 of 3 seeds" in words
+    assert "which includes zero: another seed might tell another story" in words
+    assert "neither covers the luck of pre-training" in words
+
+
+def test_seed_interval_is_students() -> None:
+    assert seed_interval([1.0, 2.0], 0.95) is None
+    low, high = seed_interval([1.0, 2.0, 3.0], 0.95) or (0, 0)
+    assert (low, high) == (pytest.approx(2 - 4.302653 / 3**0.5), pytest.approx(2 + 4.302653 / 3**0.5))
+
+
+def test_table_and_json_are_written(tmp_path: Path) -> None:
+    save_comparison(compared([0.6], [0.7]), tmp_path)
+    table = (tmp_path / "table.md").read_text()
+    assert "| mIoU | " in table
+    assert "| seconds per epoch |  | 2.00 | 4.00 | +2.00 |" in table
+    assert json.loads((tmp_path / "results.json").read_text())["lines"][0]["verdict"] == "helped"
+
+
+def test_pictures_show_gain_and_loss_alike() -> None:
+    control, loss = scores(0.6, images=5), scores(0.6, images=5)
+    changed = [0, 4, -3, 1, 2]
+    for image, pixels in enumerate(changed):
+        loss.confusion[image] += torch.tensor([[pixels, -pixels], [0, 0]])
+    assert telling_images(control, loss, 4) == [
+        (1, "largest gain"),
+        (2, "largest loss"),
+        (3, "typical"),
+        (4, "large gain"),
+    ]
+
+
+TINY = DataSettings(train_images=10, eval_images=5, size=(32, 48), jitter=0.2, scale=(0.8, 1.2))
+
+
+def epoch(images: Images, **options: int) -> list[torch.Tensor]:
+    return [images for images, _ in images.training(**{"seed": 1, "epoch": 2, "batch_size": 4, **options})]
+
+
+def test_data_order_and_augmentation_are_functions_of_seed_and_epoch() -> None:
+    images, torch_state = Images(TINY), torch.get_rng_state()
+    first = epoch(images)
+    assert len(first) == 2
+    assert torch.equal(torch.get_rng_state(), torch_state)  # nothing drawn from the global generator
+    torch.manual_seed(99)
+    again, skipped = epoch(Images(TINY)), epoch(images, skip=1)
+    assert all(torch.equal(a, b) for a, b in zip(first, again))
+    assert len(skipped) == 1
+    assert torch.equal(skipped[0], first[1])
+    assert not torch.equal(first[0], epoch(images, epoch=3)[0])
+    assert not torch.equal(first[0], epoch(images, seed=2)[0])
+
+
+def test_processes_share_a_batch_and_the_evaluation_images() -> None:
+    images = Images(TINY)
+    whole = epoch(images)
+    parts = [epoch(images, rank=rank, world=2) for rank in (0, 1)]
+    assert all(torch.equal(w, torch.cat([a, b])) for w, a, b in zip(whole, *parts))
+    seen = [
+        int(i) for r in (0, 1) for batch in images.evaluation(batch_size=2, far=4, rank=r, world=2) for i in batch[0]
+    ]
+    assert sorted(seen) == [0, 1, 2, 3, 4]
+    with pytest.raises(ValueError, match="a multiple of the number of devices"):
+        epoch(images, world=3)
+
+
+def test_far_body_pixels_belong_to_confusable_classes_and_are_far() -> None:
+    images = Images(TINY)
+    near, far = (
+        torch.cat([batch[3] for batch in images.evaluation(batch_size=5, far=f) if batch[3] is not None])
+        for f in (1, 15)
+    )
+    labels = torch.cat([batch[2] for batch in images.evaluation(batch_size=5, far=1)])
+    assert 0 < int(far.sum()) < int(near.sum())
+    assert not bool((far & ~near).any())
+    known = {c for pair in images._train.dataset.pairs if pair.kind == "confusable" for c in pair[:2]}
+    assert set(labels[near].unique().tolist()) <= known

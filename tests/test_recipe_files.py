@@ -1,0 +1,122 @@
+"""What reaches the disk: whole files or none, damage found, histories without doubled rows."""
+
+import errno
+import json
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from recipes.checkpoints import (
+    LAST,
+    PREVIOUS,
+    DamagedCheckpoint,
+    load_checkpoint,
+    load_newest,
+    save_checkpoint,
+    write_atomically,
+)
+from recipes.history import History, read_json_lines
+from recipes.randomness import random_state, set_random_state
+
+STATE = {"step": 3, "model": {"weight": torch.arange(1000.0)}, "note": "text"}
+
+
+def test_every_flipped_byte_is_found_or_harmless(tmp_path: Path) -> None:
+    path = tmp_path / "c.pt"
+    save_checkpoint(path, STATE)
+    sound, found = path.read_bytes(), 0
+    for place in random.Random(0).sample(range(len(sound)), 150):
+        damaged = bytearray(sound)
+        damaged[place] ^= 0x55
+        path.write_bytes(damaged)
+        try:
+            state = load_checkpoint(path)
+        except DamagedCheckpoint:
+            found += 1
+        else:  # padding, dates: nothing that is read
+            assert state["step"] == 3
+            assert torch.equal(state["model"]["weight"], STATE["model"]["weight"])
+    assert found > 100
+    for length in (0, 10, len(sound) // 2, len(sound) - 1):
+        path.write_bytes(sound[:length])
+        with pytest.raises(DamagedCheckpoint, match=r"c\.pt"):
+            load_checkpoint(path)
+
+
+def test_newest_sound_checkpoint(tmp_path: Path) -> None:
+    told: list[str] = []
+    assert load_newest(tmp_path, told.append) is None
+    for step in (1, 2):
+        save_checkpoint(tmp_path / LAST, {"step": step}, keep_as=tmp_path / PREVIOUS)
+    newest = load_newest(tmp_path, told.append)
+    assert newest == {"step": 2}
+    assert not told
+    (tmp_path / LAST).write_bytes(b"PK damaged")
+    assert load_newest(tmp_path, told.append) == {"step": 1}
+    assert "the one before it is used" in told[0]
+    (tmp_path / PREVIOUS).write_bytes(b"")
+    assert load_newest(tmp_path, told.append) is None
+    assert "starts again" in told[-1]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_no_space_left_keeps_the_old_files(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_checkpoint(tmp_path / LAST, {"step": 1})
+
+    def full(_: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"no space left to write .*last.pt .*MB needed.*--resume") as caught:
+        save_checkpoint(tmp_path / LAST, {"step": 2}, keep_as=tmp_path / PREVIOUS)
+    assert caught.value.errno == code
+    assert [p.name for p in tmp_path.iterdir()] == [LAST]
+    assert load_checkpoint(tmp_path / LAST) == {"step": 1}
+
+
+def test_a_write_that_fails_otherwise_says_so(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        write_atomically(tmp_path / "no" / "file", b"")
+
+
+def row(epoch: int) -> dict[str, float]:
+    return {"epoch": epoch, "step": 2 * epoch, "miou": epoch / 10, "iou/rare": float("nan")}
+
+
+def test_history_resumed_drops_what_came_after_the_checkpoint(tmp_path: Path) -> None:
+    history = History(tmp_path)
+    for epoch in (1, 2):
+        history.add_steps([{"step": 2 * epoch - 1, "base": 1.0}, {"step": 2 * epoch, "base": float("inf")}])
+        history.add_epoch(row(epoch))
+    history.close()
+    with open(tmp_path / "steps.jsonl", "a") as file:
+        file.write('{"step": 5, "ba')  # cut short by a kill
+    assert [r["step"] for r in read_json_lines(tmp_path / "steps.jsonl")] == [1, 2, 3, 4]
+    resumed = History(tmp_path, epochs=[row(1)], step=3)
+    assert [r["step"] for r in read_json_lines(tmp_path / "steps.jsonl")] == [1, 2, 3]
+    resumed.add_steps([{"step": 4, "base": 2.0}])
+    resumed.add_epoch(row(2))
+    resumed.close()
+    steps = read_json_lines(tmp_path / "steps.jsonl")
+    assert [(r["step"], r["base"]) for r in steps] == [(1, 1.0), (2, None), (3, 1.0), (4, 2.0)]
+    assert (tmp_path / "metrics.csv").read_text().splitlines() == [
+        "epoch,step,miou,iou/rare",
+        "1,2,0.1,",
+        "2,4,0.2,",
+    ]
+    assert [json.loads(line)["epoch"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2]
+
+
+def test_random_state_comes_back_through_a_file(tmp_path: Path) -> None:
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002
+
+    draw()
+    save_checkpoint(tmp_path / LAST, {"random": random_state()})
+    expected = draw()
+    set_random_state(load_checkpoint(tmp_path / LAST)["random"])
+    assert draw() == expected
