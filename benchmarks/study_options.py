@@ -32,10 +32,7 @@ VARIANTS: dict[str, dict] = {
     "selective correlation 0.05": {"weight": 0.05, "selective": True, "similarity": "correlation"},
     "cosine, mean template 0.05": {"weight": 0.05, "template": "mean"},
     "cosine, running 0.05": {"weight": 0.05, "running_momentum": 0.9},
-    "contrast, peak 0.05": {"weight": 0.05, "objective": "contrast"},
     "contrast, mean 0.05": {"weight": 0.05, "objective": "contrast", "template": "mean"},
-    "contrast, mean 0.2": {"weight": 0.2, "objective": "contrast", "template": "mean"},
-    "cosine 1": {"weight": 1.0},
 }
 
 
@@ -54,7 +51,7 @@ def render(length: int, split: str, seed: int) -> tuple[Tensor, Tensor, Tensor]:
 def train(model: nn.Module, data: tuple[Tensor, ...], steps: int, lr: float, seed: int, term: nn.Module | None) -> None:
     images, labels, _ = data
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: (1 - s / steps) ** 0.9)
     model.train()
     with perpixel.attach(model, *([] if term is None else [term])) as criterion:
@@ -86,9 +83,10 @@ def evaluate(model: nn.Module, data: tuple[Tensor, ...], classes: int) -> dict[s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--start-steps", type=int, default=600)
-    parser.add_argument("--steps", type=int, default=250)
-    parser.add_argument("--lr", type=float, default=0.02)
+    parser.add_argument("--start-steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--start-lr", type=float, default=3e-3)
+    parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", nargs="*", help="variants to run besides the control")
     parser.add_argument("--out", type=Path)
@@ -98,10 +96,10 @@ def main() -> None:
     results: dict[str, list[dict[str, float]]] = {}
     for seed in range(options.seeds):
         torch.manual_seed(seed)
-        training, held_out = render(400, "train", seed), render(160, "val", seed)
+        training, held_out = render(800, "train", seed), render(200, "val", seed)
         start = small_fcn(classes)
         began = time.perf_counter()
-        train(start, training, options.start_steps, 0.05, seed, None)
+        train(start, training, options.start_steps, options.start_lr, seed, None)
         print(
             f"seed {seed}: start {evaluate(start, held_out, classes)} in {time.perf_counter() - began:.0f} s",
             flush=True,
