@@ -11,7 +11,7 @@ from torchvision import tv_tensors
 
 from perpixel import data
 from perpixel.checks import complain
-from perpixel.data.transforms import ResizeTo
+from perpixel.data import ResizeTo
 from recipes.settings import DataSettings
 
 EvaluationBatch = tuple[Tensor, Tensor, Tensor, Tensor | None]  # indices, images, labels, far-body mask

@@ -84,7 +84,13 @@ def test_last_three_layers_train_with_the_normalisation_behind_them() -> None:
 def test_last_three_of_deeplab_are_projection_convolution_and_classifier() -> None:
     network = build_network(ModelSettings(DEEPLAB, aux_loss=True), 4)
     chosen, _ = select_layers(network, "last-3")
-    assert chosen == ["classifier.0.project.0", "classifier.0.project.1", "classifier.1", "classifier.2", "classifier.4"]
+    assert chosen == [
+        "classifier.0.project.0",
+        "classifier.0.project.1",
+        "classifier.1",
+        "classifier.2",
+        "classifier.4",
+    ]
 
 
 def test_head_and_all() -> None:
@@ -164,7 +170,9 @@ def test_checkpoints_of_many_makers_load(form: str, tmp_path: Path) -> None:
 
 def test_another_number_of_classes_needs_consent() -> None:
     source, network = small_fcn(5, width=8).state_dict(), small_fcn(3, width=8)
-    with pytest.raises(ValueError, match=r"expected 3 classes.*classifier.weight of shape \(5, 8, 1, 1\).*replace_head"):
+    with pytest.raises(
+        ValueError, match=r"expected 3 classes.*classifier.weight of shape \(5, 8, 1, 1\).*replace_head"
+    ):
         load_weights(network, source, "w.pt", replace_head=False, num_classes=3)
     own = network.classifier.weight.clone()
     new = load_weights(network, source, "w.pt", replace_head=True, num_classes=3)
@@ -178,7 +186,9 @@ def test_missing_unexpected_and_misshapen_entries_are_named() -> None:
     before = {name: value.clone() for name, value in network.state_dict().items()}
     state["surplus"] = state.pop("stem.0.0.weight")
     state["context.0.0.weight"] = torch.zeros(8, 8, 1, 1)
-    with pytest.raises(ValueError, match=r"1 missing \(stem.0.0.weight\).*1 unexpected \(surplus\).*1 of another shape"):
+    with pytest.raises(
+        ValueError, match=r"1 missing \(stem.0.0.weight\).*1 unexpected \(surplus\).*1 of another shape"
+    ):
         load_weights(network, state, "w.pt", replace_head=True, num_classes=3)
     assert same(before, network.state_dict())
 
