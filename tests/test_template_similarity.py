@@ -321,3 +321,7 @@ def test_validate_names_bad_values_at_counted_pixels_only() -> None:
     features[1, 2, 2, 3], logits[1, 0, 1, 0] = 0, torch.inf
     with pytest.raises(ValueError, match=r"logits.*finite.*\(1, 1, 0\)"):
         template_similarity_loss(features, logits, labels, validate=True)
+    fine = labels.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    fine[1, 3, 3] = 99  # not a pixel that the grid picks
+    with pytest.raises(ValueError, match=r"labels.*99 at position \(1, 3, 3\)"):
+        template_similarity_loss(features, logits, fine, validate=True)

@@ -75,11 +75,11 @@ def template_similarity_loss(
         ignore_index: void label, inside [0, C) or not.
         share_templates: under torch.distributed, templates, classes and counts of the joined batch; the loss is scaled
             by the number of processes, so that the gradients that DDP averages are those of the joined batch.
-        validate: check labels on any device, and that features and logits are finite where they count (waits for the
-            device). Labels are always checked on the CPU.
+        validate: check every label on any device, and that features and logits are finite where they count (waits for
+            the device). Without it labels are checked on the CPU, those that the grid picks.
 
     Returns:
-        A scalar, float32 (float64 for float64). Zero, with zero gradients, where nothing counts. A vector without
+        A scalar, float32 (float64 for float64), differentiable once. Zero, with zero gradients, where nothing counts. A vector without
         direction (zero, or constant for "correlation"; exact thresholds in `similarity_op`) has similarity 0 and no
         gradient.
 
@@ -271,14 +271,14 @@ def _check_inputs(features: Tensor, logits: Tensor, labels: Tensor, ignore_index
         raise ValueError(complain("labels", f"{features.shape[0]} label maps, one per image", labels, remedy))
     if labels.numel() == 0:
         return labels
-    labels = labels_on_grid(labels, (features.shape[2], features.shape[3]))
+    on_grid = labels_on_grid(labels, (features.shape[2], features.shape[3]))
     if not torch.compiler.is_compiling() and (validate or labels.device.type == "cpu"):
-        check_labels_in_range(labels, logits.shape[1], ignore_index)
+        check_labels_in_range(labels if validate else on_grid, logits.shape[1], ignore_index)
         if validate:
-            valid = valid_mask(labels, ignore_index)
+            valid = valid_mask(on_grid, ignore_index)
             check_finite("features", features, valid)
             check_finite("logits", logits, valid)
-    return labels
+    return on_grid
 
 
 def _check_templates(templates: Tensor, features: Tensor, logits: Tensor) -> Tensor:
