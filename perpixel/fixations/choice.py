@@ -1,0 +1,114 @@
+"""Which of a window's inputs a point moves to: taps, their order, and the strongest contributions."""
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from perpixel.fixations.points import Points
+from perpixel.fixations.step import K, Share, Way
+
+ELEMENTS = 1 << 18  # contributions looked at at once: few enough to stay in a core's cache
+
+
+@dataclass(frozen=True)
+class Taps:
+    """Where the taps of P windows lie: pixel int64 (P, T) in the source's grid, valid bool (P, T), None if all are."""
+
+    pixel: Tensor
+    valid: Tensor | None
+
+    def part(self, part: slice) -> "Taps":
+        return Taps(self.pixel[part], None if self.valid is None else self.valid[part])
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What was chosen: for each, the place of its point, tap and channel of the group, and its part of the mass."""
+
+    point: Tensor
+    tap: Tensor
+    channel: Tensor
+    part: Tensor | None  # None: all of it
+    score: Tensor  # (P, ...), to look for NaN in
+
+
+@cache
+def tap_order(size: tuple[int, int], way: Way, fixed: bool) -> list[int]:
+    """The taps of a kernel, preferred ones first, so that the first of equal contributions is the one to take."""
+    height, width = size
+    taps = list(range(height * width))
+    if way.published:
+        return taps[::-1]
+    cy, cx = (height // 2, width // 2) if fixed else ((height - 1) / 2, (width - 1) / 2)
+    return sorted(taps, key=lambda t: ((t // width - cy) ** 2 + (t % width - cx) ** 2, t))
+
+
+def is_fixed(way: Way, dilation: tuple[int, int]) -> bool:
+    """Whether points keep their place here."""
+    return way.shift == "none" or (way.shift == "partial" and max(dilation) > 1)
+
+
+def choose(contributions: Tensor, taps: Taps, way: Way, k: K, fixed: int | None) -> Chosen:
+    """The strongest of contributions (P, T, C), at the `fixed` tap if there is one.
+
+    By channels: those with the largest sum over the taps, and the best tap in each. By elements: the largest ones.
+    Of equal ones the first, in the order of the taps, then of the channels; the published way takes the last channel.
+    """
+    count, length, channels = contributions.shape
+    valid = None if taps.valid is None else taps.valid[:, :, None]
+    if valid is not None:
+        contributions = contributions.masked_fill(~valid, 0)
+    competing = contributions if valid is None or way.published else contributions.masked_fill(~valid, -torch.inf)
+    if way.elements or channels == 1:
+        place, part, score = _best(competing.reshape(count, -1), k, last=False)
+        tap, channel = place // channels, place % channels
+    else:
+        channel, part, score = _best(contributions.sum(1), k, last=way.published)
+        tap = competing.gather(2, channel[:, None, :].expand(-1, length, -1)).argmax(1)
+    if fixed is not None:
+        tap = torch.full_like(tap, fixed)
+        if taps.valid is not None and not way.published:
+            tap = taps.valid.to(torch.uint8).argmax(1)[:, None].expand_as(tap)
+    point = torch.arange(count, device=tap.device)
+    if part is None and valid is None:
+        return Chosen(point, tap[:, 0], channel[:, 0], None, score)
+    keep = torch.ones_like(tap, dtype=torch.bool) if part is None else part > 0
+    if valid is not None and not way.published:
+        keep = keep & taps.valid.any(1, keepdim=True)  # type: ignore[union-attr]
+    point = point[:, None].expand_as(keep)[keep]
+    return Chosen(point, tap[keep], channel[keep], None if part is None else part[keep], score)
+
+
+def moved(points: Points, chosen: Chosen, unit: Tensor, values: Tensor | None) -> Points:
+    """The points on the chosen units; where the value there is negative, so is the question from now on."""
+    group, mass = points.group[chosen.point], points.mass[chosen.point]
+    if chosen.part is not None:
+        mass = mass * chosen.part
+    result = Points(group, unit, mass)
+    return result if values is None else result.signed(torch.where(values < 0, -1, 1))
+
+
+def _best(scores: Tensor, k: K, *, last: bool) -> tuple[Tensor, Tensor | None, Tensor]:
+    """The k highest of scores (P, C): places (P, k), parts (P, k) of the mass or None for k = 1, the highest score."""
+    if last:
+        scores = scores.flip(1)
+    if k == 1:
+        high, place = scores.max(1, keepdim=True)
+        part = None
+    else:
+        ranked, place = scores.sort(dim=1, descending=True, stable=True)
+        high = ranked[:, :1]
+        keep = ranked.isfinite()
+        if isinstance(k, Share):
+            total = torch.where(keep, ranked, 0).sum(1, keepdim=True)
+            before = torch.where(keep, ranked, 0).cumsum(1) - torch.where(keep, ranked, 0)
+            keep = keep & (before < k.share * total)
+        else:
+            place, ranked, keep = place[:, :k], ranked[:, :k], keep[:, :k]
+        part = torch.where(keep, ranked, 0).clamp(min=0).double()
+        total = part.sum(1, keepdim=True)
+        part[:, :1] = torch.where(total > 0, part[:, :1], 1.0)
+        part = part / part.sum(1, keepdim=True)
+    return (scores.shape[1] - 1 - place if last else place), part, high

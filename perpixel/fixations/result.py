@@ -1,0 +1,119 @@
+"""What `fixations` returns: the points of every image and label, their mass, and what became of the rest."""
+
+import difflib
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from perpixel.checks import check_flag, check_number, check_same_device, check_tensor, complain
+from perpixel.fixations import maps
+from perpixel.fixations.points import Points
+
+
+@dataclass(frozen=True)
+class PointMap:
+    """The points on one tensor.
+
+    points: int64 (P, 5), image, label, channel, y, x; unique and sorted. On a tensor (N, F), y = x = 0.
+    mass: float64 (P,), output pixels whose trace passes there; a start pixel counts 1.
+    sign: int64 (P,), 1 where the question is what made the unit positive, -1 what made it negative, 0 where both meet.
+    size: height and width. images, classes: N and C.
+    """
+
+    points: Tensor
+    mass: Tensor
+    sign: Tensor
+    size: tuple[int, int]
+    images: int
+    classes: int
+
+    def density(self, sigma: float | None = None, drop_outliers: bool = True) -> Tensor:
+        """Heat maps float32 (N, C, H, W): masses blurred by a Gaussian of `sigma` pixels, cut at the border.
+
+        sigma: None for 2 % of the diagonal. drop_outliers: leave out points with fewer than 5 % of the points of their
+        image and label within 2 % of the diagonal. Each map sums to the mass it shows; no points: zeros.
+        Ganeshan 2017, section 2.4.
+        """
+        check_flag("drop_outliers", drop_outliers)
+        if sigma is None:
+            sigma = max(maps.NEAR * math.hypot(*self.size), 0.5)
+        sigma = check_number("sigma", sigma, low=0.0, open_low=True)
+        group, y, x, mass = self._flat()
+        if drop_outliers:
+            keep = ~maps.outliers(group, y, x, self.size)
+            group, y, x, mass = group[keep], y[keep], x[keep], mass[keep]
+        result = maps.density(group, y, x, mass, self.images * self.classes, self.size, sigma)
+        return result.view(self.images, self.classes, *self.size)
+
+    def inside(self, labels: Tensor) -> Tensor:
+        """Share of the mass that lies on the object, float64 (N, C), NaN where an image has no mass of a label.
+
+        labels: int (N, H, W) at this tensor's size; a point counts as inside where they equal its own label.
+        """
+        labels = check_tensor("labels", labels, ndim=3, shape="(N, H, W)", floating=False)
+        check_same_device(labels=labels, fixations=self.points)
+        if tuple(labels.shape) != (self.images, *self.size):
+            expected = f"shape {(self.images, *self.size)}, one label per unit of the map"
+            remedy = "Bring them to this size with nearest-neighbour interpolation."
+            raise ValueError(complain("labels", expected, labels, remedy))
+        return maps.inside(*self._flat(), self.classes, labels)
+
+    def _flat(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        image, label, _, y, x = self.points.unbind(1)
+        return image * self.classes + label, y, x, self.mass
+
+
+@dataclass(frozen=True)
+class Fixations(PointMap):
+    """The fixations of a batch: points on the input, and how they came there.
+
+    started: output pixels traced; the masses and `dropped` add up to it.
+    dropped: mass that reached no input, `dropped_at` by node: in padding, or cut by the cap (`capped`, by node).
+    jumps: mass that went through a global pooling, from one unit to any place of the map, by node.
+    layers: with record=True, the points on every tensor passed, by the name of its node; `on` finds them by layer.
+    """
+
+    started: float
+    dropped: float
+    dropped_at: dict[str, float]
+    capped: dict[str, float]
+    jumps: dict[str, float]
+    layers: dict[str, PointMap] = field(repr=False)
+    nodes: dict[str, str] = field(repr=False)  # recorded node -> dotted name of its layer
+
+    def on(self, layer: str) -> PointMap:
+        """The points on the output of `layer`: the name of a node, or the dotted name of a layer.
+
+        ValueError for a layer without points, one that runs several times (name the node), or without record=True.
+        """
+        if layer in self.layers:
+            return self.layers[layer]
+        runs = [node for node, name in self.nodes.items() if name == layer]
+        if len(runs) == 1:
+            return self.layers[runs[0]]
+        if runs:
+            raise ValueError(complain("layer", "a layer that runs once", f"{layer!r}, run as {runs}", "Name the node."))
+        if not self.layers:
+            raise ValueError(complain("layer", "recorded layers", "fixations without", "Call with record=True."))
+        close = difflib.get_close_matches(str(layer), [*self.layers, *self.nodes.values()], 5) or list(self.layers)[:5]
+        remedy = f"The closest with points: {', '.join(dict.fromkeys(close))}. See fix.layers."
+        raise ValueError(complain("layer", "a node or layer that points pass", layer, remedy))
+
+
+def point_map(points: Points, shape: tuple[int, ...], images: int, classes: int) -> PointMap:
+    """The public form of merged points on a tensor of `shape`."""
+    size = (shape[2], shape[3]) if len(shape) == 4 else (1, shape[2]) if len(shape) == 3 else (1, 1)
+    area = size[0] * size[1]
+    group, unit, mass = points.group, points.unit, points.mass
+    sign = torch.ones_like(unit) if points.sign is None else points.sign
+    if points.sign is not None:
+        units = math.prod(shape[1:])
+        key, place, count = torch.unique_consecutive(group * units + unit, return_inverse=True, return_counts=True)
+        mass = mass.new_zeros(len(key)).index_add_(0, place, mass)
+        sign = sign.new_zeros(len(key)).index_add_(0, place, sign) // count
+        group, unit = key // units, key % units
+    pixel = unit % area
+    columns = (group // classes, group % classes, unit // area, pixel // size[1], pixel % size[1])
+    return PointMap(torch.stack(columns, 1), mass, sign, size, images, classes)

@@ -1,0 +1,226 @@
+"""Moves through layers that weigh their input: convolution, transposed convolution, linear."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perpixel.fixations.choice import ELEMENTS, Taps, choose, is_fixed, moved, tap_order
+from perpixel.fixations.points import Points
+from perpixel.fixations.step import Moves, Step
+
+_PROBES = 64  # elements of a weight that tell whether it was changed behind autograd's back
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A convolution's settings; before: padding above and left of the image."""
+
+    weight: Tensor
+    size: tuple[int, int]
+    stride: tuple[int, int]
+    before: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    mode: str
+    transposed: bool
+
+
+def convolution(points: Points, step: Step) -> Moves:
+    """To the inputs with the largest weight x input; the bias does not compete."""
+    return _weigh(points, step, _kernel(step, transposed=False))
+
+
+def transposed_convolution(points: Points, step: Step) -> Moves:
+    """To the inputs with the largest weight x input among those that reach the unit."""
+    return _weigh(points, step, _kernel(step, transposed=True))
+
+
+def linear(points: Points, step: Step) -> Moves:
+    """To the features with the largest weight x input, at the same place."""
+    source = step.operands[0]
+    value, weight = step.value(source), _weight(step)
+    place = points.unit // weight.shape[0]
+    per_image = step.units(source) // value.shape[-1]
+    pixel = (step.image(points) * per_image + place)[:, None]
+    rows = value.reshape(-1, value.shape[-1])
+    parts = []
+    for part in _chunks(len(points), weight.shape[1]):
+        some = points.take(part)
+        chosen_rows, w = rows[pixel[part]], weight[some.unit % weight.shape[0]][:, None]
+        chosen = choose(_signed(chosen_rows * w, some), Taps(pixel[part], None), step.way, step.way.k(step), None)
+        step.check(chosen.score, source)
+        found = None if step.way.published else chosen_rows[chosen.point, chosen.tap, chosen.channel]
+        unit = place[part][chosen.point] * value.shape[-1] + chosen.channel
+        parts.append((source, moved(some, chosen, unit, found)))
+    return parts
+
+
+def _weigh(points: Points, step: Step, kernel: Kernel) -> Moves:
+    source = step.operands[0]
+    x, way, k = step.value(source), step.way, step.way.k(step)
+    _, channels, height, width = x.shape
+    _, outputs, rows_out, columns_out = step.shape()
+    fixed = is_fixed(way, kernel.dilation)
+    order = tap_order(kernel.size, way, fixed)
+    channel = points.unit // (rows_out * columns_out)
+    place = points.unit - channel * (rows_out * columns_out)
+    row = place // columns_out
+    taps = _taps(row, place - row * columns_out, kernel, order, (height, width))
+    centre = kernel.size[0] // 2 * kernel.size[1] + kernel.size[1] // 2
+    per_group = channels // kernel.groups
+    first = channel // (outputs // kernel.groups) * per_group  # the first channel of the unit's group
+    weight = _laid_out(step, kernel, order)
+    read = _Values(x, step.image(points), taps.pixel, per_group)
+    parts = []
+    for part in _chunks(len(points), len(order) * per_group):
+        some = points.take(part)
+        values = read.take(part, first[part])
+        contributions = values * weight.index_select(0, channel[part])
+        chosen = choose(_signed(contributions, some), taps.part(part), way, k, order.index(centre) if fixed else None)
+        step.check(chosen.score, source)
+        found = None if way.published else values[chosen.point, chosen.tap, chosen.channel]
+        pixel = taps.pixel[part][chosen.point, chosen.tap]
+        unit = (first[part][chosen.point] + chosen.channel) * (height * width) + pixel
+        parts.append((source, moved(some, chosen, unit, found)))
+    return parts
+
+
+def _signed(contributions: Tensor, points: Points) -> Tensor:
+    return contributions if points.sign is None else contributions * points.sign[:, None, None]
+
+
+def _chunks(count: int, elements: int) -> list[slice]:
+    size = max(1, ELEMENTS // elements)
+    return [slice(start, start + size) for start in range(0, count, size)]
+
+
+class _Values:
+    """Reads windows (P, T, C) of a group's channels from a map (N, channels, H, W), one row of channels per pixel."""
+
+    def __init__(self, x: Tensor, image: Tensor | int, pixel: Tensor, per_group: int) -> None:
+        if x.dtype in (torch.float16, torch.bfloat16):
+            x = x.float()
+        images, channels, height, width = x.shape
+        self.per_group, self.groups = per_group, channels // per_group
+        self.area = height * width
+        if per_group == 1:
+            start = image[:, None] * (channels * self.area) if isinstance(image, Tensor) else 0
+            self.rows, self.index = x.reshape(-1), pixel + start
+            return
+        index = pixel + image[:, None] * self.area if isinstance(image, Tensor) else pixel
+        if channels > 1 and x.is_contiguous(memory_format=torch.channels_last):
+            rows = x.permute(0, 2, 3, 1).reshape(-1, channels)
+        elif pixel.numel() >= images * self.area:
+            rows = x.flatten(2).transpose(1, 2).contiguous().view(-1, channels)
+        else:
+            rows, index = _touched(x.flatten(2), index)
+        self.rows = rows.reshape(-1, per_group)
+        self.index = index * self.groups
+
+    def take(self, part: slice, first: Tensor) -> Tensor:
+        index = self.index[part]
+        if self.per_group == 1:
+            return self.rows[index + first[:, None] * self.area][:, :, None]
+        if self.groups > 1:
+            index = index + (first // self.per_group)[:, None]
+        return self.rows.index_select(0, index.flatten()).view(*index.shape, self.per_group)
+
+
+def _touched(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows (M, C) of the pixels of x (N, C, HW) that `index` names, and the index into them."""
+    images, channels, area = x.shape
+    mark = torch.zeros(images * area, dtype=torch.bool, device=x.device)
+    mark[index.flatten()] = True
+    pixels = mark.nonzero().squeeze(1)
+    place = torch.empty(images * area, dtype=torch.int64, device=x.device)
+    place[pixels] = torch.arange(len(pixels), device=x.device)
+    if images == 1 and len(pixels) > 8 * channels:  # long rows read along the image, short ones along the channels
+        rows = x[0].index_select(1, pixels).t().contiguous()
+    else:
+        rows = x[pixels // area, :, pixels % area]
+    return rows, place[index]
+
+
+def _taps(row: Tensor, column: Tensor, kernel: Kernel, order: list[int], size: tuple[int, int]) -> Taps:
+    """Where the taps of the windows of the units (row, column) lie in a source of `size`."""
+    tap = torch.tensor(order, device=row.device)
+    axes = []
+    for out, offset, axis in ((row, tap // kernel.size[1], 0), (column, tap % kernel.size[1], 1)):
+        stride, length = kernel.stride[axis], size[axis]
+        if kernel.transposed:
+            at = out[:, None] + (kernel.before[axis] - offset * kernel.dilation[axis])
+            inside = (at % stride == 0) & (at >= 0) & (at < length * stride)
+            at = at // stride
+        else:
+            at = (out * stride - kernel.before[axis])[:, None] + offset * kernel.dilation[axis]
+            inside = (at >= 0) & (at < length)
+            if kernel.mode != "zeros":
+                at, inside = _wrapped(at, length, kernel.mode), torch.ones_like(inside)
+        axes.append((at.clamp(0, length - 1), inside))
+    (y, y_inside), (x, x_inside) = axes
+    padded = kernel.transposed or (kernel.mode == "zeros" and kernel.before != (0, 0)) or kernel.stride != (1, 1)
+    valid = y_inside & x_inside if padded else None
+    if valid is not None and bool(valid.all()):
+        valid = None
+    return Taps(y * size[1] + x, valid)
+
+
+def _wrapped(at: Tensor, length: int, mode: str) -> Tensor:
+    """The place that padding of this mode copies from."""
+    if mode == "circular":
+        return at % length
+    if mode == "reflect":
+        at = at.abs()
+        return torch.where(at >= length, 2 * (length - 1) - at, at)
+    return at.clamp(0, length - 1)
+
+
+def _kernel(step: Step, *, transposed: bool) -> Kernel:
+    weight = _weight(step)
+    stride = _pair(step.argument("stride", 3, 1))
+    dilation = _pair(step.argument("dilation", 7 if transposed else 5, 1))
+    padding = step.argument("padding", 4, 0)
+    size = (weight.shape[2], weight.shape[3])
+    if padding == "same":
+        before = (dilation[0] * (size[0] - 1) // 2, dilation[1] * (size[1] - 1) // 2)
+    else:
+        before = (0, 0) if padding == "valid" else _pair(padding)
+    groups = step.argument("groups", 6, 1)
+    mode = step.argument("padding_mode", 99, "zeros")
+    return Kernel(weight, size, stride, before, dilation, groups, mode, transposed)
+
+
+def _weight(step: Step) -> Tensor:
+    weight = step.argument("weight", 1)
+    return weight.detach().float() if weight.dtype in (torch.float16, torch.bfloat16) else weight.detach()
+
+
+def _laid_out(step: Step, kernel: Kernel, order: list[int]) -> Tensor:
+    """The weight as (outputs, taps in order, channels per group), kept with the trace while it does not change."""
+    weight = kernel.weight
+    if weight.device.type != "cpu" or step.node.op != "call_module":
+        return _lay_out(kernel, order)
+    probe = weight.reshape(-1)[:: max(1, weight.numel() // _PROBES)].clone()
+    state: Any = (weight._version, weight.data_ptr(), weight.shape, weight.dtype, tuple(order))
+    kept = step.run.trace.weights.get(step.node)
+    if kept is None or kept[0] != state or not torch.equal(kept[1], probe):
+        kept = (state, probe, _lay_out(kernel, order))
+        step.run.trace.weights[step.node] = kept
+    return kept[2]
+
+
+def _lay_out(kernel: Kernel, order: list[int]) -> Tensor:
+    weight = kernel.weight
+    if kernel.transposed:  # (inputs, outputs per group, h, w) -> (outputs, inputs per group, h, w)
+        inputs, outputs = weight.shape[:2]
+        weight = weight.view(kernel.groups, inputs // kernel.groups, outputs, *kernel.size).transpose(1, 2)
+        weight = weight.reshape(kernel.groups * outputs, inputs // kernel.groups, *kernel.size)
+    return weight.flatten(2).transpose(1, 2)[:, torch.tensor(order, device=weight.device)].contiguous()
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    if isinstance(value, (tuple, list)):
+        return (int(value[0]), int(value[-1]))
+    return (int(value), int(value))
