@@ -61,10 +61,13 @@ def _blocks(x: Tensor, valid: Tensor, mean: Tensor | None) -> Iterator[tuple[sli
     for start in range(0, channels, step):
         part = slice(start, min(start + step, channels))
         block = scratch[:, : part.stop - part.start]
-        block.copy_(x[:, part])
-        if mean is not None:
-            block.sub_(mean[:, None])
-        block.view(bits).bitwise_and_(kept)
+        if mean is None and x.dtype == scratch.dtype:
+            torch.bitwise_and(x[:, part].view(bits), kept, out=block.view(bits))
+        else:
+            block.copy_(x[:, part])
+            if mean is not None:
+                block.sub_(mean[:, None])
+            block.view(bits).bitwise_and_(kept)
         yield part, block
 
 
