@@ -14,12 +14,14 @@ from torch.fx.node import Node
 from perpixel.checks import check_flag, check_integer, check_option, check_same_device, check_tensor, complain
 from perpixel.fixations import graph, joins, windows
 from perpixel.fixations.points import Points, merged
+from perpixel.fixations.reading import Scratch
 from perpixel.fixations.result import Fixations, PointMap, point_map
 from perpixel.fixations.rules import FixationRules, fixation_rules
-from perpixel.fixations.step import K, Moves, Share, Step, Way
+from perpixel.fixations.step import K, Moves, Rule, Share, Step, Way
 from perpixel.outputs import dense_logits
 
 VOID = 255
+FEW = 128
 _ROUNDING = 1e-9  # of the mass: what shares may lose in adding up
 
 
@@ -61,10 +63,11 @@ def fixations(
     check_integer("max_points", max_points, low=1)
     model = graph.unwrapped(model)
     _check_images(images, model)
-    with graph.evaluating(model):
-        trace = graph.trace(model, images, rules.leaves)
+    layers = dict(model.named_modules())
+    with graph.evaluating(layers):
+        trace = graph.trace(model, layers, images, rules.leaves)
         way = Way(shift, rules.base == "seg-unravel", rules.select == "element", 0, _counts(k, trace))
-        walk = _Walk(model, images, trace, rules, way, record, max_points)
+        walk = _Walk(layers, images, trace, rules, way, record, max_points)
         return walk.back(start)
 
 
@@ -73,7 +76,7 @@ class _Walk:
 
     def __init__(
         self,
-        model: nn.Module,
+        layers: graph.Layers,
         images: Tensor,
         trace: graph.Trace,
         rules: FixationRules,
@@ -82,7 +85,9 @@ class _Walk:
         max_points: int,
     ) -> None:
         self.trace, self.rules, self.way, self.record, self.max_points = trace, rules, way, record, max_points
-        self.run = graph.Run(trace, model, images, self)
+        kind = None if rules.extra else (rules.base, rules.select)  # what a plan for one run holds for
+        self.run = graph.Run(trace, layers, images, self, kind)
+        self.run.scratch = Scratch()
         self.images, self.classes = images.shape[0], 0
         self.layers: dict[str, PointMap] = {}
         self.nodes: dict[str, str] = {}
@@ -92,20 +97,22 @@ class _Walk:
 
     def follows(self, node: Node, run: graph.Run) -> Iterable[Node]:
         step = Step(node, run, self.way)
-        rule = self.rules.rule(node, step.module)
+        rule = self._rule(step)
         with contextlib.suppress(NotImplementedError):  # raised if points come here
             return step.operands if rule is None else rule.follows(step)
         return step.operands
 
     def reads(self, node: Node, run: graph.Run) -> Iterable[Node]:
         step = Step(node, run, self.way)
-        rule = self.rules.rule(node, step.module)
+        rule = self._rule(step)
         with contextlib.suppress(NotImplementedError):
             return [] if rule is None else rule.reads(step)
         return []
 
     def inner(self, node: Node) -> Iterable[Node]:
-        return joins.inner_nodes(node)
+        if node not in self.trace.inner:
+            self.trace.inner[node] = joins.inner_nodes(node)
+        return self.trace.inner[node]
 
     def back(self, start: Tensor | None) -> Fixations:
         output = self.run.forward()
@@ -113,7 +120,6 @@ class _Walk:
         last = graph.last_node(self.trace, output, logits)
         points = self._start(logits, start)
         started = points.total()
-        self.trace.prune(last)
         del output, logits
         self.run.start_from(last)
         found = self._walk(last, points)
@@ -148,7 +154,8 @@ class _Walk:
             labels = labels[place]
         image = place // area
         mass = torch.ones(len(place), dtype=torch.float64, device=place.device)
-        return Points(image * self.classes + labels, labels * area + place - image * area, mass)
+        group, unit = image * self.classes + labels, labels * area + place - image * area
+        return Points(group, unit, mass, distinct=not self.record)
 
     def _walk(self, last: Node, points: Points) -> Points:
         pending: dict[Node, list[Points]] = {last: [points]}
@@ -156,7 +163,7 @@ class _Walk:
         for node in reversed(self.trace.nodes):
             parts = pending.pop(node, [])
             if parts:
-                here = merged(parts, math.prod(self.run.shapes[node][1:]))
+                here = self._merged(node, parts)
                 if node is not last:
                     here = self._capped(node, here)
                 self._record(node, here)
@@ -168,9 +175,17 @@ class _Walk:
             self.run.release(node)
         return found
 
+    def _merged(self, node: Node, parts: list[Points]) -> Points:
+        few = len(parts) == 1 and len(parts[0]) <= FEW and self.way.k is _one and not self.record
+        if few and node.op != "placeholder":  # following a few points twice costs less than finding them equal
+            return parts[0]
+        if node.op == "placeholder":
+            parts = [replace(part, distinct=False) for part in parts]
+        return merged(parts, math.prod(self.run.shapes[node][1:]))
+
     def _move(self, node: Node, points: Points) -> Moves:
         step = Step(node, self.run, self.way)
-        rule = self.rules.rule(node, step.module)
+        rule = self._rule(step)
         if rule is None:
             raise step.refuse("there is no rule for it")
         moves = [(operand, part) for operand, part in rule.move(points, step) if len(part)]
@@ -183,6 +198,14 @@ class _Walk:
         if math.prod(step.shape()[2:]) == 1 and rule.move in (windows.adaptive_pool, joins.reduce):
             self.jumps[node.name] = mass
         return moves
+
+    def _rule(self, step: Step) -> Rule | None:
+        if self.rules.extra:
+            return self.rules.rule(step.node, step.module)
+        known = self.trace.rules
+        if step.node not in known:
+            known[step.node] = self.rules.rule(step.node, step.module)
+        return known[step.node]
 
     def _capped(self, node: Node, points: Points) -> Points:
         if self.way.k is _one or len(points) <= self.max_points:

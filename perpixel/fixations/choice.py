@@ -9,6 +9,7 @@ from torch import Tensor
 from perpixel.fixations.points import Points
 from perpixel.fixations.step import K, Share, Way
 
+BLOCKS = 16
 ELEMENTS = 1 << 18  # contributions looked at at once: few enough to stay in a core's cache
 
 
@@ -50,35 +51,45 @@ def is_fixed(way: Way, dilation: tuple[int, int]) -> bool:
     return way.shift == "none" or (way.shift == "partial" and max(dilation) > 1)
 
 
-def choose(contributions: Tensor, taps: Taps, way: Way, k: K, fixed: int | None) -> Chosen:
-    """The strongest of contributions (P, T, C), at the `fixed` tap if there is one.
+def choose(given: Tensor, points: Points, taps: Taps, way: Way, k: K, fixed: int | None) -> Chosen:
+    """The strongest of what P windows give, (P, T, C) contributions or inputs, at the `fixed` tap if there is one.
 
     By channels: those with the largest sum over the taps, and the best tap in each. By elements: the largest ones.
     Of equal ones the first, in the order of the taps, then of the channels; the published way takes the last channel.
+    Its padding competes as 0; otherwise only valid taps do, and a window without any has no choice. Points with sign
+    -1 look for what is smallest.
     """
-    count, length, channels = contributions.shape
-    valid = None if taps.valid is None else taps.valid[:, :, None]
-    if valid is not None:
-        contributions = contributions.masked_fill(~valid, 0)
-    competing = contributions if valid is None or way.published else contributions.masked_fill(~valid, -torch.inf)
+    count, length, channels = given.shape
+    valid = None if way.published else taps.valid
     if way.elements or channels == 1:
-        place, part, score = _best(competing.reshape(count, -1), k, last=False)
+        place, part, score = _best(_competing(given, points, valid).reshape(count, -1), k, last=False)
         tap, channel = place // channels, place % channels
     else:
-        channel, part, score = _best(contributions.sum(1), k, last=way.published)
-        tap = competing.gather(2, channel[:, None, :].expand(-1, length, -1)).argmax(1)
+        sums = given[:, 0] if length == 1 else given.sum(1)
+        channel, part, score = _best(sums if points.sign is None else sums * points.sign[:, None], k, way.published)
+        if length == 1 or fixed is not None:
+            tap = torch.zeros_like(channel)
+        else:
+            given = given.gather(2, channel[:, None, :].expand(-1, length, -1))
+            tap = _competing(given, points, valid).argmax(1)
     if fixed is not None:
         tap = torch.full_like(tap, fixed)
-        if taps.valid is not None and not way.published:
-            tap = taps.valid.to(torch.uint8).argmax(1)[:, None].expand_as(tap)
+        if valid is not None:
+            tap = valid.to(torch.uint8).argmax(1)[:, None].expand_as(tap)
     point = torch.arange(count, device=tap.device)
     if part is None and valid is None:
         return Chosen(point, tap[:, 0], channel[:, 0], None, score)
     keep = torch.ones_like(tap, dtype=torch.bool) if part is None else part > 0
-    if valid is not None and not way.published:
-        keep = keep & taps.valid.any(1, keepdim=True)  # type: ignore[union-attr]
+    if valid is not None:
+        keep = keep & valid.any(1, keepdim=True)
     point = point[:, None].expand_as(keep)[keep]
     return Chosen(point, tap[keep], channel[keep], None if part is None else part[keep], score)
+
+
+def _competing(given: Tensor, points: Points, valid: Tensor | None) -> Tensor:
+    if points.sign is not None:
+        given = given * points.sign[:, None, None]
+    return given if valid is None else given.masked_fill(~valid[:, :, None], -torch.inf)
 
 
 def moved(points: Points, chosen: Chosen, unit: Tensor, values: Tensor | None) -> Points:
@@ -90,12 +101,29 @@ def moved(points: Points, chosen: Chosen, unit: Tensor, values: Tensor | None) -
     return result if values is None else result.signed(torch.where(values < 0, -1, 1))
 
 
-def _best(scores: Tensor, k: K, *, last: bool) -> tuple[Tensor, Tensor | None, Tensor]:
+def first_highest(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """The highest of each row of scores (P, C) and its first place, both (P, 1); NaN counts as highest."""
+    count, length = scores.shape
+    if scores.numel() < 1 << 15 or length % BLOCKS or scores.device.type != "cpu":
+        high, place = scores.max(1, keepdim=True)
+        return high, place
+    blocks = scores.reshape(count, BLOCKS, -1)  # a maximum without its place is many times faster
+    columns = blocks.amax(1)
+    high, column = columns.max(1, keepdim=True)
+    block = blocks.gather(2, column[:, :, None].expand(-1, BLOCKS, 1))[:, :, 0].max(1, keepdim=True).indices
+    place = block * blocks.shape[2] + column
+    several = ((columns == high).sum(1) != 1).nonzero().squeeze(1)
+    if len(several):
+        place[several] = scores[several].max(1, keepdim=True).indices
+    return high, place
+
+
+def _best(scores: Tensor, k: K, last: bool) -> tuple[Tensor, Tensor | None, Tensor]:
     """The k highest of scores (P, C): places (P, k), parts (P, k) of the mass or None for k = 1, the highest score."""
     if last:
         scores = scores.flip(1)
     if k == 1:
-        high, place = scores.max(1, keepdim=True)
+        high, place = first_highest(scores)
         part = None
     else:
         ranked, place = scores.sort(dim=1, descending=True, stable=True)

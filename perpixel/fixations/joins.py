@@ -219,4 +219,4 @@ def _is_gate(node: Node, step: Step) -> bool:
 
 
 def _layer(node: Node, step: Step) -> nn.Module:
-    return step.run.model.get_submodule(str(node.target))
+    return step.run.layers[str(node.target)]

@@ -77,7 +77,7 @@ def follows_rearrange(step: Step) -> list[Node]:
 
 def _only_reshapes(step: Step) -> bool:
     name = operation(step.node) or type(step.module).__name__.lower()
-    return name in ("flatten", "view", "reshape", "squeeze", "unsqueeze", "unflatten")
+    return name in ("flatten", "view", "reshape", "view_as", "reshape_as", "squeeze", "unsqueeze", "unflatten")
 
 
 def _repeat(node: Node, numbers: Tensor, step: Step) -> Any:
@@ -85,7 +85,7 @@ def _repeat(node: Node, numbers: Tensor, step: Step) -> Any:
     args, kwargs = map_arg((node.args, node.kwargs), lambda n: numbers if n in step.run.tracked else step.run.values[n])
     target: Any = node.target
     if node.op == "call_module":
-        layer = step.run.model.get_submodule(target)
+        layer = step.run.layers[target]
         if isinstance(layer, (nn.ConstantPad2d, nn.ZeroPad2d)):
             return F.pad(numbers, layer.padding)
         return layer.forward(*args, **kwargs)

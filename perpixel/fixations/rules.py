@@ -55,7 +55,9 @@ RULES: Mapping[Any, Rule] = {
     **dict.fromkeys((nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d), _PLACE),
     **dict.fromkeys(("getitem", "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "permute"), _PLACE),
     **dict.fromkeys(("transpose", "movedim", "swapaxes", "narrow", "select", "flip", "roll", "pad", "expand"), _PLACE),
-    **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle", "repeat", "repeat_interleave"), _PLACE),
+    **dict.fromkeys(
+        ("view_as", "reshape_as", "pixel_shuffle", "pixel_unshuffle", "repeat", "repeat_interleave"), _PLACE
+    ),
 }
 
 

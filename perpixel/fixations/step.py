@@ -55,7 +55,7 @@ class Step:
     @property
     def module(self) -> nn.Module | None:
         """The layer, if the operation is one."""
-        return self.run.model.get_submodule(str(self.node.target)) if self.node.op == "call_module" else None
+        return self.run.layers[str(self.node.target)] if self.node.op == "call_module" else None
 
     @property
     def operands(self) -> list[Node]:

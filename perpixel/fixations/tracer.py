@@ -106,16 +106,16 @@ def compute(node: Node, args: Any, kwargs: Any, model: nn.Module, constants: dic
     if node.op == "get_attr":
         return constants[target] if target in constants else operator.attrgetter(target)(model)
     if node.op == "call_module":
-        return _out_of_place(model.get_submodule(target)).forward(*args, **kwargs)
+        return out_of_place(model.get_submodule(target)).forward(*args, **kwargs)
     if node.op == "call_method":
         return getattr(args[0], target)(*args[1:], **kwargs)
     return target(*args, **kwargs)
 
 
-def _out_of_place(layer: nn.Module) -> nn.Module:
-    """The layer, or a stand-in with the same parameters where it would overwrite its input."""
-    if not getattr(layer, "inplace", False):
+def out_of_place(layer: nn.Module, overwrite: bool = False) -> nn.Module:
+    """The layer, or a stand-in with the same parameters that overwrites its input only if it may."""
+    if layer.__dict__.get("inplace", overwrite) == overwrite:
         return layer
     twin = object.__new__(type(layer))
-    twin.__dict__.update(layer.__dict__, inplace=False)
+    twin.__dict__.update(layer.__dict__, inplace=overwrite)
     return twin

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from perpixel.fixations.choice import ELEMENTS, Taps, choose, is_fixed, moved, tap_order
 from perpixel.fixations.points import Points
+from perpixel.fixations.reading import Windows
 from perpixel.fixations.step import Moves, Step
 
 _PROBES = 64  # elements of a weight that tell whether it was changed behind autograd's back
@@ -49,7 +50,7 @@ def linear(points: Points, step: Step) -> Moves:
     for part in _chunks(len(points), weight.shape[1]):
         some = points.take(part)
         chosen_rows, w = rows[pixel[part]], weight[some.unit % weight.shape[0]][:, None]
-        chosen = choose(_signed(chosen_rows * w, some), Taps(pixel[part], None), step.way, step.way.k(step), None)
+        chosen = choose(chosen_rows * w, some, Taps(pixel[part], None), step.way, step.way.k(step), None)
         step.check(chosen.score, source)
         found = None if step.way.published else chosen_rows[chosen.point, chosen.tap, chosen.channel]
         unit = place[part][chosen.point] * value.shape[-1] + chosen.channel
@@ -72,23 +73,18 @@ def _weigh(points: Points, step: Step, kernel: Kernel) -> Moves:
     per_group = channels // kernel.groups
     first = channel // (outputs // kernel.groups) * per_group  # the first channel of the unit's group
     weight = _laid_out(step, kernel, order)
-    read = _Values(x, step.image(points), taps.pixel, per_group)
+    windows = Windows(x, step.image(points), first, taps, per_group, step.run.scratch, source)
     parts = []
     for part in _chunks(len(points), len(order) * per_group):
         some = points.take(part)
-        values = read.take(part, first[part])
-        contributions = values * weight.index_select(0, channel[part])
-        chosen = choose(_signed(contributions, some), taps.part(part), way, k, order.index(centre) if fixed else None)
+        given = windows.contributions(part, weight, channel)
+        chosen = choose(given, some, taps.part(part), way, k, order.index(centre) if fixed else None)
         step.check(chosen.score, source)
-        found = None if way.published else values[chosen.point, chosen.tap, chosen.channel]
-        pixel = taps.pixel[part][chosen.point, chosen.tap]
-        unit = (first[part][chosen.point] + chosen.channel) * (height * width) + pixel
+        window = chosen.point + part.start
+        found = None if way.published else windows.value(window, chosen.tap, chosen.channel)
+        unit = (first[window] + chosen.channel) * (height * width) + taps.pixel[window, chosen.tap]
         parts.append((source, moved(some, chosen, unit, found)))
     return parts
-
-
-def _signed(contributions: Tensor, points: Points) -> Tensor:
-    return contributions if points.sign is None else contributions * points.sign[:, None, None]
 
 
 def _chunks(count: int, elements: int) -> list[slice]:
@@ -96,55 +92,10 @@ def _chunks(count: int, elements: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, count, size)]
 
 
-class _Values:
-    """Reads windows (P, T, C) of a group's channels from a map (N, channels, H, W), one row of channels per pixel."""
-
-    def __init__(self, x: Tensor, image: Tensor | int, pixel: Tensor, per_group: int) -> None:
-        if x.dtype in (torch.float16, torch.bfloat16):
-            x = x.float()
-        images, channels, height, width = x.shape
-        self.per_group, self.groups = per_group, channels // per_group
-        self.area = height * width
-        if per_group == 1:
-            start = image[:, None] * (channels * self.area) if isinstance(image, Tensor) else 0
-            self.rows, self.index = x.reshape(-1), pixel + start
-            return
-        index = pixel + image[:, None] * self.area if isinstance(image, Tensor) else pixel
-        if channels > 1 and x.is_contiguous(memory_format=torch.channels_last):
-            rows = x.permute(0, 2, 3, 1).reshape(-1, channels)
-        elif pixel.numel() >= images * self.area:
-            rows = x.flatten(2).transpose(1, 2).contiguous().view(-1, channels)
-        else:
-            rows, index = _touched(x.flatten(2), index)
-        self.rows = rows.reshape(-1, per_group)
-        self.index = index * self.groups
-
-    def take(self, part: slice, first: Tensor) -> Tensor:
-        index = self.index[part]
-        if self.per_group == 1:
-            return self.rows[index + first[:, None] * self.area][:, :, None]
-        if self.groups > 1:
-            index = index + (first // self.per_group)[:, None]
-        return self.rows.index_select(0, index.flatten()).view(*index.shape, self.per_group)
-
-
-def _touched(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows (M, C) of the pixels of x (N, C, HW) that `index` names, and the index into them."""
-    images, channels, area = x.shape
-    mark = torch.zeros(images * area, dtype=torch.bool, device=x.device)
-    mark[index.flatten()] = True
-    pixels = mark.nonzero().squeeze(1)
-    place = torch.empty(images * area, dtype=torch.int64, device=x.device)
-    place[pixels] = torch.arange(len(pixels), device=x.device)
-    if images == 1 and len(pixels) > 8 * channels:  # long rows read along the image, short ones along the channels
-        rows = x[0].index_select(1, pixels).t().contiguous()
-    else:
-        rows = x[pixels // area, :, pixels % area]
-    return rows, place[index]
-
-
 def _taps(row: Tensor, column: Tensor, kernel: Kernel, order: list[int], size: tuple[int, int]) -> Taps:
     """Where the taps of the windows of the units (row, column) lie in a source of `size`."""
+    if kernel.size == kernel.stride == (1, 1) and kernel.before == (0, 0):
+        return Taps((row * size[1] + column)[:, None], None)
     tap = torch.tensor(order, device=row.device)
     axes = []
     for out, offset, axis in ((row, tap // kernel.size[1], 0), (column, tap % kernel.size[1], 1)):

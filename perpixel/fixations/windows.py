@@ -67,10 +67,8 @@ def _strongest(points: Points, step: Step, ys: tuple[Tensor, Tensor], xs: tuple[
         some = points.take(part)
         pixel = (ys[0][part][:, :, None] * width + xs[0][part][:, None]).flatten(1)[:, order]
         valid = (ys[1][part][:, :, None] & xs[1][part][:, None]).flatten(1)[:, order]
-        inputs = flat[start[part, None] + pixel]
-        if some.sign is not None:
-            inputs = inputs * some.sign[:, None]
-        chosen = choose(inputs[:, :, None], Taps(pixel, valid), way, k, None)
+        inputs = flat[start[part, None] + pixel].masked_fill(~valid, 0)
+        chosen = choose(inputs[:, :, None], some, Taps(pixel, valid), way, k, None)
         step.check(chosen.score, source)
         unit = channel[part][chosen.point] * (height * width) + pixel[chosen.point, chosen.tap]
         found = moved(some, chosen, unit, None)

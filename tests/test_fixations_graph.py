@@ -1,0 +1,237 @@
+"""Tracing and running: the model stays as it was, overwriting operations mean what they meant, memory is let go."""
+
+import copy
+import gc
+import weakref
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from perpixel.fixations import FixationRules, Fixations, Points, Step, fixations
+from perpixel.fixations.graph import Run
+
+IMAGES = torch.randn(2, 3, 8, 10, generator=torch.Generator().manual_seed(7))
+
+
+class Base(nn.Module):
+    def __init__(self, body: Callable[["Base", Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 3, 1)
+        self.relu, self.norm, self.drop = nn.ReLU(inplace=True), nn.BatchNorm2d(4), nn.Dropout(0.5)
+        self.same, self.body = nn.Identity(), body
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(self, x)
+
+
+def before_activation(m: Base, x: Tensor) -> Tensor:
+    """The sum reads what the activation wrote over its input."""
+    y = m.a(x)
+    z = m.b(m.relu(y))
+    return m.c(z + y)
+
+
+def through_identity(m: Base, x: Tensor) -> Tensor:
+    y = m.a(x)
+    z = m.drop(m.same(y))
+    F.relu(z, inplace=True)
+    return m.c(m.b(z) + y)
+
+
+def through_view(m: Base, x: Tensor) -> Tensor:
+    y = m.a(x)
+    y.relu_()
+    z = y.flatten(2).view_as(y)
+    return m.c(m.b(y) + z)
+
+
+def added_in_place(m: Base, x: Tensor) -> Tensor:
+    y = m.a(x)
+    z = m.b(y)
+    z += y
+    y = torch.relu_(y)
+    return m.c(z.add_(y))
+
+
+def image_overwritten(m: Base, x: Tensor) -> Tensor:
+    return m.c(m.b(F.relu(m.a(m.relu(x)))))
+
+
+@pytest.mark.parametrize("body", [before_activation, through_identity, through_view, added_in_place, image_overwritten])
+def test_overwriting_operations_keep_their_meaning(body: Callable[[Base, Tensor], Tensor]) -> None:
+    model, images = Base(body).eval(), IMAGES.clone()
+    with torch.no_grad():
+        expected = model(IMAGES.clone())
+    for _ in range(3):  # the second and third run use what the first found out
+        run = forward(model, images)
+        assert torch.equal(run, expected)
+        assert torch.equal(images, IMAGES)
+    assert model.relu.inplace
+
+
+def test_a_part_that_is_overwritten_is_refused() -> None:
+    def body(m: Base, x: Tensor) -> Tensor:
+        y = m.a(x)
+        y[:, :2].relu_()
+        return m.c(y)
+
+    with pytest.raises(TypeError, match="node 'relu_', which overwrites a part"):
+        fixations(Base(body), IMAGES)
+
+
+def test_the_model_stays_as_it_was() -> None:
+    model = Base(before_activation)
+    model.norm.eval()
+    model.b.weight.requires_grad_(False)
+    model.a.weight.grad = torch.ones_like(model.a.weight)
+    calls = []
+    model.a.register_forward_hook(lambda *_: calls.append("forward"))
+    model.register_forward_pre_hook(lambda *_: calls.append("before"))
+    state, before = copy.deepcopy(model.state_dict()), description(model)
+    fixations(model, IMAGES, record=True, k=2)
+    assert description(model) == before
+    assert calls == []
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_the_model_stays_as_it_was_after_an_error_midway() -> None:
+    def fails(points: Points, step: Step) -> list:
+        raise RuntimeError("midway")
+
+    model = Base(before_activation)
+    before = description(model)
+    with pytest.raises(RuntimeError, match="midway"):
+        fixations(model, IMAGES, rules=FixationRules(extra={nn.ReLU: fails}))
+    with pytest.raises(RuntimeError, match="channels"):
+        fixations(model, torch.randn(1, 5, 8, 8))
+    assert description(model) == before
+
+
+def test_batch_norm_and_dropout_run_as_in_evaluation() -> None:
+    model = Base(lambda m, x: m.c(m.drop(m.norm(m.a(x)))))
+    statistics = model.norm.running_mean.clone()
+    one = fixations(model.train(), IMAGES)
+    assert torch.equal(model.norm.running_mean, statistics)
+    same(one, fixations(model.eval(), IMAGES))
+
+
+def test_code_that_asks_for_sizes_is_traced_for_each_size() -> None:
+    def body(m: Base, x: Tensor) -> Tensor:
+        n, _, height, width = x.size()
+        if height % 2 or width % 2:
+            raise ValueError("sizes must be even")
+        parts = torch.chunk(m.a(x), 2, dim=1)
+        for part in parts:
+            assert part.shape[0] == n
+        y = torch.cat([part * len(parts) for part in parts], 1)
+        return m.c(y if x.shape[2] > 9 else m.b(y))
+
+    model = Base(body)
+    for size in ((8, 10), (10, 8), (8, 10)):
+        fix = fixations(model, torch.randn(1, 3, *size), record=True)
+        assert ("b" in fix.layers) == (size[0] <= 9)
+        assert float(fix.mass.sum()) == 80
+    with pytest.raises(TypeError, match="sizes must be even"):
+        fixations(model, torch.randn(1, 3, 7, 8))
+
+
+def test_changed_weights_and_replaced_layers_are_seen() -> None:
+    model = Base(before_activation)
+    fixations(model, IMAGES)
+    for change in (
+        lambda: nn.init.normal_(model.b.weight),
+        lambda: model.a.weight.data.neg_(),
+        lambda: setattr(model, "b", nn.Conv2d(4, 4, 3, padding=1)),
+        lambda: setattr(model, "relu", nn.Hardswish()),
+        lambda: model.load_state_dict(Base(before_activation).state_dict()),
+    ):
+        change()
+        fresh = Base(before_activation)
+        fresh.relu = model.relu
+        fresh.load_state_dict(model.state_dict())
+        same(fixations(model, IMAGES), fixations(fresh, IMAGES))
+
+
+def test_a_dropped_model_is_let_go() -> None:
+    model = Base(before_activation)
+    fixations(model, IMAGES)
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_memory_format_and_wrappers_do_not_matter() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 3, 1)
+    )
+    model, images = model.double(), IMAGES.double()
+    expected = fixations(model, images)
+    same(fixations(torch.compile(model), images), expected)
+    model.to(memory_format=torch.channels_last)
+    same(fixations(model, images.contiguous(memory_format=torch.channels_last)), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_dtypes_keep_the_mass(dtype: torch.dtype) -> None:
+    fix = fixations(Base(before_activation).to(dtype), IMAGES.to(dtype))
+    assert float(fix.mass.sum()) == fix.started == 160
+
+
+def test_autocast_is_allowed() -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        fix = fixations(Base(before_activation), IMAGES)
+    assert float(fix.mass.sum()) == fix.started
+
+
+def test_values_are_freed_when_nothing_reads_them_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of conv, norm, activation only what the next convolution reads is kept; on the way back even that goes."""
+    layers = [layer for _ in range(6) for layer in (nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())]
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), *layers, nn.Conv2d(4, 3, 1))
+    held: list[int] = []
+    runs: list[Run] = []
+    original = Run.start_from
+
+    def watch(self: Run, node: object) -> None:
+        original(self, node)
+        runs.append(self)
+        held.append(sum(value.numel() for value in self.values.values()))
+
+    monkeypatch.setattr(Run, "start_from", watch)
+    for _ in range(3):
+        fixations(model, IMAGES)
+        assert len(runs[-1].values) <= 1  # the image, which is the caller's
+    assert held == [IMAGES.numel() + 7 * 2 * 4 * 8 * 10] * 3
+
+
+def forward(model: nn.Module, images: Tensor) -> Tensor:
+    """What the run behind `fixations` computes."""
+    found: list[Tensor] = []
+    original = Run.forward
+
+    def keep(self: Run) -> object:
+        output = original(self)
+        found.append(output.clone())
+        return output
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "forward", keep)
+        fixations(model, images)
+    return found[0]
+
+
+def description(model: nn.Module) -> list[object]:
+    parameters = [(n, id(p), p.requires_grad, p._version, id(p.grad)) for n, p in model.named_parameters()]
+    layers = [
+        (n, id(m), m.training, getattr(m, "inplace", None), sorted(m.__dict__), len(m._forward_hooks))
+        for n, m in model.named_modules()
+    ]
+    return [parameters, layers, [(n, id(b), b._version) for n, b in model.named_buffers()]]
+
+
+def same(one: Fixations, other: Fixations) -> None:
+    assert torch.equal(one.points, other.points)
+    assert torch.equal(one.mass, other.mass)
