@@ -185,11 +185,15 @@ def describe_loss(options: dict[str, Any]) -> str:
 
 def understand(parser: ArgumentParser, parsed: Namespace) -> tuple[Settings, dict[str, Any]]:
     """Settings, and the loss' options, both checked."""
-    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
-    ready = instantiate(parsed)
+    ready = parser.instantiate(parsed)
     settings = Settings(**{name: ready[name] for name in Settings.__dataclass_fields__})
     options = {**parsed.loss.as_dict(), "template": ready.loss.template}
     return settings, options
+
+
+def as_yaml(parser: ArgumentParser, parsed: Namespace) -> str:
+    """Every setting, null ones too: left out, a null would come back as the default when the run is resumed."""
+    return parser.dump(parsed, skip_unset=False)
 
 
 def set_threads(settings: Settings) -> None:
@@ -255,7 +259,7 @@ def main(arguments: list[str] | None = None) -> int:
         with job.stop:
             if fabric.is_global_zero and resumed is None:
                 folder.mkdir(parents=True, exist_ok=True)
-                write_atomically(folder / CONFIG, parser.dump(parsed).encode())
+                write_atomically(folder / CONFIG, as_yaml(parser, parsed).encode())
             fabric.barrier()
             progress.report(f"run folder: {folder}")
             job.everything()

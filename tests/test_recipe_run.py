@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from recipes.checkpoints import load_checkpoint
-from recipes.finetune import build_parser, main, understand
+from recipes.finetune import as_yaml, build_parser, main, understand
 
 ROOT = Path(__file__).parents[1]
 # 20 images, 5 steps an epoch; dropout-free small_fcn 8 wide; 2 epochs of pre-training and 2 of each arm: 30 steps.
@@ -345,6 +345,18 @@ def test_resume_takes_no_other_setting_and_needs_a_run(tmp_path: Path, capsys: p
     assert "resume: expected a run folder" in capsys.readouterr().out
     assert main(["--resume", str(tmp_path), "--train.lr", "1"]) == 1
     assert "resume: expected no other setting beside it" in capsys.readouterr().out
+
+
+def test_every_setting_survives_its_file(tmp_path: Path) -> None:
+    given = ["--data.name=folder", "--data.root=x", "--data.train_images=null", "--data.eval_images=null"]
+    given += ["--data.size=null", "--train.clip=0.5", "--loss.running_momentum=0.9", "--seeds=[3,4]", "--out=elsewhere"]
+    parser = build_parser()
+    parsed = parser.parse_args(given)
+    path = tmp_path / "config.yaml"
+    path.write_text(as_yaml(parser, parsed))
+    settings, loss = understand(parser, parser.parse_path(path))
+    assert (settings, loss) == understand(parser, parsed)
+    assert settings.data.train_images is settings.data.size is None
 
 
 def test_yaml_is_read_and_the_command_line_wins(tmp_path: Path) -> None:
