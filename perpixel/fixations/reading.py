@@ -7,6 +7,8 @@ from torch import Tensor
 
 from perpixel.fixations.choice import Taps
 
+SMALL = 1 << 16  # inputs that are quicker read one by one than prepared for
+
 
 class Scratch:
     """Tensors by name that keep their memory from one use to the next; fresh memory costs more than filling it."""
@@ -38,6 +40,12 @@ class Windows:
         area = height * width
         self.per_group, self.scratch, self.valid = per_group, scratch, taps.valid
         image = image[:, None] if isinstance(image, Tensor) else image
+        self.inputs: Tensor | None = None
+        if per_group == channels and taps.pixel.numel() * channels <= SMALL:
+            self.inputs = x.flatten(2).transpose(1, 2)[image, taps.pixel]
+            if taps.valid is not None:
+                self.inputs = self.inputs.masked_fill_(~taps.valid[:, :, None], 0)
+            return
         if per_group == 1:
             self.rows = x.reshape(-1)
             self.index = taps.pixel + (first[:, None] * area + image * (channels * area))
@@ -51,6 +59,8 @@ class Windows:
 
     def contributions(self, part: slice, weight: Tensor, channel: Tensor) -> Tensor:
         """Weight x input (P, T, C) of some windows, for weights (outputs, T, C); holds until the next call."""
+        if self.inputs is not None:
+            return self.inputs[part] * weight[channel[part]]
         index = self.index[part]
         if self.per_group == 1:
             given = self.rows[index] * weight[channel[part], :, 0]
@@ -63,6 +73,8 @@ class Windows:
 
     def value(self, window: Tensor, tap: Tensor, channel: Tensor) -> Tensor:
         """The single inputs at a window's tap and channel."""
+        if self.inputs is not None:
+            return self.inputs[window, tap, channel]
         index = self.index[window, tap]
         return self.rows[index] if self.per_group == 1 else self.rows[index, channel]
 
@@ -75,7 +87,8 @@ def _rows(x: Tensor, pixel: Tensor, scratch: Scratch, name: object) -> tuple[Ten
     if name is scratch.whole or 2 * pixel.numel() >= images * area:
         rows, index = scratch.take("rows", (images * area + 1, channels), x), pixel
         if name is not scratch.whole:
-            rows[:-1].view(images, height, width, channels).copy_(spread)
+            for n in range(images):  # one transposed matrix at a time is copied block by block
+                rows[n * area : (n + 1) * area].copy_(x[n].flatten(1).t())
         scratch.whole = name
     else:
         scratch.whole = None

@@ -76,7 +76,7 @@ def _weigh(points: Points, step: Step, kernel: Kernel) -> Moves:
     windows = Windows(x, step.image(points), first, taps, per_group, step.run.scratch, source)
     parts = []
     for part in _chunks(len(points), len(order) * per_group):
-        some = points.take(part)
+        some = points if part.start == 0 and part.stop >= len(points) else points.take(part)
         given = windows.contributions(part, weight, channel)
         chosen = choose(given, some, taps.part(part), way, k, order.index(centre) if fixed else None)
         step.check(chosen.score, source)
