@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -46,13 +47,56 @@ def tap_order(size: tuple[int, int], way: Way, fixed: bool) -> list[int]:
     return sorted(taps, key=lambda t: ((t // width - cy) ** 2 + (t % width - cx) ** 2, t))
 
 
+def by_elements(way: Way, channels: int) -> bool:
+    """Whether single contributions are ranked, not channels."""
+    return way.elements or channels == 1
+
+
 def is_fixed(way: Way, dilation: tuple[int, int]) -> bool:
     """Whether points keep their place here."""
     return way.shift == "none" or (way.shift == "partial" and max(dilation) > 1)
 
 
-def choose(given: Tensor, points: Points, taps: Taps, way: Way, k: K, fixed: int | None) -> Chosen:
-    """The strongest of what P windows give, (P, T, C) contributions or inputs, at the `fixed` tap if there is one.
+class Given(Protocol):
+    """What P windows give, contributions or inputs, (P, T, C); computed no further than asked for."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """P, T and C."""
+
+    def whole(self) -> Tensor:
+        """All of it."""
+
+    def sums(self) -> Tensor:
+        """Added up over the taps, (P, C)."""
+
+    def at(self, channel: Tensor) -> Tensor:
+        """The channels (P, K) of every window, (P, T, K)."""
+
+
+@dataclass(frozen=True)
+class Plain:
+    """What is computed already."""
+
+    given: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        count, length, channels = self.given.shape
+        return count, length, channels
+
+    def whole(self) -> Tensor:
+        return self.given
+
+    def sums(self) -> Tensor:
+        return self.given[:, 0] if self.given.shape[1] == 1 else self.given.sum(1)
+
+    def at(self, channel: Tensor) -> Tensor:
+        return self.given.gather(2, channel[:, None, :].expand(-1, self.given.shape[1], -1))
+
+
+def choose(given: Given, points: Points, taps: Taps, way: Way, k: K, fixed: int | None) -> Chosen:
+    """The strongest of what P windows give, at the `fixed` tap if there is one.
 
     By channels: those with the largest sum over the taps, and the best tap in each. By elements: the largest ones.
     Of equal ones the first, in the order of the taps, then of the channels; the published way takes the last channel.
@@ -61,17 +105,16 @@ def choose(given: Tensor, points: Points, taps: Taps, way: Way, k: K, fixed: int
     """
     count, length, channels = given.shape
     valid = None if way.published else taps.valid
-    if way.elements or channels == 1:
-        place, part, score = _best(_competing(given, points, valid).reshape(count, -1), k, last=False)
+    if by_elements(way, channels):
+        place, part, score = _best(_competing(given.whole(), points, valid).reshape(count, -1), k, last=False)
         tap, channel = place // channels, place % channels
     else:
-        sums = given[:, 0] if length == 1 else given.sum(1)
+        sums = given.sums()
         channel, part, score = _best(sums if points.sign is None else sums * points.sign[:, None], k, way.published)
         if length == 1 or fixed is not None:
             tap = torch.zeros_like(channel)
         else:
-            given = given.gather(2, channel[:, None, :].expand(-1, length, -1))
-            tap = _competing(given, points, valid).argmax(1)
+            tap = _competing(given.at(channel), points, valid).argmax(1)
     if fixed is not None:
         tap = torch.full_like(tap, fixed)
         if valid is not None:

@@ -1,11 +1,13 @@
 """Read what lies under P windows of a map, row by row of channels, into memory that is used again and again."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from perpixel.fixations.choice import Taps
+from perpixel.fixations.choice import ELEMENTS, Taps, by_elements
+from perpixel.fixations.step import Way
 
 SMALL = 1 << 16  # inputs that are quicker read one by one than prepared for
 
@@ -40,43 +42,82 @@ class Windows:
         area = height * width
         self.per_group, self.scratch, self.valid = per_group, scratch, taps.valid
         image = image[:, None] if isinstance(image, Tensor) else image
-        self.inputs: Tensor | None = None
-        if per_group == channels and taps.pixel.numel() * channels <= SMALL:
-            self.inputs = x.flatten(2).transpose(1, 2)[image, taps.pixel]
-            if taps.valid is not None:
-                self.inputs = self.inputs.masked_fill_(~taps.valid[:, :, None], 0)
-            return
         if per_group == 1:
             self.rows = x.reshape(-1)
             self.index = taps.pixel + (first[:, None] * area + image * (channels * area))
             return
         self.rows, self.index = _rows(x, taps.pixel + image * area, scratch, name)
-        if taps.valid is not None:
+        if taps.valid is not None:  # the last row is zeros
             self.index = torch.where(taps.valid, self.index, len(self.rows) - 1)
         if per_group < channels:
             self.rows = self.rows.view(-1, per_group)
             self.index = self.index * (channels // per_group) + (first // per_group)[:, None]
 
-    def contributions(self, part: slice, weight: Tensor, channel: Tensor) -> Tensor:
-        """Weight x input (P, T, C) of some windows, for weights (outputs, T, C); holds until the next call."""
-        if self.inputs is not None:
-            return self.inputs[part] * weight[channel[part]]
+    def load(self, way: Way) -> int:
+        """How much a window takes of what is looked at at once: all its contributions, or where that is done in
+        portions, what is left of them."""
+        length, channels = self.index.shape[1], self.per_group
+        return length * channels if by_elements(way, channels) else max(length, channels // 8)
+
+    def weighed(self, part: slice, weight: Tensor, output: Tensor) -> "Weighed":
+        """Weight x input of some windows, for weights (outputs, T, C) and the outputs (P,) of these windows."""
+        return Weighed(self, range(*part.indices(len(self.index))), weight, output)
+
+    def inputs(self, part: slice) -> Tensor:
+        """The inputs (P, T, C) of some windows; hold until the next call."""
         index = self.index[part]
         if self.per_group == 1:
-            given = self.rows[index] * weight[channel[part], :, 0]
-            return (given if self.valid is None else given.masked_fill_(~self.valid[part], 0))[:, :, None]
-        shape = (*index.shape, self.per_group)
-        given = self.scratch.take("inputs", shape, self.rows)
-        torch.index_select(self.rows, 0, index.flatten(), out=given.view(-1, self.per_group))
-        weights = self.scratch.take("weights", shape, weight)
-        return given.mul_(torch.index_select(weight, 0, channel[part], out=weights))
+            inputs = self.rows[index][:, :, None]
+            return inputs if self.valid is None else inputs.masked_fill_(~self.valid[part, :, None], 0)
+        inputs = self.scratch.take("inputs", (*index.shape, self.per_group), self.rows)
+        torch.index_select(self.rows, 0, index.flatten(), out=inputs.view(-1, self.per_group))
+        return inputs
 
     def value(self, window: Tensor, tap: Tensor, channel: Tensor) -> Tensor:
-        """The single inputs at a window's tap and channel."""
-        if self.inputs is not None:
-            return self.inputs[window, tap, channel]
+        """The inputs at a window's tap and channel."""
         index = self.index[window, tap]
         return self.rows[index] if self.per_group == 1 else self.rows[index, channel]
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """Weight x input of some windows, see `choice.Given`."""
+
+    windows: Windows
+    part: range
+    weight: Tensor
+    output: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return len(self.part), self.windows.index.shape[1], self.windows.per_group
+
+    def whole(self) -> Tensor:
+        return self._portion(0, len(self.part))
+
+    def sums(self) -> Tensor:
+        count, length, channels = self.shape
+        size = max(1, ELEMENTS // (length * channels))
+        if size >= count:
+            return self.whole().sum(1)
+        sums = self.windows.scratch.take("sums", (count, channels), self.windows.rows)
+        for start in range(0, count, size):
+            torch.sum(self._portion(start, start + size), 1, out=sums[start : start + size])
+        return sums
+
+    def at(self, channel: Tensor) -> Tensor:
+        window = torch.arange(self.part.start, self.part.stop, device=channel.device)[:, None, None]
+        tap = torch.arange(self.shape[1], device=channel.device)[None, :, None]
+        inputs = self.windows.value(window, tap, channel[:, None, :])
+        return inputs * self.weight[self.output[:, None, None], tap, channel[:, None, :]]
+
+    def _portion(self, start: int, stop: int) -> Tensor:
+        first = self.part.start
+        inputs = self.windows.inputs(slice(first + start, min(first + stop, self.part.stop)))
+        if self.windows.per_group == 1:
+            return inputs.mul_(self.weight[self.output[start:stop]])
+        weights = self.windows.scratch.take("weights", tuple(inputs.shape), self.weight)
+        return inputs.mul_(torch.index_select(self.weight, 0, self.output[start:stop], out=weights))
 
 
 def _rows(x: Tensor, pixel: Tensor, scratch: Scratch, name: object) -> tuple[Tensor, Tensor]:
@@ -90,6 +131,10 @@ def _rows(x: Tensor, pixel: Tensor, scratch: Scratch, name: object) -> tuple[Ten
             for n in range(images):  # one transposed matrix at a time is copied block by block
                 rows[n * area : (n + 1) * area].copy_(x[n].flatten(1).t())
         scratch.whole = name
+    elif pixel.numel() * channels <= SMALL:
+        rows = scratch.take("few", (pixel.numel() + 1, channels), x)
+        rows[:-1] = x.flatten(2).transpose(1, 2)[pixel.flatten() // area, pixel.flatten() % area]
+        index = torch.arange(pixel.numel(), device=x.device).view(pixel.shape)
     else:
         scratch.whole = None
         mark = torch.zeros(images * area, dtype=torch.bool, device=x.device)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perpixel.fixations.choice import ELEMENTS, Taps, choose, is_fixed, moved, tap_order
+from perpixel.fixations.choice import ELEMENTS, Plain, Taps, choose, is_fixed, moved, tap_order
 from perpixel.fixations.points import Points
 from perpixel.fixations.reading import Windows
 from perpixel.fixations.step import Moves, Step
@@ -50,7 +50,7 @@ def linear(points: Points, step: Step) -> Moves:
     for part in _chunks(len(points), weight.shape[1]):
         some = points.take(part)
         chosen_rows, w = rows[pixel[part]], weight[some.unit % weight.shape[0]][:, None]
-        chosen = choose(chosen_rows * w, some, Taps(pixel[part], None), step.way, step.way.k(step), None)
+        chosen = choose(Plain(chosen_rows * w), some, Taps(pixel[part], None), step.way, step.way.k(step), None)
         step.check(chosen.score, source)
         found = None if step.way.published else chosen_rows[chosen.point, chosen.tap, chosen.channel]
         unit = place[part][chosen.point] * value.shape[-1] + chosen.channel
@@ -69,16 +69,16 @@ def _weigh(points: Points, step: Step, kernel: Kernel) -> Moves:
     place = points.unit - channel * (rows_out * columns_out)
     row = place // columns_out
     taps = _taps(row, place - row * columns_out, kernel, order, (height, width))
-    centre = kernel.size[0] // 2 * kernel.size[1] + kernel.size[1] // 2
+    centre = order.index(kernel.size[0] // 2 * kernel.size[1] + kernel.size[1] // 2) if fixed else None
     per_group = channels // kernel.groups
     first = channel // (outputs // kernel.groups) * per_group  # the first channel of the unit's group
     weight = _laid_out(step, kernel, order)
     windows = Windows(x, step.image(points), first, taps, per_group, step.run.scratch, source)
     parts = []
-    for part in _chunks(len(points), len(order) * per_group):
+    for part in _chunks(len(points), windows.load(way)):
         some = points if part.start == 0 and part.stop >= len(points) else points.take(part)
-        given = windows.contributions(part, weight, channel)
-        chosen = choose(given, some, taps.part(part), way, k, order.index(centre) if fixed else None)
+        given = windows.weighed(part, weight, channel[part])
+        chosen = choose(given, some, taps.part(part), way, k, centre)
         step.check(chosen.score, source)
         window = chosen.point + part.start
         found = None if way.published else windows.value(window, chosen.tap, chosen.channel)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from perpixel.fixations.choice import ELEMENTS, Taps, choose, moved, tap_order
+from perpixel.fixations.choice import ELEMENTS, Plain, Taps, choose, moved, tap_order
 from perpixel.fixations.points import Points
 from perpixel.fixations.step import Moves, Step
 
@@ -68,7 +68,7 @@ def _strongest(points: Points, step: Step, ys: tuple[Tensor, Tensor], xs: tuple[
         pixel = (ys[0][part][:, :, None] * width + xs[0][part][:, None]).flatten(1)[:, order]
         valid = (ys[1][part][:, :, None] & xs[1][part][:, None]).flatten(1)[:, order]
         inputs = flat[start[part, None] + pixel].masked_fill(~valid, 0)
-        chosen = choose(inputs[:, :, None], some, Taps(pixel, valid), way, k, None)
+        chosen = choose(Plain(inputs[:, :, None]), some, Taps(pixel, valid), way, k, None)
         step.check(chosen.score, source)
         unit = channel[part][chosen.point] * (height * width) + pixel[chosen.point, chosen.tap]
         found = moved(some, chosen, unit, None)
