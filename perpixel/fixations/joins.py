@@ -11,7 +11,7 @@ from perpixel.fixations.points import Points
 from perpixel.fixations.step import Moves, Step
 from perpixel.fixations.windows import global_mean
 
-_RESHAPED = ("interpolate", "expand", "expand_as", "view", "reshape", "unsqueeze", "dropout")
+_RESHAPED = ("detach", "interpolate", "expand", "expand_as", "view", "reshape", "unsqueeze", "dropout")
 _RESHAPING = (nn.Upsample, nn.Dropout, nn.Identity)
 _REDUCTIONS = ("sum", "mean", "amax", "amin")
 _JOINS = {"add": "add", "maximum": "maximum", "max": "maximum", "minimum": "minimum", "min": "minimum"}

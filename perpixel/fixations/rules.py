@@ -56,7 +56,8 @@ RULES: Mapping[Any, Rule] = {
     **dict.fromkeys(("getitem", "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "permute"), _PLACE),
     **dict.fromkeys(("transpose", "movedim", "swapaxes", "narrow", "select", "flip", "roll", "pad", "expand"), _PLACE),
     **dict.fromkeys(
-        ("view_as", "reshape_as", "pixel_shuffle", "pixel_unshuffle", "repeat", "repeat_interleave"), _PLACE
+        ("view_as", "reshape_as", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "repeat", "repeat_interleave"),
+        _PLACE,
     ),
 }
 
