@@ -10,7 +10,7 @@ from torch import Tensor
 from perpixel.fixations.points import Points
 from perpixel.fixations.step import K, Share, Way
 
-BLOCKS = 16
+BLOCK = 64  # of a row of scores; long enough for a vectorised maximum
 ELEMENTS = 1 << 18  # contributions looked at at once: few enough to stay in a core's cache
 
 
@@ -147,14 +147,14 @@ def moved(points: Points, chosen: Chosen, unit: Tensor, values: Tensor | None) -
 def first_highest(scores: Tensor) -> tuple[Tensor, Tensor]:
     """The highest of each row of scores (P, C) and its first place, both (P, 1); NaN counts as highest."""
     count, length = scores.shape
-    if scores.numel() < 1 << 15 or length % BLOCKS or scores.device.type != "cpu":
+    if scores.numel() < 1 << 15 or length < 2 * BLOCK or length % BLOCK or scores.device.type != "cpu":
         high, place = scores.max(1, keepdim=True)
         return high, place
-    blocks = scores.reshape(count, BLOCKS, -1)  # a maximum without its place is many times faster
+    blocks = scores.reshape(count, -1, BLOCK)  # a maximum without its place is many times faster
     columns = blocks.amax(1)
     high, column = columns.max(1, keepdim=True)
-    block = blocks.gather(2, column[:, :, None].expand(-1, BLOCKS, 1))[:, :, 0].max(1, keepdim=True).indices
-    place = block * blocks.shape[2] + column
+    block = blocks.gather(2, column[:, :, None].expand(-1, length // BLOCK, 1))[:, :, 0].max(1, keepdim=True).indices
+    place = block * BLOCK + column
     several = ((columns == high).sum(1) != 1).nonzero().squeeze(1)
     if len(several):
         place[several] = scores[several].max(1, keepdim=True).indices
