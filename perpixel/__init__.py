@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from perpixel.attach import Feedback, attach
+from perpixel.fixations import FixationRules, Fixations, Share, fixations
 from perpixel.losses import TemplateSimilarityLoss, template_similarity_loss, weighted_cross_entropy
 
 if TYPE_CHECKING:
@@ -12,10 +13,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Feedback",
+    "FixationRules",
+    "Fixations",
+    "Share",
     "TemplateSimilarityLoss",
     "attach",
     "data",
     "evaluation",
+    "fixations",
     "models",
     "report",
     "template_similarity_loss",

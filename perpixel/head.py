@@ -9,19 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perpixel.checks import complain
+from perpixel.wrappers import unwrap
 
 Passed = tuple[tuple[object, ...], object]  # what a layer was given, and what it gave
 
 _RESIZINGS = (("bilinear", False), ("bilinear", True), ("nearest", None), ("bicubic", False), ("bicubic", True))
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The network inside torch.compile, DistributedDataParallel, FSDP, DataParallel, AveragedModel or Fabric."""
-    for name in ("_orig_mod", "_original_module", "module"):
-        inner = getattr(model, name, None)
-        if isinstance(inner, nn.Module) and (name != "module" or list(model.children()) == [inner]):
-            return unwrap(inner)
-    return model
 
 
 def named_layer(model: nn.Module, name: object) -> nn.Module:

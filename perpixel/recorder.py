@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from perpixel.checks import complain, describe
-from perpixel.head import Passed, made_by, named_layer, pick_head, possible_heads, resized_is, unwrap
+from perpixel.head import Passed, made_by, named_layer, pick_head, possible_heads, resized_is
 from perpixel.outputs import logits_at, maps_in
+from perpixel.wrappers import unwrap
 
 _NAME_ANOTHER = "Name the classifier layer itself: attach(model, ..., head='<name>')."
 

@@ -1,9 +1,6 @@
 """DistributedDataParallel with two gloo processes."""
 
 import copy
-import tempfile
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,53 +40,61 @@ def problem() -> tuple[nn.Module, Tensor, Tensor]:
     return model, images, labels
 
 
-def of_rank(rank: int, result: str, case: str) -> None:
+CASES = ["attach first,,", "wrap first,,classifier", "attach first,find unused,classifier", "wrap first,find unused,"]
+
+
+def train(case: str, rank: int) -> dict[str, Any]:
+    model, images, labels = problem()
+    attach_first, find_unused, head = case.split(",")
+    term = TemplateSimilarityLoss(weight=0.5, share_templates=True)
+    how: dict[str, Any] = {"head": head or None}
+    if attach_first == "attach first":
+        criterion = attach(model, term, **how)
+    ddp = DistributedDataParallel(model, find_unused_parameters=find_unused == "find unused")
+    if attach_first != "attach first":
+        criterion = attach(ddp, term, **how)
+    mine = slice(2 * rank, 2 * rank + 2)
+    for _ in range(2):
+        ddp.zero_grad()
+        criterion(ddp(images[mine]), labels[mine]).backward()
+    found = gradients(model)
+    with torch.no_grad():
+        validation = criterion(ddp(images[mine]), labels[mine])
+    with ddp.no_sync():
+        criterion(ddp(images[mine]), labels[mine]).backward()
+    criterion.remove()
+    return {"gradients": found, "validation": validation, "left": len(list(hooks(ddp)))}
+
+
+def of_rank(rank: int, result: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{result}.store", rank=rank, world_size=2)
     torch.set_num_threads(1)
     try:
-        model, images, labels = problem()
-        attach_first, find_unused, head = case.split(",")
-        term = TemplateSimilarityLoss(weight=0.5, share_templates=True)
-        how: dict[str, Any] = {"head": head or None}
-        if attach_first == "attach first":
-            criterion = attach(model, term, **how)
-        ddp = DistributedDataParallel(model, find_unused_parameters=find_unused == "find unused")
-        if attach_first != "attach first":
-            criterion = attach(ddp, term, **how)
-        mine = slice(2 * rank, 2 * rank + 2)
-        for _ in range(2):
-            ddp.zero_grad()
-            criterion(ddp(images[mine]), labels[mine]).backward()
-        found = gradients(model)
-        with torch.no_grad():
-            validation = criterion(ddp(images[mine]), labels[mine])
-        with ddp.no_sync():
-            criterion(ddp(images[mine]), labels[mine]).backward()
-        criterion.remove()
-        torch.save({"gradients": found, "validation": validation, "left": len(list(hooks(ddp)))}, f"{result}.{rank}")
+        torch.save({case: train(case, rank) for case in CASES}, f"{result}.{rank}")
     finally:
         dist.destroy_process_group()
 
 
-def in_two_processes(work: Callable[..., None], *arguments: str) -> list[dict[str, Any]]:
-    with tempfile.TemporaryDirectory() as folder:
-        result = str(Path(folder) / "result")
-        mp.start_processes(work, args=(result, *arguments), nprocs=2, start_method="fork")
-        return [torch.load(f"{result}.{rank}") for rank in range(2)]
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two processes got, by case. Spawned: autograd's threads do not survive a fork."""
+    result = str(tmp_path_factory.mktemp("ddp") / "result")
+    mp.spawn(of_rank, args=(result,), nprocs=2)
+    return [torch.load(f"{result}.{rank}") for rank in range(2)]
 
 
-@pytest.mark.parametrize(
-    "case",
-    ["attach first,,", "wrap first,,classifier", "attach first,find unused,classifier", "wrap first,find unused,"],
-)
-def test_two_processes_give_the_gradients_of_one_on_the_joined_batch(case: str) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_give_the_gradients_of_one_on_the_joined_batch(
+    case: str, two_processes: list[dict[str, Any]]
+) -> None:
     model, images, labels = problem()
     alone = copy.deepcopy(model)
     criterion = attach(alone, TemplateSimilarityLoss(weight=0.5))
     loss = criterion(alone(images), labels)
     loss.backward()
     expected = gradients(alone)
-    results = in_two_processes(of_rank, case)
+    results = [found[case] for found in two_processes]
     for result in results:
         assert result["left"] == 0
         for name, gradient in result["gradients"].items():

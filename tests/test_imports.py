@@ -14,16 +14,17 @@ ALLOWED = {
     "checks": set(),
     "reduction": {"checks"},
     "outputs": {"checks"},
+    "wrappers": set(),
     "losses": {"checks", "reduction", "outputs"},
-    "fixations": {"checks", "reduction", "outputs"},
+    "fixations": {"checks", "reduction", "outputs", "wrappers"},
     "attribution": {"checks", "reduction", "outputs"},
     "data": {"checks"},
     "models": {"checks"},
     "evaluation": {"checks", "reduction", "outputs"},
     "report": {"checks"},
     "attach": {"checks", "reduction", "outputs", "head", "recorder", "losses", "fixations", "attribution"},
-    "head": {"checks", "outputs"},
-    "recorder": {"checks", "outputs", "head"},
+    "head": {"checks", "outputs", "wrappers"},
+    "recorder": {"checks", "outputs", "head", "wrappers"},
 }
 HEAVY = ("torchvision", "captum", "scipy", "matplotlib", "torchmetrics", "lightning", "PIL")
 

@@ -19,6 +19,7 @@ from perpixel.fixations.result import Fixations, PointMap, point_map
 from perpixel.fixations.rules import FixationRules, fixation_rules
 from perpixel.fixations.step import K, Moves, Rule, Share, Step, Way
 from perpixel.outputs import dense_logits
+from perpixel.wrappers import unwrap
 
 VOID = 255
 FEW = 128
@@ -61,7 +62,7 @@ def fixations(
     check_option("shift", shift, ("full", "partial", "none"))
     check_flag("record", record)
     check_integer("max_points", max_points, low=1)
-    model = graph.unwrapped(model)
+    model = unwrap(model)
     _check_images(images, model)
     layers = dict(model.named_modules())
     with graph.evaluating(layers):

@@ -16,7 +16,6 @@ from perpixel.fixations.tracer import SizedTracer, Tracer, compute, out_of_place
 
 _TRACES: "WeakKeyDictionary[nn.Module, dict[Any, Trace]]" = WeakKeyDictionary()
 _MAKERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.BatchNorm2d, nn.GroupNorm)
-_WRAPPERS = ("OptimizedModule", "DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "_FabricModule")
 
 
 class Trace:
@@ -75,16 +74,6 @@ def trace(model: nn.Module, layers: Layers, images: Tensor, leaves: tuple[type[n
             came = f"{type(error).__name__}: {error}"
             raise TypeError(complain("model", "a network torch.fx can trace", came, remedy)) from error
     return found
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside torch.compile, DistributedDataParallel, DataParallel, FSDP or Fabric."""
-    while type(model).__name__ in _WRAPPERS or type(model).__name__.startswith("FSDP"):
-        inner = [child for name, child in model.named_children() if name in ("_orig_mod", "_original_module", "module")]
-        if len(inner) != 1:
-            break
-        model = inner[0]
-    return model
 
 
 @contextlib.contextmanager

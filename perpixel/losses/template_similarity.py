@@ -79,9 +79,9 @@ def template_similarity_loss(
             the device). Without it labels are checked on the CPU, those that the grid picks.
 
     Returns:
-        A scalar, float32 (float64 for float64), differentiable once. Zero, with zero gradients, where nothing counts. A vector without
-        direction (zero, or constant for "correlation"; exact thresholds in `similarity_op`) has similarity 0 and no
-        gradient.
+        A scalar, float32 (float64 for float64), differentiable once. Zero, with zero gradients, where nothing counts.
+        A vector without direction (zero, or constant for "correlation"; exact thresholds in `similarity_op`) has
+        similarity 0 and no gradient.
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind, shape, device or value.
