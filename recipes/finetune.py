@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 from rich.console import Console
 from torch import nn
 

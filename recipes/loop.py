@@ -8,8 +8,8 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from lightning.fabric import Fabric
-from lightning.fabric.wrappers import _FabricOptimizer
+from lightning_fabric import Fabric
+from lightning_fabric.wrappers import _FabricOptimizer
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 

@@ -3,8 +3,8 @@
 from typing import Any
 
 import torch
-from lightning.fabric.strategies import ModelParallelStrategy
-from lightning.fabric.strategies.strategy import Strategy
+from lightning_fabric.strategies import ModelParallelStrategy
+from lightning_fabric.strategies.strategy import Strategy
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,

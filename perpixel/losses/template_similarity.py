@@ -128,8 +128,8 @@ class TemplateSimilarityLoss(nn.Module):
     """`template_similarity_loss` as a term for `perpixel.attach`, with its options and, besides, running templates.
 
     Args:
-        weight: factor with which `attach` adds the term, >= 0; `forward` itself returns the unweighted loss. 0.05 is what
-            we measured to be of use beside a mean cross-entropy; the default 1 only makes the term visible.
+        weight: factor with which `attach` adds the term, >= 0; `forward` itself returns the unweighted loss. 0.05 is
+            what we measured to be of use beside a mean cross-entropy; the default 1 only makes the term visible.
         running_momentum: None, or m in [0, 1): the loss compares with t_c ← m t_c + (1 − m) û_c, a moving average of
             the batch's unit templates û_c kept in buffers (part of `state_dict`), updated in training mode before use;
             no gradient flows through it. In evaluation mode they are used as they are.
