@@ -16,7 +16,8 @@ from perpixel.checks import (
     check_tensor,
     complain,
 )
-from perpixel.losses.similarity_op import compute_dtype, template_similarity_map, unit_rows
+from perpixel.losses.directions import compute_dtype, unit_rows
+from perpixel.losses.similarity_op import template_similarity_map
 from perpixel.losses.templates import (
     RunningTemplates,
     TemplateFunction,
@@ -80,7 +81,7 @@ def template_similarity_loss(
 
     Returns:
         A scalar, float32 (float64 for float64), differentiable once. Zero, with zero gradients, where nothing counts.
-        A vector without direction (zero, or constant for "correlation"; exact thresholds in `similarity_op`) has
+        A vector without direction (zero, or constant for "correlation"; exact thresholds in `directions`) has
         similarity 0 and no gradient.
 
     Raises:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from perpixel.checks import complain
-from perpixel.losses.similarity_op import pixel_norms
+from perpixel.losses.directions import pixel_norms
 
 TemplateFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -50,7 +50,8 @@ def class_sums_of_units(x: Tensor, labels: Tensor, valid: Tensor, classes: int, 
     unit = torch.where(has_direction, unit / norm, 0.0)
     hot = torch.zeros(labels.shape[0], classes, labels.shape[1], dtype=unit.dtype, device=x.device)
     hot.scatter_(1, labels[:, None], valid[:, None].to(unit.dtype))
-    return torch.einsum("ncp,ndp->cd", hot, unit)
+    with torch.autocast(x.device.type, enabled=False):
+        return torch.einsum("ncp,ndp->cd", hot, unit)
 
 
 class _SumOverRanks(torch.autograd.Function):
