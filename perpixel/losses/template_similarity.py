@@ -222,8 +222,9 @@ class TemplateSimilarityLoss(nn.Module):
 class _Batch:
     """What the labels and logits of a batch say: valid pixels, classes present, peaks, counts. No host sync."""
 
-    @torch.no_grad()
     def __init__(self, logits: Tensor, labels: Tensor, ignore_index: int, share: bool) -> None:
+        # integers, masks and detached logits only: nothing to switch off with torch.no_grad, which torch 2.6 as a
+        # decorator cannot compile
         self.valid = valid_mask(labels, ignore_index).flatten(1)
         self.labels = torch.where(self.valid, labels.flatten(1), 0).long()
         self.logits = logits.detach().flatten(2)
@@ -232,15 +233,12 @@ class _Batch:
         self.counts = sum_over_ranks(self.own_counts) if self.ranks > 1 else self.own_counts
         self.present = self.counts > 0
 
-    @torch.no_grad()
     def counted(self, selective: bool) -> Tensor:
         return self.valid & (self.logits.argmax(1) != self.labels) if selective else self.valid
 
-    @torch.no_grad()
     def total(self, counted: Tensor) -> Tensor:
         return sum_over_ranks(counted.sum()) if self.ranks > 1 else counted.sum()
 
-    @torch.no_grad()
     def peaks(self) -> tuple[Tensor, Tensor]:
         return peak_positions(self.logits, self.labels, self.valid)
 
