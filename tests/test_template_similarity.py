@@ -217,15 +217,30 @@ def test_compiles_as_one_graph(options: dict) -> None:
     torch.testing.assert_close(ours, expected)
 
 
-def test_operator_is_registered_soundly() -> None:
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted"])
+@pytest.mark.parametrize("source", ["peaks", "means", "given"])
+def test_operators_are_registered_soundly(layout: str, source: str) -> None:
+    """Among others: what torch.compile is told of shapes and strides is what comes out."""
     features, _, labels = batch()
-    flat, valid = labels.flatten(1), (labels != 255).flatten(1)
-    arguments = (features.requires_grad_(), None, torch.tensor([14, 13, 20, 0]), torch.where(valid, flat, 0), valid)
+    if layout == "channels_last":
+        features = features.to(memory_format=torch.channels_last)
+    elif layout == "permuted":
+        features = features.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
+    valid = (labels != 255).flatten(1)
+    flat = torch.where(valid, labels.flatten(1), 0)
+    peaks = torch.tensor([14, 13, 20, 0]) if source == "peaks" else None
+    templates = torch.randn(4, 5, dtype=torch.float64) if source == "given" else None
     present = torch.tensor([True, True, True, False])
+    operators = torch.ops.perpixel
     for centred, temperature in ((False, 0.0), (True, 0.5)):
+        shared = (flat, valid, present)
+        leaf = features.detach().requires_grad_()
         torch.library.opcheck(
-            torch.ops.perpixel.template_similarity_map, (*arguments, present, centred, temperature, False)
+            operators.template_similarity_map, (leaf, templates, peaks, *shared, centred, temperature, False)
         )
+        kept = operators.template_similarity_map(features, templates, peaks, *shared, centred, temperature, False)
+        backward = (torch.ones_like(kept[0]), features, peaks, *shared, *kept, temperature, False, source == "given")
+        torch.library.opcheck(operators.template_similarity_backward, backward)
 
 
 def test_callable_template_receives_gradient() -> None:

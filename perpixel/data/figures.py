@@ -12,15 +12,18 @@ LIGHT = (-0.45, -0.45, 0.77)  # y, x, z: from the upper left
 
 
 def rgb(colour: Colour) -> Array:
+    """A colour as float32 (3, 1, 1), to be broadcast over a picture."""
     return np.asarray(colour, np.float32)[:, None, None]
 
 
 def smooth(low: float, high: float, value: Array) -> Array:
+    """0 up to `low`, 1 from `high` on, and a smooth cubic step 3t² − 2t³ in between."""
     t = np.clip((value - np.float32(low)) / np.float32(high - low), 0, 1)
     return t * t * (3 - 2 * t)
 
 
 def mix(first: Array, second: Array, share: Array) -> Array:
+    """`first` where share is 0, `second` where it is 1, and linear in between."""
     return first + (second - first) * share
 
 

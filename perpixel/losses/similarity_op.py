@@ -52,6 +52,14 @@ def _class_shares(labels: Tensor, valid: Tensor, classes: int, dtype: torch.dtyp
     return hot / hot.sum((0, 2)).clamp_(min=1.0)[None, :, None]
 
 
+def _empty_gradient(features: Tensor) -> Tensor:
+    """Room for the gradient, channels_last where the features are, else contiguous: either way (N, D, P) is a view."""
+    is_channels_last = features.is_contiguous(memory_format=torch.channels_last)
+    return torch.empty_like(
+        features, memory_format=torch.channels_last if is_channels_last else torch.contiguous_format
+    )
+
+
 def _tangent(pull: Tensor, unit: Tensor, inverse: Tensor) -> Tensor:
     """Gradient (C, D) for templates from that for their unit vectors: the part across them, over their norms."""
     return (pull - (pull * unit).sum(1, keepdim=True) * unit) * inverse[:, None]
@@ -177,9 +185,7 @@ def template_similarity_backward(
         shares = _class_shares(labels, valid, len(present), unit.dtype).mul_(inverse[:, None])
         along = along + products_with(x, valid, mean, template_grad).mul_(shares).sum(1)
         rows, weights = torch.cat([unit, template_grad]), torch.cat([weights, shares], 1)
-    is_channels_last = features.is_contiguous(memory_format=torch.channels_last)
-    layout = torch.channels_last if is_channels_last else torch.contiguous_format
-    grad = torch.empty_like(features, memory_format=layout)
+    grad = _empty_gradient(features)
     flat = grad.flatten(2)
     lengths = (along * inverse.square()).neg_()[:, None]
     for part, block in channel_blocks(x, valid, mean):
@@ -213,7 +219,7 @@ def _(
     detach_templates: bool,
     given: bool,
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(features), torch.empty_like(unit) if given else unit.new_empty(0)
+    return _empty_gradient(features), torch.empty_like(unit) if given else unit.new_empty(0)
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Maps) -> None:
