@@ -354,6 +354,7 @@ def test_every_setting_survives_its_file(tmp_path: Path) -> None:
     parsed = parser.parse_args(given)
     path = tmp_path / "config.yaml"
     path.write_text(as_yaml(parser, parsed))
+    assert "train_images: null" in path.read_text()  # left out, it would follow whatever the default becomes
     settings, loss = understand(parser, parser.parse_path(path))
     assert (settings, loss) == understand(parser, parsed)
     assert settings.data.train_images is settings.data.size is None
