@@ -17,7 +17,8 @@ ALLOWED = {
     "wrappers": set(),
     "losses": {"checks", "reduction", "outputs"},
     "fixations": {"checks", "reduction", "outputs", "wrappers"},
-    "attribution": {"checks", "reduction", "outputs"},
+    "attribution": {"checks", "reduction", "outputs", "wrappers"},
+    "weighting": {"checks", "reduction", "outputs", "wrappers", "losses", "fixations", "attribution"},
     "data": {"checks"},
     "models": {"checks"},
     "evaluation": {"checks", "reduction", "outputs"},
@@ -63,8 +64,8 @@ def test_checks_import_only_torch_and_the_standard_library() -> None:
 
 @pytest.mark.parametrize("folder", ["recipes", "benchmarks"])
 def test_recipes_and_benchmarks_use_public_names(folder: str) -> None:
-    open_parts = ("attach", "checks", "data", "evaluation", "losses", "models", "outputs", "report")
-    public = {"perpixel", *(f"perpixel.{part}" for part in open_parts)}
+    open_parts = ("attach", "attribution", "checks", "data", "evaluation", "fixations", "losses", "models", "outputs")
+    public = {"perpixel", *(f"perpixel.{part}" for part in (*open_parts, "report", "weighting"))}
     for file in (ROOT / folder).rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "perpixel":
