@@ -1,15 +1,10 @@
 """python -m recipes.finetune: did the template-similarity loss help, against a control that differs in nothing else?"""
 
-import errno
-import os
 import sys
-import time
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse import ArgumentParser, Namespace
 from lightning_fabric import Fabric
 from rich.console import Console
@@ -18,6 +13,7 @@ from torch import nn
 import perpixel
 from perpixel.checks import complain
 from recipes.checkpoints import LAST, DamagedCheckpoint, load_checkpoint, save_checkpoint, write_atomically
+from recipes.command import CONFIG, Attempt, as_yaml, choose_folder, read_arguments, set_threads
 from recipes.comparison import Arms, compare, in_words, rich_table, save_comparison
 from recipes.evaluate import Scores
 from recipes.history import read_json_lines
@@ -31,7 +27,7 @@ from recipes.randomness import seed_everything
 from recipes.settings import Schedule, Settings
 from recipes.sharding import choose_strategy
 
-CONFIG, SCORES = "config.yaml", "scores.pt"
+SCORES = "scores.pt"
 
 
 def build_parser() -> ArgumentParser:
@@ -191,102 +187,39 @@ def understand(parser: ArgumentParser, parsed: Namespace) -> tuple[Settings, dic
     return settings, options
 
 
-def as_yaml(parser: ArgumentParser, parsed: Namespace) -> str:
-    """Every setting, null ones too: left out, a null would come back as the default when the run is resumed."""
-    return parser.dump(parsed, skip_unset=False)
-
-
-def set_threads(settings: Settings) -> None:
-    """The cores this process may use (fewer if torch was told so), shared among the devices of a CPU run."""
-    hardware = settings.hardware
-    threads = hardware.threads
-    if threads is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        shared = int(hardware.devices) if hardware.accelerator == "cpu" and str(hardware.devices).isdigit() else 1
-        threads = max(1, min(torch.get_num_threads(), cores) // max(shared, 1))
-    torch.set_num_threads(threads)
-
-
-def choose_folder(settings: Settings) -> Path:
-    """The folder of a new run; FileExistsError where there is a run already."""
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    folder = Path(settings.folder) if settings.folder else Path(settings.out) / f"{settings.name}-{stamp}"
-    if (folder / CONFIG).exists() or (folder.exists() and not folder.is_dir()):
-        remedy = f"Continue it with --resume {folder}, or choose another --folder."
-        raise FileExistsError(complain("folder", "a new or empty folder", f"{folder}, which holds a run", remedy))
-    return folder
-
-
-def read_arguments(parser: ArgumentParser, arguments: list[str]) -> tuple[Namespace, Path | None]:
-    """The settings, and the folder to resume: its settings are then those of the run."""
-    parsed = parser.parse_args(arguments)
-    if parsed.resume is None:
-        return parsed, None
-    folder = Path(parsed.resume)
-    if len(arguments) != (1 if arguments[0].startswith("--resume=") else 2):
-        remedy = f"Run: python -m recipes.finetune --resume {folder}"
-        raise ValueError(complain("resume", "no other setting beside it", " ".join(arguments), remedy))
-    if not (folder / CONFIG).is_file():
-        raise FileNotFoundError(complain("resume", "a run folder", f"{folder}, without {CONFIG}", "Check the path."))
-    return parser.parse_path(folder / CONFIG), folder
-
-
-MISTAKES = (ValueError, TypeError, FileNotFoundError, FileExistsError, DamagedCheckpoint, FloatingPointError)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the recipe; the exit status is 0, 1 after a mistake of the user or a full disk, 130 when interrupted."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
     console = Console(width=None if sys.stdout.isatty() else 118)
-    folder: Path | None = None
-    try:
-        parser = build_parser()
-        parsed, resumed = read_arguments(parser, list(sys.argv[1:] if arguments is None else arguments))
-        settings, loss_options = understand(parser, parsed)
-        set_threads(settings)
-        hardware = settings.hardware
-        fabric = Fabric(
-            accelerator=hardware.accelerator,
-            devices=hardware.devices,
-            strategy=choose_strategy(hardware.strategy),
-            precision=hardware.precision,  # type: ignore[arg-type]
-        )
-        fabric.launch()
-        place = Path(fabric.broadcast(str(resumed or choose_folder(settings))))
-        progress = Progress(console, shown=fabric.is_global_zero)
-        job = Job(settings, loss_options, place, fabric, Images(settings.data), progress, Interrupt())
-        job.prepare()
-        folder = place
-        with job.stop:
-            if fabric.is_global_zero and resumed is None:
-                folder.mkdir(parents=True, exist_ok=True)
-                write_atomically(folder / CONFIG, as_yaml(parser, parsed).encode())
-            fabric.barrier()
-            progress.report(f"run folder: {folder}")
-            job.everything()
-    except KeyboardInterrupt:
-        told = "interrupted" if folder is None else f"interrupted; nothing is lost. {how_to_continue(folder)}"
-        return _fail(console, told, 130)
-    except MISTAKES as mistake:
-        told = f"error: {mistake}"
-        if folder is not None:
-            (folder / "error.log").write_text(traceback.format_exc())
-            told += f"\nDetails: {folder / 'error.log'}. {how_to_continue(folder)}"
-        return _fail(console, told, 1)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or folder is None:
-            raise
-        return _fail(console, f"error: {error.strerror or error}\n{how_to_continue(folder)}", 1)
-    return 0
+    return Attempt(console, "python -m recipes.finetune").status(lambda attempt: _run(given, attempt))
 
 
-def how_to_continue(folder: Path) -> str:
-    """The command that resumes."""
-    return f"Continue with: python -m recipes.finetune --resume {folder}"
-
-
-def _fail(console: Console, told: str, status: int) -> int:
-    console.print(told, style="red" if status == 1 else None, markup=False, highlight=False, soft_wrap=True)
-    return status
+def _run(arguments: list[str], attempt: Attempt) -> None:
+    parser = build_parser()
+    parsed, resumed = read_arguments(parser, arguments)
+    settings, loss_options = understand(parser, parsed)
+    hardware = settings.hardware
+    set_threads(hardware)
+    fabric = Fabric(
+        accelerator=hardware.accelerator,
+        devices=hardware.devices,
+        strategy=choose_strategy(hardware.strategy),
+        precision=hardware.precision,  # type: ignore[arg-type]
+    )
+    fabric.launch()
+    chosen = resumed or choose_folder(settings.folder, settings.out, settings.name)
+    folder = Path(fabric.broadcast(str(chosen)))
+    progress = Progress(attempt.console, shown=fabric.is_global_zero)
+    job = Job(settings, loss_options, folder, fabric, Images(settings.data), progress, Interrupt())
+    job.prepare()
+    attempt.folder = folder
+    with job.stop:
+        if fabric.is_global_zero and resumed is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / CONFIG, as_yaml(parser, parsed).encode())
+        fabric.barrier()
+        progress.report(f"run folder: {folder}")
+        job.everything()
 
 
 if __name__ == "__main__":

@@ -98,9 +98,10 @@ class Images:
         if tuple(other.classes) != self.classes:
             came = f"{list(self.classes)} and {list(other.classes)}"
             raise ValueError(complain("data", "the same classes in both splits", came, "Use one class list."))
+        self.pairs: tuple[data.Pair, ...] = source.pairs if synthetic else ()
         self._confusable = None
         if synthetic:
-            known = [c for pair in source.pairs if pair.kind == "confusable" for c in (pair.first, pair.second)]
+            known = [c for pair in self.pairs if pair.kind == "confusable" for c in (pair.first, pair.second)]
             self._confusable = torch.tensor(known)
         self._kept_masks: dict[float, Dataset[Any]] = {}
 
@@ -114,6 +115,15 @@ class Images:
             options.setdefault("ignore_index", settings.ignore_index)
         resize = ResizeTo(settings.size) if settings.size is not None else None
         return data.build(settings.name, settings.root, split, transforms=resize, **options)
+
+    @property
+    def evaluated(self) -> int:
+        """The number of evaluation images."""
+        return len(self._val)
+
+    def evaluation_sample(self, index: int) -> Any:
+        """An evaluation image before it is normalised, its labels, and what else its data set knows of it."""
+        return self._val[index]
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Full batches in an epoch; ValueError if there is none."""
