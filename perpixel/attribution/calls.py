@@ -1,0 +1,122 @@
+"""What captum is doing while it calls a target: on which images, in which order of rows, with which hooks."""
+
+import inspect
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from types import CodeType, FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from perpixel.checks import complain
+
+_DOORS = ("attribute", "infidelity", "sensitivity_max")
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_REMEDY = (
+    "Pass additional_forward_args=target.arguments(images) to captum, which then expands labels and regions together "
+    "with the images; or explain one image at a time."
+)
+
+
+class CaptumCall:
+    """The captum calls that are under way, outermost first; `images` are what the outermost was given, or None.
+
+    A forward function gets rows without being told which example each belongs to. captum tiles its examples (0 1 0 1)
+    except where it draws several samples for each (0 0 1 1), or goes through them one by one. Which of these, its call
+    stack says exactly: every `attribute` on it holds its own inputs.
+    """
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[Tensor, bool]] = []
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            if frame.f_code.co_name in _DOORS and frame.f_globals.get("__name__", "").startswith("captum."):
+                inputs = _first_tensor(frame.f_locals.get("inputs"))
+                if inputs is not None:
+                    self.steps.insert(0, (inputs, frame.f_code in _interleaving()))
+            frame = frame.f_back
+
+    @property
+    def images(self) -> Tensor | None:
+        return self.steps[0][0] if self.steps else None
+
+    def examples(self, count: int, rows: Tensor) -> Tensor:
+        """The example, in [0, count), that each of the rows was made of; ValueError where that cannot be known."""
+        known = torch.arange(count, device=rows.device)
+        if not self.steps:
+            if len(rows) != count:
+                raise ValueError(_unknown(count, len(rows)))
+            return known
+        if len(self.steps[0][0]) != count:
+            raise ValueError(_unknown(count, len(self.steps[0][0])))
+        interleaved = False
+        for before, after in zip(self.steps, [*self.steps[1:], (rows, False)]):
+            interleaved = interleaved or before[1]
+            if len(after[0]) != len(known):
+                known = _expanded(known, before[0], after[0], interleaved)
+                interleaved = False
+        return known
+
+
+def _expanded(known: Tensor, before: Tensor, after: Tensor, interleaved: bool) -> Tensor:
+    """Examples of the rows of `after`, which one captum method made of `before`, whose examples are `known`."""
+    times, rest = divmod(len(after), len(known))
+    if rest == 0 and times > 0:
+        return known.repeat_interleave(times) if interleaved else known.repeat(times)
+    offset = after.data_ptr() - before.data_ptr()
+    row = before.element_size() * before.stride(0)
+    inside = (
+        after.untyped_storage().data_ptr() == before.untyped_storage().data_ptr() and after.stride() == before.stride()
+    )
+    if inside and 0 <= offset <= row * (len(known) - len(after)) and offset % row == 0:
+        return known[offset // row : offset // row + len(after)]
+    raise ValueError(_unknown(len(known), len(after)))
+
+
+def _unknown(count: int, rows: int) -> str:
+    expected = f"{count} rows, as many as there are labels and regions, or captum's copies of them"
+    return complain("images", expected, f"{rows} rows of which the order is not known", _REMEDY)
+
+
+def _first_tensor(inputs: Any) -> Tensor | None:
+    if isinstance(inputs, (tuple, list)) and inputs:
+        inputs = inputs[0]
+    return inputs if isinstance(inputs, Tensor) and inputs.ndim > 0 else None
+
+
+@lru_cache(maxsize=1)
+def _interleaving() -> frozenset[CodeType]:
+    """Code of the captum calls that put all samples of an example next to each other."""
+    from captum.attr import DeepLiftShap, LayerDeepLiftShap, NoiseTunnel
+    from captum.metrics import infidelity, sensitivity_max
+
+    samplers = (NoiseTunnel.attribute, DeepLiftShap.attribute, LayerDeepLiftShap.attribute, infidelity, sensitivity_max)
+    return frozenset(inspect.unwrap(call).__code__ for call in samplers)
+
+
+@contextmanager
+def captum_hooks_off(model: nn.Module) -> Iterator[None]:
+    """Inside, the hooks that a captum call under way has put on `model` do not run; all others do."""
+    taken = []
+    for module in model.modules():
+        for name in _HOOKS:
+            hooks = getattr(module, name)
+            if any(_is_captums(hook) for hook in hooks.values()):
+                taken.append((hooks, dict(hooks)))
+    try:
+        for hooks, before in taken:
+            for key, hook in before.items():
+                if _is_captums(hook):
+                    del hooks[key]
+        yield
+    finally:
+        for hooks, before in taken:
+            hooks.clear()
+            hooks.update(before)
+
+
+def _is_captums(hook: object) -> bool:
+    return (getattr(hook, "__module__", None) or "").startswith("captum.")
