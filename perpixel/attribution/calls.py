@@ -52,12 +52,9 @@ class CaptumCall:
             return known
         if len(self.steps[0][0]) != count:
             raise ValueError(_unknown(count, len(self.steps[0][0])))
-        interleaved = False
         for before, after in zip(self.steps, [*self.steps[1:], (rows, False)]):
-            interleaved = interleaved or before[1]
             if len(after[0]) != len(known):
-                known = _expanded(known, before[0], after[0], interleaved)
-                interleaved = False
+                known = _expanded(known, before[0], after[0], before[1])
         return known
 
 
