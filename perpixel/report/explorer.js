@@ -276,7 +276,7 @@ async function picture(source, height, width) {
   image.src = source;
   await image.decode();
   const canvas = element("canvas", { width: String(width), height: String(height) });
-  const context = canvas.getContext("2d", { willReadFrequently: true });
+  const context = canvas.getContext("2d", CPU);
   context.drawImage(image, 0, 0, width, height);
   return context.getImageData(0, 0, width, height).data;
 }

@@ -227,8 +227,8 @@ def _told(given: Explained, step: _Step, factor: int, error: float) -> str:
     else:
         text += f", means over {step.factor} × {step.factor} cells to save space (±{error:.2g} logits at most)."
     if len(step.kept) < classes:
-        left_out = classes - len(step.kept)
-        text += f" Effects on {left_out} classes that win nowhere, with nothing or one patch hidden, are left out."
+        left_out = f"{classes - len(step.kept)} of {classes}"
+        text += f" Left out: effects on the classes that win nowhere, with nothing or one patch hidden ({left_out})."
     if factor > 1:
         text += f" Logits are means over {factor} × {factor} cells."
     return text

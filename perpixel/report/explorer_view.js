@@ -2,6 +2,7 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 const FOR = [0, 98, 204], AGAINST = [230, 97, 0], STRONGEST = 0.92;
+const CPU = { willReadFrequently: true }; // pixels are only ever put: no need of the graphics card
 const $ = (id) => document.getElementById(id);
 
 function element(tag, attributes = {}, ...children) {
@@ -22,7 +23,8 @@ function shape(tag, attributes, text) {
 function figures(value) {
   const size = Math.abs(value);
   if (size === 0) return "0";
-  const text = size >= 100 ? size.toFixed(0) : size >= 1 ? size.toFixed(2) : size >= 0.001 ? size.toPrecision(2) : size.toExponential(1);
+  const text = size >= 99.5 ? size.toFixed(0) : size >= 0.995 ? size.toFixed(2)
+    : size >= 0.001 ? size.toPrecision(2) : size.toExponential(1);
   return (value < 0 ? "−" : "") + text;
 }
 const signed = (value) => (value > 0 ? "+" : "") + figures(value);
@@ -46,7 +48,7 @@ class View {
     for (let i = 0; i < this.grey.length; i++) {
       this.grey[i] = 62 + 0.6 * (0.299 * photo[4 * i] + 0.587 * photo[4 * i + 1] + 0.114 * photo[4 * i + 2]);
     }
-    const bar = $("gradient").getContext("2d"), strip = bar.createImageData(241, 1);
+    const bar = $("gradient").getContext("2d", CPU), strip = bar.createImageData(241, 1);
     for (let x = 0; x < 241; x++) this.tint(strip.data, 4 * x, 140, (x - 120) / 120);
     bar.putImageData(strip, 0, 0);
   }
@@ -78,7 +80,7 @@ class View {
 
   drawLabels(labels, opacity) {
     const { height, width } = this.evidence;
-    const context = $("labels").getContext("2d"), picture = context.createImageData(width, height);
+    const context = $("labels").getContext("2d", CPU), picture = context.createImageData(width, height);
     for (let i = 0; i < labels.length; i++) {
       const share = labels[i] < 0 ? 0 : opacity, colour = labels[i] < 0 ? [0, 0, 0] : this.colour(labels[i]);
       for (let j = 0; j < 3; j++) picture.data[4 * i + j] = this.photo[4 * i + j] * (1 - share) + colour[j] * share;
@@ -94,7 +96,7 @@ class View {
     for (const v of field) if (Math.abs(v) > peak) peak = Math.abs(v);
     const top = this.held ?? peak;
     this.peak = peak;
-    const context = $("context").getContext("2d"), picture = context.createImageData(width, height);
+    const context = $("context").getContext("2d", CPU), picture = context.createImageData(width, height);
     for (let i = 0; i < field.length; i++) this.tint(picture.data, 4 * i, this.grey[i], top ? field[i] / top : 0);
     context.putImageData(picture, 0, 0);
     for (const [id, value] of [["low", -top], ["high", top]]) {

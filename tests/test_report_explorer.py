@@ -1,0 +1,248 @@
+"""The explorer's file: what it stores and how exactly, what it costs, what it refuses, and that no text breaks out."""
+
+import contextlib
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import explorer_cases as cases
+import pytest
+import torch
+
+from perpixel.report.explorer import ExplorerPage, context_explorer
+
+
+def write(folder: Path, **changes: Any) -> ExplorerPage:
+    return context_explorer(folder / "page.html", **{**cases.case(), **changes})
+
+
+def test_effects_are_stored_within_half_a_step_of_the_strongest_on_the_same_cell(tmp_path: Path) -> None:
+    given = cases.case()
+    page = write(tmp_path)
+    found = cases.stored_effects(page.path)
+    strongest = given["effects"].abs().amax(0)
+    off = (found - given["effects"]).abs()
+    assert (off <= strongest / 127 / 2 * (1 + 1e-5)).all()
+    assert off.max() == pytest.approx(page.error, rel=1e-5)
+    assert (page.levels, page.grid, page.classes) == (127, cases.GRID, (0, 1, 2, 3))
+    assert page.size == page.path.stat().st_size
+    assert "stored to 0.4 %" in cases.payload(page.path)["stored"]
+    assert f"±{page.error:.2g} logits" in cases.payload(page.path)["stored"]
+
+
+def test_logits_are_stored_exactly(tmp_path: Path) -> None:
+    given = cases.case()
+    stored = cases.payload(write(tmp_path).path)["logits"]["values"]
+    assert torch.equal(torch.from_numpy(stored.copy()), given["logits"])
+
+
+@pytest.mark.slow
+def test_file_of_the_promised_size_stays_under_five_megabytes(tmp_path: Path) -> None:
+    """A 480 x 360 photograph-like image, 11 classes, patches of 32, a grid of 60 x 45; effects as hard as noise."""
+    size, grid = (360, 480), (45, 60)
+    given = cases.case(11, size=size, grid=grid, boxes=cases.boxes(size, 32, 32))
+    assert given["effects"].shape == (180, 11, 45, 60)
+    given["image"] = (given["image"] + 0.05 * torch.randn(given["image"].shape)).clamp(0, 1)
+    given["effects"] = torch.randn(given["effects"].shape)
+    page = context_explorer(tmp_path / "page.html", **given)
+    assert page.path.stat().st_size == page.size <= 5_000_000
+    assert cases.payload(page.path)["effects"]["shape"][2:] == list(page.grid)
+
+
+def plan(tmp_path: Path, given: dict[str, Any]) -> list[ExplorerPage]:
+    """The pages of ever smaller budgets, until none is small enough."""
+    pages = [context_explorer(tmp_path / "0.html", **given)]
+    with contextlib.suppress(ValueError):
+        while True:
+            path = tmp_path / f"{len(pages)}.html"
+            pages.append(context_explorer(path, **given, max_bytes=pages[-1].size - 1))
+    return pages
+
+
+def test_a_budget_is_met_in_the_documented_steps(tmp_path: Path) -> None:
+    given = cases.case(grid=(48, 64))
+    given["logits"] = given["logits"].index_fill(0, torch.tensor(3), -50.0)  # a class that never wins
+    pages = plan(tmp_path, given)
+    found = [(page.grid, page.classes, page.levels) for page in pages]
+    everything, winners = (0, 1, 2, 3), (0, 1, 2)
+    head = [
+        ((48, 64), everything, 127),
+        ((48, 64), everything, 63),
+        ((48, 64), winners, 63),
+        ((48, 64), winners, 31),
+        ((24, 32), winners, 63),
+    ]
+    assert found[:5] == head
+    assert found[-1][0][0] < 12
+    assert [page.size for page in pages] == sorted((page.size for page in pages), reverse=True)
+
+
+def test_the_page_says_what_a_budget_cost_and_the_error_is_measured(tmp_path: Path) -> None:
+    given = cases.case(grid=(48, 64))
+    given["logits"] = given["logits"].index_fill(0, torch.tensor(3), -50.0)
+    page = plan(tmp_path, given)[4]
+    data = cases.payload(page.path)
+    assert "means over 2 × 2 cells" in data["stored"]
+    assert "(1 of 4)" in data["stored"]
+    back = cases.full_size(cases.stored_effects(page.path))
+    off = (back - given["effects"][:, list(page.classes)]).abs().max()
+    assert float(off) == pytest.approx(page.error, rel=1e-4)
+
+
+def test_winners_are_the_classes_some_pixel_gets(tmp_path: Path) -> None:
+    given = cases.case(grid=(48, 64), classes=8, seed=3)
+    given["logits"][5] -= 4.0  # wins only where hiding a patch gives it the pixel
+    page = next(p for p in plan(tmp_path, given) if p.levels == 31)
+    expected = set(given["logits"].argmax(0).flatten().tolist())
+    for effect in given["effects"]:
+        expected |= set((given["logits"] - effect).argmax(0).flatten().tolist())
+    assert page.classes == tuple(sorted(expected))
+
+
+def test_two_classes_are_kept_even_if_one_wins_everywhere(tmp_path: Path) -> None:
+    given = cases.case(grid=(48, 64))
+    given["logits"][1] += 100
+    page = next(p for p in plan(tmp_path, given) if p.levels == 31)
+    assert len(page.classes) == 2
+    assert 1 in page.classes
+
+
+def test_full_size_logits_are_averaged_where_they_alone_would_fill_the_file(tmp_path: Path) -> None:
+    given = cases.case()
+    given["logits"] = cases.full_size(given["logits"]).float()
+    page = context_explorer(tmp_path / "page.html", **given, max_bytes=100_000)
+    data = cases.payload(page.path)
+    assert page.size <= 100_000
+    assert data["logits"]["shape"] == [4, 24, 32]
+    assert "Logits are means over 2 × 2 cells." in data["stored"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floating_types_and_views_are_taken(tmp_path: Path, dtype: torch.dtype) -> None:
+    given = cases.case()
+    effects = given["effects"].to(dtype).transpose(2, 3).contiguous().transpose(2, 3).requires_grad_(True)
+    page = write(tmp_path, effects=effects, logits=given["logits"].to(dtype))
+    off = (cases.stored_effects(page.path) - effects.detach().float()).abs().max()
+    assert float(off) == pytest.approx(page.error, rel=1e-4)
+
+
+def test_a_byte_image_equals_its_float_form(tmp_path: Path) -> None:
+    bytes_image = (cases.case()["image"] * 255).round().to(torch.uint8)
+    first = write(tmp_path, image=bytes_image).path.read_bytes()
+    assert write(tmp_path, image=bytes_image / 255).path.read_bytes() == first
+
+
+def test_inputs_are_left_as_they_were(tmp_path: Path) -> None:
+    given = cases.case(labels=torch.randint(0, 4, cases.SIZE))
+    before = {k: v.clone() for k, v in given.items() if isinstance(v, torch.Tensor)}
+    context_explorer(tmp_path / "page.html", **given)
+    assert all(torch.equal(given[name], value) for name, value in before.items())
+
+
+HOSTILE = [
+    "</script><script>document.title='broken'</script>",
+    "<!-- <script>",
+    "\u2028\u2029\"'`\\ & &lt; {{data}} ${1}",
+    "<img src=x onerror=\"document.title='broken'\">",
+]
+
+
+class _Elements(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.append(tag)
+
+
+def test_no_text_becomes_markup(tmp_path: Path) -> None:
+    plain, hostile = _Elements(), _Elements()
+    plain.feed(write(tmp_path, title="a", note="b").path.read_text())
+    page = write(tmp_path, classes=HOSTILE, title="".join(HOSTILE), note=HOSTILE[0])
+    text = page.path.read_text(encoding="utf-8")
+    hostile.feed(text)
+    assert hostile.tags == plain.tags
+    assert "\u2028" not in re.search(r'id="data">(.*?)</script>', text, re.S)[1]  # type: ignore[index]
+    data = cases.payload(page.path)
+    assert (data["classes"], data["title"], data["note"]) == (HOSTILE, "".join(HOSTILE), HOSTILE[0])
+
+
+def test_text_that_is_no_unicode_still_gives_a_file(tmp_path: Path) -> None:
+    page = write(tmp_path, title="a\ud800b", classes=["\ud800", "", "\0", "é"])
+    assert b"<h1>a?b</h1>" in page.path.read_bytes()
+
+
+def test_the_page_forbids_itself_the_network(tmp_path: Path) -> None:
+    text = write(tmp_path).path.read_text()
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)[1]  # type: ignore[index]
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    assert "unsafe" not in policy
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", text)
+
+
+NAN = cases.case()["effects"].clone()
+NAN[3, 1, 2, 2] = math.nan
+BAD = {
+    "image of one channel": ({"image": torch.rand(1, 48, 64)}, ValueError, r"image: expected shape \(3, H, W\)"),
+    "batch of images": ({"image": torch.rand(1, 3, 48, 64)}, ValueError, r"image: expected shape \(3, H, W\)"),
+    "normalised image": ({"image": torch.randn(3, 48, 64)}, ValueError, "denormalize"),
+    "image with NaN": ({"image": torch.full((3, 48, 64), math.nan)}, ValueError, "image: expected finite"),
+    "integer image": ({"image": torch.zeros(3, 48, 64, dtype=torch.int64)}, TypeError, "image"),
+    "empty image": ({"image": torch.zeros(3, 0, 64)}, ValueError, "image: expected at least one value"),
+    "effects with NaN": ({"effects": NAN}, ValueError, r"effects: expected finite values, .* at \(3, 1, 2, 2\), 1 in"),
+    "infinite logits": ({"logits": torch.full((4, 7, 9), math.inf)}, ValueError, "logits: expected finite"),
+    "effects of one patch": ({"effects": torch.zeros(4, 7, 9)}, ValueError, r"effects: expected shape \(patches, C"),
+    "no patch": ({"effects": torch.zeros(0, 4, 7, 9)}, ValueError, "effects: expected at least one value"),
+    "classes of effects": ({"effects": torch.zeros(12, 3, 7, 9)}, ValueError, "effects: expected 4 classes"),
+    "one class": (
+        {"logits": torch.zeros(1, 7, 9), "effects": torch.zeros(12, 1, 7, 9), "classes": ["a"]},
+        ValueError,
+        "logits: expected two classes or more",
+    ),
+    "too few names": ({"classes": ["a", "b"]}, ValueError, "classes: expected 4 names"),
+    "one text as names": ({"classes": "abcd"}, ValueError, "classes: expected 4 names"),
+    "numbers as names": ({"classes": [1, 2, 3, 4]}, ValueError, "classes: expected 4 names"),
+    "no patches": ({"boxes": None}, ValueError, "boxes, segments: expected one of the two, got neither"),
+    "both": ({"segments": torch.zeros(48, 64).long()}, ValueError, "boxes, segments: .* got both"),
+    "boxes of other patches": ({"boxes": cases.boxes()[:5]}, ValueError, r"boxes: expected shape \(12, 4\)"),
+    "box outside": ({"boxes": cases.boxes() + 1}, ValueError, r"boxes: expected 0 <= y0 < y1 <= 48 .* in row 3"),
+    "empty box": ({"boxes": torch.zeros(12, 4).long()}, ValueError, "boxes: expected 0 <= y0 < y1"),
+    "float boxes": ({"boxes": cases.boxes().float()}, TypeError, "boxes: expected an integer dtype"),
+    "segments beyond": (
+        {"boxes": None, "segments": torch.full((48, 64), 12)},
+        ValueError,
+        "segments: expected values from -1 to 11",
+    ),
+    "segments of another size": (
+        {"boxes": None, "segments": torch.zeros(8, 8).long()},
+        ValueError,
+        r"segments: expected shape \(48, 64\)",
+    ),
+    "labels beyond": ({"labels": torch.full((48, 64), 9)}, ValueError, "labels: expected values below 4"),
+    "labels of another size": ({"labels": torch.zeros(7, 9).long()}, ValueError, r"labels: expected shape \(48, 64\)"),
+    "short palette": ({"palette": torch.zeros(3, 3).long()}, ValueError, r"palette: expected \(4, 3\)"),
+    "palette beyond": ({"palette": torch.full((4, 3), 256)}, ValueError, r"palette: .* in \[0, 255\]"),
+    "start outside": ({"start": (48, 0)}, ValueError, "start: expected an integer >= 0 <= 47"),
+    "start of one number": ({"start": 3}, TypeError, r"start: expected \(row, column\)"),
+    "upsampling": ({"upsampling": "bicubic"}, ValueError, "upsampling: expected one of 'bilinear'"),
+    "title": ({"title": 3}, TypeError, "title: expected a text"),
+    "budget": ({"max_bytes": 0}, ValueError, "max_bytes: expected an integer >= 1"),
+    "budget of a page without data": ({"max_bytes": 2000}, ValueError, "max_bytes: expected at least"),
+}
+
+
+@pytest.mark.parametrize(("changes", "error", "message"), BAD.values(), ids=BAD)
+def test_bad_input_is_refused_and_nothing_written(
+    tmp_path: Path, changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        write(tmp_path, **changes)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="path: expected a file in a folder that exists"):
+        context_explorer(tmp_path / "none" / "page.html", **cases.case())
