@@ -1,0 +1,318 @@
+"""python -m recipes.fixations: from every labelled pixel back to the image points it rests on, drawn and counted."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser, Namespace
+from lightning_fabric import Fabric
+from rich.console import Console
+from torch import nn
+
+from perpixel.checks import complain
+from recipes import finetune
+from recipes.checkpoints import DamagedCheckpoint, load_checkpoint, save_checkpoint, write_atomically
+from recipes.command import CONFIG, Attempt, as_yaml, choose_folder, read_arguments, set_threads
+from recipes.fixation_counts import count_rows, measure_counts
+from recipes.fixation_drawing import (
+    classes_to_draw,
+    draw_counts,
+    draw_evidence,
+    draw_example,
+    draw_image,
+    draw_shares,
+    read_picture,
+)
+from recipes.fixation_evidence import evidence_rows, measure_evidence
+from recipes.fixation_settings import FixationSettings
+from recipes.fixation_shares import Shares, measure_shares, share_findings, share_rows
+from recipes.fixation_subject import (
+    Subject,
+    against,
+    prepare_network,
+    question,
+    random_network,
+    rivals_of,
+    train_network,
+)
+from recipes.fixation_words import count_words, evidence_words, save_csv, share_words, write_summary
+from recipes.images import Images
+from recipes.interrupt import Interrupt
+from recipes.progress import Progress
+
+
+def build_parser(run: str | None = None) -> ArgumentParser:
+    """The command line: every field of FixationSettings; data and model of the run folder `run` are the defaults."""
+    parser = ArgumentParser(
+        prog="python -m recipes.fixations",
+        allow_abbrev=False,
+        usage="%(prog)s [--config FILE] [--SETTING VALUE ...]    (settings below; nested ones as --trace.shift)",
+        description=(FixationSettings.__doc__ or "").split("Args:")[0].strip(),
+        epilog="Example: python -m recipes.fixations --run runs/finetune-20261120-090000 --picture.image 7",
+    )
+    parser.add_argument("--config", action="config", help="YAML file with settings; later arguments win.")
+    parser.add_argument("--resume", type=str | None, default=None, help="Run folder to continue, and nothing else.")
+    parser.add_class_arguments(FixationSettings)
+    if run is not None:
+        parser.set_defaults(_settings_of(Path(run)))
+    return parser
+
+
+def _settings_of(run: Path) -> dict[str, Any]:
+    """Data and model of a run of recipes.finetune, as defaults; what its network started from is left out."""
+    if not (run / CONFIG).is_file():
+        expected = "a run folder of recipes.finetune"
+        raise FileNotFoundError(complain("run", expected, f"{run}, without {CONFIG}", "Check the path."))
+    theirs = finetune.build_parser()
+    settings, _ = finetune.understand(theirs, theirs.parse_path(run / CONFIG))
+    model = replace(settings.model, weights=None, weights_backbone=None, checkpoint=None, replace_head=False)
+    return {
+        f"{part}.{field.name}": getattr(values, field.name)
+        for part, values in (("data", settings.data), ("model", model))
+        for field in fields(values)
+    }
+
+
+@dataclass
+class Job:
+    """What every part of a run needs."""
+
+    settings: FixationSettings
+    folder: Path
+    fabric: Fabric
+    images: Images
+    progress: Progress
+    stop: Interrupt
+    subject: Subject | None = None
+
+    def prepare(self) -> None:
+        """Read weights and image and check the questions, so that mistakes show before anything is written."""
+        settings, images = self.settings, self.images
+        rivals = question(images, settings.trace)
+        found = prepare_network(settings, images.num_classes)
+        if found is not None:
+            self._take(*found)
+        else:
+            finetune.build_network(settings.model, images.num_classes)
+            images.steps_per_epoch(settings.pretrain.batch_size)
+        if "image" in settings.do:
+            classes_to_draw(torch.zeros(1, dtype=torch.int64), images, settings.picture)
+            read_picture(images, settings)
+        if rivals and found is not None:
+            against(found[0], rivals)
+        if len(self.indices) < 2 and {"shares", "evidence"} & set(settings.do):
+            remedy = "Raise measure.images or data.eval_images."
+            raise ValueError(complain("measure.images", "at least two images", len(self.indices), remedy))
+
+    def _take(self, network: nn.Module, about: str) -> None:
+        network.to(self.fabric.device).eval()
+        plain = Subject(network, network, self.settings.trace, self.fabric.device, about)
+        self.subject = plain.asking(question(self.images, self.settings.trace))
+
+    @property
+    def indices(self) -> list[int]:
+        """The evaluation images measured: evenly spread."""
+        total, wanted = self.images.evaluated, self.settings.measure.images
+        count = total if wanted is None else min(wanted, total)
+        return [i * total // count for i in range(count)]
+
+    def batches(self, indices: list[int]) -> Any:
+        """Evaluation batches of these images."""
+        return self.images.evaluation(batch_size=self.settings.measure.batch_size, far=0.0, only=indices)
+
+    def measured(self, name: str, measure: Callable[[Callable[[int], None]], dict[str, Any]], total: int) -> Any:
+        """What `measure` gives, or what it gave before this run was stopped."""
+        path = self.folder / "measured" / f"{name}.pt"
+        if path.exists():
+            try:
+                return load_checkpoint(path)
+            except DamagedCheckpoint as error:
+                self.progress.report(f"damaged result: {error}; it is measured again")
+        self.progress.begin(name, 0, total)
+        done, began = 0, time.monotonic()
+
+        def told(images: int) -> None:
+            nonlocal done
+            done += images
+            self.progress.advance(done, {}, done / max(time.monotonic() - began, 1e-9))
+            if self.stop.asked:
+                raise KeyboardInterrupt
+
+        try:
+            found = measure(told)
+        finally:
+            self.progress.end()
+        path.parent.mkdir(exist_ok=True)
+        save_checkpoint(path, found)
+        return found
+
+    def everything(self) -> None:
+        """Network, pictures, tables, words."""
+        settings, images = self.settings, self.images
+        if self.subject is None:
+            self.progress.report("no weights given: a network is trained first")
+            trained = train_network(settings, self.folder / "network", self.fabric, images, self.progress, self.stop)
+            self._take(*trained)
+        assert self.subject is not None
+        self.progress.report(f"network: {settings.model.name}, {self.subject.about}")
+        asked = "its rival" if settings.trace.question == "rival" else "nothing: the score alone"
+        results: dict[str, Any] = {"network": self.subject.about, "images": len(self.indices), "asked against": asked}
+        parts: list[list[str]] = []
+        for part in ("image", "shares", "counts", "evidence"):
+            if part not in settings.do:
+                continue
+            if part == "evidence" and not images.pairs:
+                self.progress.report("evidence: left out, since only synthetic data knows what decides a label")
+                continue
+            words, results[part] = getattr(self, f"_{part}")(self.subject)
+            parts.append(words)
+        write_atomically(self.folder / "results.json", json.dumps(_plain(results), indent=1).encode())
+        for line in write_summary(self.folder, self._opening(self.subject), parts, self._closing()).splitlines():
+            if line.startswith("- ") or line.startswith("#"):
+                self.progress.report(line)
+        self.progress.report(f"\nPictures, tables and summary.md: {self.folder}")
+
+    def _opening(self, subject: Subject) -> list[str]:
+        settings, trace = self.settings, self.settings.trace
+        return [
+            f"# Fixations of {settings.model.name} on {settings.data.name}",
+            "",
+            f"Network: {subject.about}. {len(self.indices)} of {self.images.evaluated} evaluation images. Rules "
+            f"{trace.rules} ({trace.select}), k {trace.k}, shift {trace.shift} where not said otherwise, question "
+            f"{trace.question}.",
+        ]
+
+    def _closing(self) -> list[str]:
+        return [
+            "## What this cannot say",
+            "",
+            f"- Intervals ({100 * self.settings.measure.level:g} %) are over images, for this one network: another "
+            "training may differ. Images that resemble each other, such as frames of a film, make them too narrow.",
+            "- A fixation is the largest contribution at every step, not a proof of cause: what was passed over may "
+            "matter as much, and hiding the point need not change the label.",
+        ]
+
+    def _image(self, subject: Subject) -> tuple[list[str], Any]:
+        self.progress.report("image: fixations, density, flow")
+        found = draw_image(subject, self.images, self.settings, self.folder)
+        if not found["classes"]:
+            return [f"## {found['image']}", "", "- None of the classes to draw is predicted there."], found
+        told = f"- {found['started']:.0f} labelled pixels rest on {found['points']} points (one per class and channel; "
+        told += (
+            f"mass dropped: {found['dropped']:.0f}, through a global pooling: {found['through global pooling']:.0f})."
+        )
+        words = [f"## {found['image']}", "", told]
+        pictures = ("fixations.png", "density.png", "flow.png", "flow.gif")
+        return [*words, *(f"![{name}]({name})" for name in pictures)], found
+
+    def _shares(self, subject: Subject) -> tuple[list[str], Any]:
+        images, void = self.images, self.settings.data.ignore_index
+        found = self.measured(
+            "shares",
+            lambda told: measure_shares(subject, self.batches(self.indices), images.num_classes, void, told),
+            len(self.indices),
+        )
+        shares = Shares(found, self.settings.measure)
+        rows, findings = share_rows(shares, images.classes), share_findings(shares)
+        save_csv(rows, self.folder / "shares.csv")
+        save_csv(findings, self.folder / "findings.csv")
+        draw_shares(
+            rows, self.folder, f"{self.settings.model.name} on {self.settings.data.name}, {shares.images} images"
+        )
+        started = max(found["started"], 1.0)
+        lost = {s: (kept["dropped"] / started, kept["jumped"] / started) for s, kept in found["shifts"].items()}
+        words = share_words(rows, findings, lost)
+        return [*words, "![shares.png](shares.png)", "![shifts.png](shifts.png)"], {"rows": rows, "findings": findings}
+
+    def _counts(self, subject: Subject) -> tuple[list[str], Any]:
+        settings = self.settings
+        most = settings.measure.unit_images
+        indices = self.indices[:: -(-len(self.indices) // most)]
+        found = self.measured(
+            "counts",
+            lambda told: measure_counts(subject, self.batches(indices), settings.measure, settings.seed, told),
+            len(indices),
+        )
+        rows = count_rows(found, settings.measure)
+        save_csv(rows, self.folder / "counts.csv")
+        draw_counts(rows, self.folder, f"{settings.model.name} on {settings.data.name}: inputs that hold a unit")
+        return [*count_words(rows), "![counts.png](counts.png)"], {"rows": rows}
+
+    def _evidence(self, subject: Subject) -> tuple[list[str], Any]:
+        settings, images, device = self.settings, self.images, self.fabric.device
+        shown = [images.to(device) for _, images, _, _ in self.batches(self.indices[:32])]
+        networks = {"trained": subject}
+        for seed in settings.measure.random_seeds:
+            network = random_network(settings, images.num_classes, seed, shown).to(device)
+            networks[f"random#{seed}"] = Subject(network, network, settings.trace, device, "random weights")
+        rivals = rivals_of(images, settings.trace)
+        questions: dict[str, dict[int, int]] = {"class": {}, "rival": rivals}
+        found = self.measured(
+            "evidence",
+            lambda told: measure_evidence(networks, questions, images, self.indices, settings.measure, told),
+            len(self.indices),
+        )
+        rows = evidence_rows(found, settings.measure)
+        save_csv(rows, self.folder / "evidence.csv")
+        title = f"{settings.model.name} on {settings.data.name}: mass on what decides the label"
+        draw_evidence(rows, self.folder, title)
+        draw_example(networks, rivals, images, self.indices, self.folder, settings)
+        words = evidence_words(rows, settings.measure.far, settings.measure.view)
+        return [*words, "![evidence.png](evidence.png)", "![example](evidence_example.png)"], {"rows": rows}
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: null."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def understand(parser: ArgumentParser, parsed: Namespace) -> FixationSettings:
+    """The settings, checked."""
+    ready = parser.instantiate(parsed)
+    return FixationSettings(**{name: ready[name] for name in FixationSettings.__dataclass_fields__})
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the recipe; the exit status is 0, 1 after a mistake of the user or a full disk, 130 when interrupted."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    console = Console(width=None if sys.stdout.isatty() else 118)
+    return Attempt(console, "python -m recipes.fixations").status(lambda attempt: _run(given, attempt))
+
+
+def _run(arguments: list[str], attempt: Attempt) -> None:
+    parser = build_parser()
+    parsed, resumed = read_arguments(parser, arguments)
+    if resumed is None and parsed.run is not None:
+        parser = build_parser(parsed.run)
+        parsed, _ = read_arguments(parser, arguments)
+    settings = understand(parser, parsed)
+    set_threads(settings.hardware)
+    fabric = Fabric(accelerator=settings.hardware.accelerator, devices=1, precision="32-true")
+    folder = resumed or choose_folder(settings.folder, settings.out, settings.name)
+    needs_training = settings.run is None and not (settings.model.checkpoint or settings.model.weights)
+    data = settings.data
+    if not needs_training:  # the training part is then not asked for, and need not exist
+        data = replace(data, train_split=data.eval_split, train_images=data.eval_images)
+    job = Job(settings, folder, fabric, Images(data), Progress(attempt.console), Interrupt())
+    job.prepare()
+    attempt.folder = folder
+    with job.stop:
+        if resumed is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / CONFIG, as_yaml(parser, parsed).encode())
+        job.progress.report(f"run folder: {folder}")
+        job.everything()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
