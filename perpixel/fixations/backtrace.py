@@ -1,27 +1,29 @@
 """Walk from labelled output pixels back to the image points they rest on."""
 
 import contextlib
-import difflib
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx.node import Node
 
-from perpixel.checks import check_flag, check_integer, check_option, check_same_device, check_tensor, complain
-from perpixel.fixations import graph, joins, windows
+from perpixel.checks import check_flag, check_integer, check_option, complain
+from perpixel.fixations import graph, joins
+from perpixel.fixations.arguments import VOID, check_images, check_start, counts, one
 from perpixel.fixations.points import Points, merged
 from perpixel.fixations.reading import Scratch
 from perpixel.fixations.result import Fixations, PointMap, point_map
 from perpixel.fixations.rules import FixationRules, fixation_rules
-from perpixel.fixations.step import K, Moves, Rule, Share, Step, Way
+from perpixel.fixations.step import Moves, Rule, Share, Step, Way
+from perpixel.fixations.swift_walk import SwiftWalk
+from perpixel.fixations.tracks import Tracks
 from perpixel.outputs import dense_logits
 from perpixel.wrappers import unwrap
 
-VOID = 255
 FEW = 128
 _ROUNDING = 1e-9  # of the mass: what shares may lose in adding up
 
@@ -63,11 +65,11 @@ def fixations(
     check_flag("record", record)
     check_integer("max_points", max_points, low=1)
     model = unwrap(model)
-    _check_images(images, model)
+    check_images(images, model)
     layers = dict(model.named_modules())
     with graph.evaluating(layers):
         trace = graph.trace(model, layers, images, rules.leaves)
-        way = Way(shift, rules.base == "seg-unravel", rules.select == "element", 0, _counts(k, trace))
+        way = Way(shift, rules.base == "seg-unravel", rules.select == "element", 0, counts(k, trace))
         walk = _Walk(layers, images, trace, rules, way, record, max_points)
         return walk.back(start)
 
@@ -119,11 +121,13 @@ class _Walk:
         output = self.run.forward()
         logits = output if isinstance(output, Tensor) and output.ndim == 2 else dense_logits(output)
         last = graph.last_node(self.trace, output, logits)
-        points = self._start(logits, start)
-        started = points.total()
+        labels = self._start(logits, start)
         del output, logits
         self.run.start_from(last)
-        found = self._walk(last, points)
+        traced = ((labels >= 0) & (labels != VOID)).flatten() if start is not None else None
+        swift = self._swift(labels)
+        found = self._walk_swiftly(last, labels, traced) if swift else self._walk(last, self._points(labels, traced))
+        started = float(labels.numel() if traced is None else traced.sum())
         self._report()
         on_input = point_map(found, tuple(self.run.images.shape), self.images, self.classes)
         return Fixations(
@@ -137,26 +141,49 @@ class _Walk:
             nodes=self.nodes,
         )
 
-    def _start(self, logits: Tensor, start: Tensor | None) -> Points:
+    def _start(self, logits: Tensor, start: Tensor | None) -> Tensor:
+        """The labels (N, ...) to start from."""
         self.classes = logits.shape[1]
-        area = logits[0, 0].numel()
-        self.way = Way(self.way.shift, self.way.published, self.way.elements, self.classes, self.way.k)
+        self.way = replace(self.way, classes=self.classes)
         if start is None:
             values, labels = logits.max(1)
             nan = values.isnan()
         else:
-            labels, nan = _check_start(start, logits), logits.isnan()
+            labels, nan = check_start(start, logits), logits.isnan()
         if bool(nan.any()):
             self.run.blame_nan()
-        labels = labels.flatten()
+        return labels
+
+    def _points(self, labels: Tensor, traced: Tensor | None) -> Points:
+        area, labels = labels[0].numel(), labels.flatten()
         place = torch.arange(len(labels), device=labels.device)
-        if start is not None:
-            place = place[(labels >= 0) & (labels != VOID)]
-            labels = labels[place]
+        if traced is not None:
+            place, labels = place[traced], labels[traced]
         image = place // area
         mass = torch.ones(len(place), dtype=torch.float64, device=place.device)
         group, unit = image * self.classes + labels, labels * area + place - image * area
         return Points(group, unit, mass, distinct=not self.record)
+
+    def _swift(self, labels: Tensor) -> bool:
+        """Whether the walk may be the one in numpy."""
+        values = (
+            value for value in self.run.values.values() if isinstance(value, Tensor) and value.is_floating_point()
+        )
+        simple = self.way.k is one and not self.rules.extra and labels.device.type == "cpu"
+        return simple and all(value.dtype in (torch.float32, torch.float64) for value in values)
+
+    def _walk_swiftly(self, last: Node, labels: Tensor, traced: Tensor | None) -> Points:
+        channel = labels.flatten().numpy()
+        pixel = np.arange(len(channel))
+        if traced is not None:
+            pixel = traced.numpy().nonzero()[0]
+            channel = channel.take(pixel)
+        walk = SwiftWalk(self.run, self.way, self._rule, self.record)
+        found = walk.back(last, Tracks(pixel, channel, np.ones(len(pixel)), distinct=True))
+        for node, points in walk.recorded().items():
+            self._record(node, points)
+        self.dropped, self.jumps = walk.dropped, walk.through
+        return found
 
     def _walk(self, last: Node, points: Points) -> Points:
         pending: dict[Node, list[Points]] = {last: [points]}
@@ -177,7 +204,7 @@ class _Walk:
         return found
 
     def _merged(self, node: Node, parts: list[Points]) -> Points:
-        few = len(parts) == 1 and len(parts[0]) <= FEW and self.way.k is _one and not self.record
+        few = len(parts) == 1 and len(parts[0]) <= FEW and self.way.k is one and not self.record
         if few and node.op != "placeholder":  # following a few points twice costs less than finding them equal
             return parts[0]
         if node.op == "placeholder":
@@ -196,7 +223,7 @@ class _Walk:
         lost = mass - sum(part.total() for _, part in moves)
         if lost > _ROUNDING * mass:
             self.dropped[node.name] = lost
-        if math.prod(step.shape()[2:]) == 1 and rule.move in (windows.adaptive_pool, joins.reduce):
+        if math.prod(step.shape()[2:]) == 1 and rule.move in joins.POOLINGS:
             self.jumps[node.name] = mass
         return moves
 
@@ -209,7 +236,7 @@ class _Walk:
         return known[step.node]
 
     def _capped(self, node: Node, points: Points) -> Points:
-        if self.way.k is _one or len(points) <= self.max_points:
+        if self.way.k is one or len(points) <= self.max_points:
             return points
         keep = points.mass.sort(descending=True, stable=True).indices[: self.max_points].sort().values
         kept = points.take(keep)
@@ -232,68 +259,3 @@ class _Walk:
                 "it counts as dropped. Raise max_points, lower k, or trace fewer pixels (start).",
                 stacklevel=5,
             )
-
-
-def _one(step: Step) -> K:
-    return 1
-
-
-def _finer(step: Step) -> K:
-    """The increase of spatial resolution from the operation's result to its source."""
-    before, after = (math.prod(shape[2:]) for shape in (step.shape(step.operands[0]), step.shape()))
-    return max(1, round(before / max(after, 1)))
-
-
-def _counts(k: object, trace: graph.Trace) -> Callable[[Step], K]:
-    """How many inputs a point moves to, by step."""
-    if k == "resolution":
-        return _finer
-    if not isinstance(k, Mapping):
-        count = _count("k", k)
-        return _one if count == 1 else lambda step: count
-    names = {name for node in trace.nodes for name in (node.name, str(node.target))}
-    counts = {name: _count(f"k[{name!r}]", value) for name, value in k.items()}
-    for name in counts:
-        if name not in names:
-            close = difflib.get_close_matches(str(name), names, 5)
-            remedy = f"The closest are {', '.join(close)}." if close else "See model.named_modules()."
-            raise ValueError(complain("k", "names of layers or nodes as keys", name, remedy))
-    return lambda step: counts.get(step.node.name, counts.get(str(step.node.target), 1))
-
-
-def _count(argument: str, k: object) -> K:
-    if isinstance(k, Share):
-        return k
-    if isinstance(k, str):
-        raise ValueError(complain(argument, "an integer, a Share or 'resolution'", k, "Choose one of these."))
-    return check_integer(argument, k, low=1)
-
-
-def _check_images(images: object, model: nn.Module) -> None:
-    images = check_tensor("images", images, ndim=4, shape="(N, channels, H, W)", floating=True)
-    if images.numel() == 0:
-        raise ValueError(complain("images", "at least one image with pixels", images, "Skip empty batches."))
-    weights = next((p for p in model.parameters() if p.is_floating_point()), None)
-    if weights is None:
-        return
-    check_same_device(images=images, model=weights)
-    if images.dtype != weights.dtype and not torch.is_autocast_enabled(images.device.type):
-        remedy = "Convert the images with .to(dtype), or call under torch.autocast."
-        raise TypeError(complain("images", f"the model's dtype {weights.dtype}", images, remedy))
-
-
-def _check_start(start: object, logits: Tensor) -> Tensor:
-    expected = (logits.shape[0], *logits.shape[2:])
-    labels = check_tensor("start", start, ndim=len(expected), shape=f"{expected}, the output's size", floating=False)
-    check_same_device(start=labels, images=logits)
-    if tuple(labels.shape) != expected:
-        remedy = "Bring the labels to the output's size with nearest-neighbour interpolation."
-        raise ValueError(complain("start", f"shape {expected}, the output's size", labels, remedy))
-    labels = labels.long()
-    high = int(labels.masked_fill(labels == VOID, -1).max()) if labels.numel() else -1
-    if high >= logits.shape[1]:
-        place = tuple((labels == high).nonzero()[0].tolist())
-        expected_values = f"values below {logits.shape[1]}, negative ones, or {VOID}"
-        remedy = "Mark what is not to be traced with 255 or a negative number."
-        raise ValueError(complain("start", expected_values, f"{high} at position {place}", remedy))
-    return labels

@@ -7,22 +7,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from perpixel.fixations.geometry import Taps
 from perpixel.fixations.points import Points
 from perpixel.fixations.step import K, Share, Way
 
 BLOCK = 64  # of a row of scores; long enough for a vectorised maximum
 ELEMENTS = 1 << 18  # contributions looked at at once: few enough to stay in a core's cache
-
-
-@dataclass(frozen=True)
-class Taps:
-    """Where the taps of P windows lie: pixel int64 (P, T) in the source's grid, valid bool (P, T), None if all are."""
-
-    pixel: Tensor
-    valid: Tensor | None
-
-    def part(self, part: slice) -> "Taps":
-        return Taps(self.pixel[part], None if self.valid is None else self.valid[part])
 
 
 @dataclass(frozen=True)
@@ -45,6 +35,11 @@ def tap_order(size: tuple[int, int], way: Way, fixed: bool) -> list[int]:
         return taps[::-1]
     cy, cx = (height // 2, width // 2) if fixed else ((height - 1) / 2, (width - 1) / 2)
     return sorted(taps, key=lambda t: ((t // width - cy) ** 2 + (t % width - cx) ** 2, t))
+
+
+def centre_of(size: tuple[int, int], order: list[int]) -> int:
+    """The place in the order of the tap at the kernel's centre."""
+    return order.index(size[0] // 2 * size[1] + size[1] // 2)
 
 
 def by_elements(way: Way, channels: int) -> bool:

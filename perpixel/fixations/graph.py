@@ -112,6 +112,7 @@ class Plan:
     keeps: "Counter[Node]" = field(default_factory=Counter)  # how many moves back still read a node
     frees: dict[Node, list[Node]] = field(default_factory=dict)  # what nobody needs once a node is computed
     overwrites: set[Node] = field(default_factory=set)  # activations that may be computed in their input's memory
+    tables: dict[Any, Any] = field(default_factory=dict)  # where the places of results look, see lookup.py
 
 
 class Run:
@@ -122,6 +123,7 @@ class Run:
         self.model = layers[""]
         self.values: dict[Node, Any] = {}
         self.scratch: Any = None
+        self.watched: list[tuple[Node, Any]] = []  # scores to look for NaN in, and the node they were taken from
         self._key = (kind, tuple(images.shape)) if kind is not None else None
         known = trace.plans.get(self._key)
         self.plan = known or Plan()

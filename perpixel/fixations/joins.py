@@ -9,7 +9,7 @@ from torch.fx.node import Node
 from perpixel.fixations.in_place import operation
 from perpixel.fixations.points import Points
 from perpixel.fixations.step import Moves, Step
-from perpixel.fixations.windows import global_mean
+from perpixel.fixations.windows import adaptive_pool, global_mean
 
 _RESHAPED = ("detach", "interpolate", "expand", "expand_as", "view", "reshape", "unsqueeze", "dropout")
 _RESHAPING = (nn.Upsample, nn.Dropout, nn.Identity)
@@ -40,36 +40,44 @@ def normalise(points: Points, step: Step) -> Moves:
 
 def join(points: Points, step: Step) -> Moves:
     """To the branch with the largest signed value; the first of equal ones."""
-    branches = _branches(step)
-    if operation(step.node) in ("max", "min") and len(_nodes(step.node)) != 2:
+    joined = branches(step)
+    if not is_join(step):
         raise step.refuse("a maximum along a dimension")
-    if len(branches) == 1:
-        return [_onto(branches[0][0], _turned(points, branches[0][1], step), step)]
-    values = torch.stack([step.at(node, points) * factor for node, factor in branches])
+    if len(joined) == 1:
+        return [_onto(joined[0][0], _turned(points, joined[0][1], step), step)]
+    values = torch.stack([step.at(node, points) * factor for node, factor in joined])
     if points.sign is not None:
         values = values * points.sign
-    step.check(values, branches[0][0])
+    step.check(values, joined[0][0])
     winner = values.max(0).indices
     return [
         _onto(branch, _turned(points.take(winner == place), factor, step), step)
-        for place, (branch, factor) in enumerate(branches)
+        for place, (branch, factor) in enumerate(joined)
     ]
+
+
+def is_join(step: Step) -> bool:
+    """Whether tensors are joined, not the places of one."""
+    return operation(step.node) not in ("max", "min") or len(_nodes(step.node)) == 2
 
 
 def reads_join(step: Step) -> list[Node]:
     """The branches, where there is a choice."""
-    branches = [node for node, _ in _branches(step)]
-    return branches if len(branches) > 1 else []
+    joined = [node for node, _ in branches(step)]
+    return joined if len(joined) > 1 else []
 
 
 def follows_join(step: Step) -> list[Node]:
     """The branches, and the nodes between them and the result."""
-    return [*step.operands, *(node for node, _ in _branches(step)), *inner_nodes(step.node)]
+    return [*step.operands, *(node for node, _ in branches(step)), *inner_nodes(step.node)]
 
 
 def reduce(points: Points, step: Step) -> Moves:
     """Through a sum, mean or maximum of stacked branches as through a join, of a map over its places as a pooling."""
     return join(points, step) if _own(step.node) else global_mean(points, step)
+
+
+POOLINGS = (adaptive_pool, reduce)  # may jump from one unit to anywhere on the map
 
 
 def reads_reduce(step: Step) -> list[Node]:
@@ -106,7 +114,7 @@ def cat(points: Points, step: Step) -> Moves:
 
 def gate(points: Points, step: Step) -> Moves:
     """Through a product to the gated operand; where the gate is negative, the sign turns over."""
-    source, other = _gated(step)
+    source, other = gated(step)
     if step.way.published:
         return [_onto(source, points, step)]
     if isinstance(other, Node):
@@ -119,13 +127,13 @@ def gate(points: Points, step: Step) -> Moves:
 
 def reads_gate(step: Step) -> list[Node]:
     """The gate."""
-    other = _gated(step)[1]
+    other = gated(step)[1]
     return [other] if isinstance(other, Node) and not step.way.published else []
 
 
 def follows_gate(step: Step) -> list[Node]:
     """The gated operand."""
-    return [_gated(step)[0]]
+    return [gated(step)[0]]
 
 
 def _own(node: Node) -> list[Node]:
@@ -156,7 +164,7 @@ def _nodes(node: Node) -> list[Node]:
     return [a for a in _given(node) if isinstance(a, Node)]
 
 
-def _branches(step: Step) -> list[tuple[Node, float]]:
+def branches(step: Step) -> list[tuple[Node, float]]:
     """The tensors that are joined, in order, and the factor each has in the join."""
     own = inner_nodes(step.node)
 
@@ -194,7 +202,7 @@ def _onto(branch: Node, points: Points, step: Step) -> tuple[Node, Points]:
     return branch, points.at(unit)
 
 
-def _gated(step: Step) -> tuple[Node, object]:
+def gated(step: Step) -> tuple[Node, object]:
     """Which factor of a product is followed, and the other one."""
     factors = [*step.node.args, *step.node.kwargs.values()][:2]
     tracked = [a for a in factors if isinstance(a, Node) and a in step.run.tracked]

@@ -1,5 +1,6 @@
 """Moves that only change place: resizing, and whatever rearranges, cuts out, pads or repeats elements."""
 
+import math
 from functools import cache
 from typing import Any
 
@@ -18,11 +19,21 @@ _NEARLY = 1e-9  # weights closer than this are equal
 
 def resize(points: Points, step: Step) -> Moves:
     """To the source pixel with the largest weight; the first of equal ones."""
+    pixel = source_pixels(step, points.unit.device)
+    if pixel is None:
+        return adaptive_pool(points, step)
     source = step.operands[0]
+    channel = points.unit // len(pixel)
+    unit = channel * math.prod(step.shape(source)[-2:]) + pixel[points.unit - channel * len(pixel)]
+    return [(source, points.at(unit))]
+
+
+def source_pixels(step: Step, device: torch.device) -> Tensor | None:
+    """For every pixel of the resized map, in one row, the pixel of the source to go to; None for means of areas."""
     mode = step.argument("mode", 3, "nearest")
     if mode == "area" and not step.way.published:
-        return adaptive_pool(points, step)
-    sizes = tuple(zip(step.shape(source)[-2:], step.shape()[-2:]))
+        return None
+    sizes = tuple(zip(step.shape(step.operands[0])[-2:], step.shape()[-2:]))
     scale = step.argument("scale_factor", 2)
     if step.argument("recompute_scale_factor", 5) or step.argument("size", 1) is not None:
         scale = None
@@ -35,11 +46,8 @@ def resize(points: Points, step: Step) -> Moves:
             table = _floored(before, after)
         else:
             table = _heaviest(before, after, None if factor is None else float(factor), mode, align, antialias)
-        tables.append(table.to(points.unit.device))
-    pixel = (tables[0][:, None] * sizes[1][0] + tables[1]).flatten()
-    channel = points.unit // len(pixel)
-    unit = channel * (sizes[0][0] * sizes[1][0]) + pixel[points.unit - channel * len(pixel)]
-    return [(source, points.at(unit))]
+        tables.append(table.to(device))
+    return (tables[0][:, None] * sizes[1][0] + tables[1]).flatten()
 
 
 def reads_resize(step: Step) -> list[Node]:

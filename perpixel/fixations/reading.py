@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from perpixel.fixations.choice import ELEMENTS, Taps, by_elements
+from perpixel.fixations.choice import ELEMENTS, by_elements
+from perpixel.fixations.geometry import Taps
 from perpixel.fixations.step import Way
 
 SMALL = 1 << 16  # inputs that are quicker read one by one than prepared for
@@ -46,7 +47,7 @@ class Windows:
             self.rows = x.reshape(-1)
             self.index = taps.pixel + (first[:, None] * area + image * (channels * area))
             return
-        self.rows, self.index = _rows(x, taps.pixel + image * area, scratch, name)
+        self.rows, self.index = rows_of(x, taps.pixel + image * area, scratch, name)
         if taps.valid is not None:  # the last row is zeros
             self.index = torch.where(taps.valid, self.index, len(self.rows) - 1)
         if per_group < channels:
@@ -120,7 +121,7 @@ class Weighed:
         return inputs.mul_(torch.index_select(self.weight, 0, self.output[start:stop], out=weights))
 
 
-def _rows(x: Tensor, pixel: Tensor, scratch: Scratch, name: object) -> tuple[Tensor, Tensor]:
+def rows_of(x: Tensor, pixel: Tensor, scratch: Scratch, name: object) -> tuple[Tensor, Tensor]:
     """The rows (M + 1, C) of the pixels of x that `pixel` names, a row of zeros last, and the index into them."""
     images, channels, height, width = x.shape
     area = height * width

@@ -10,20 +10,28 @@ from torch.fx.node import Node
 from torch.nn import functional as F
 
 from perpixel.checks import check_option, complain
-from perpixel.fixations import joins, placement, weighted, windows
+from perpixel.fixations import joins, placement, swift, swift_moves, weighted, windows
 from perpixel.fixations.in_place import operation
 from perpixel.fixations.points import Points
 from perpixel.fixations.step import Moves, Rule, Step, nothing
 
-_UNIT = Rule(joins.same, nothing, lambda step: step.operands[:1])
-_NORM = Rule(joins.normalise, nothing, lambda step: step.operands[:1])
-_CONV, _UPCONV = Rule(weighted.convolution), Rule(weighted.transposed_convolution)
+
+def _first(step: Step) -> list[Node]:
+    return step.operands[:1]
+
+
+_UNIT = Rule(joins.same, nothing, _first, swift_moves.same)
+_NORM = Rule(joins.normalise, nothing, _first, swift_moves.normalise)
+_CONV = Rule(weighted.convolution, swift=swift.convolution)
+_UPCONV = Rule(weighted.transposed_convolution, swift=swift.transposed_convolution)
 _LINEAR = Rule(weighted.linear)
-_MAX, _MEAN, _CELL = Rule(windows.max_pool), Rule(windows.average_pool), Rule(windows.adaptive_pool)
-_JOIN = Rule(joins.join, joins.reads_join, joins.follows_join)
-_GATE = Rule(joins.gate, joins.reads_gate, joins.follows_gate)
+_MAX, _MEAN = Rule(windows.max_pool, swift=swift.max_pool), Rule(windows.average_pool, swift=swift.average_pool)
+_CELL = Rule(windows.adaptive_pool, swift=swift_moves.cell)
+_JOIN = Rule(joins.join, joins.reads_join, joins.follows_join, swift_moves.join)
+_GATE = Rule(joins.gate, joins.reads_gate, joins.follows_gate, swift_moves.gate)
+_CAT = Rule(joins.cat, nothing, swift=swift_moves.cat)
 _PLACE = Rule(placement.rearrange, nothing, placement.follows_rearrange)
-_RESIZE = Rule(placement.resize, placement.reads_resize)
+_RESIZE = Rule(placement.resize, placement.reads_resize, swift=swift_moves.resize)
 
 # Operation -> rule. An operation is a layer's class (its subclasses count too), a function, or a bare name, which
 # stands for the method and for any function of that name.
@@ -48,7 +56,7 @@ RULES: Mapping[Any, Rule] = {
     **dict.fromkeys(("contiguous", "clone", "detach", "to", "float", "double", "half", "type_as"), _UNIT),
     **dict.fromkeys(("stochastic_depth", "drop_path", "alpha_dropout", "feature_dropout"), _UNIT),
     **dict.fromkeys(("add", "sub", "neg", "maximum", "minimum", "max", "min"), _JOIN),
-    **dict.fromkeys(("cat", "concat", "concatenate"), Rule(joins.cat, nothing)),
+    **dict.fromkeys(("cat", "concat", "concatenate"), _CAT),
     **dict.fromkeys(("mul", "multiply", "div", "truediv", "true_divide"), _GATE),
     **dict.fromkeys((nn.Upsample, nn.UpsamplingBilinear2d, nn.UpsamplingNearest2d, F.interpolate), _RESIZE),
     **dict.fromkeys((nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle), _PLACE),

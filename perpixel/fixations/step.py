@@ -12,8 +12,10 @@ from torch.fx.node import Node, map_arg
 from perpixel.checks import check_number, complain
 from perpixel.fixations.graph import Run, nan_message
 from perpixel.fixations.points import Points
+from perpixel.fixations.tracks import Array, Tracks
 
 Moves = list[tuple[Node, Points]]
+TrackMoves = list[tuple[Node, Tracks]]
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,10 @@ class Step:
             )
         )
 
+    def watch(self, node: Node, scores: Array) -> None:
+        """As `check`, once the walk is over."""
+        self.run.watched.append((node, scores))
+
     def check(self, scores: Tensor, node: Node) -> None:
         """ValueError naming `node` if the scores taken from its values are not numbers."""
         if bool(scores.isnan().any()):
@@ -125,12 +131,14 @@ class Rule:
 
     move: (points on the result, step) -> pairs of an operand and the points on it; mass that comes back on no operand
     counts as dropped. reads: the nodes whose values `move` asks for, known once the result is computed; the values of
-    all others are freed. follows: the operands points may move to.
+    all others are freed. follows: the operands points may move to. swift: `move` for k = 1 on the CPU, where it pays;
+    it may decline with None.
     """
 
     move: Callable[[Points, Step], Moves]
     reads: Callable[[Step], Iterable[Node]] = lambda step: step.operands
     follows: Callable[[Step], Iterable[Node]] = lambda step: step.operands
+    swift: Callable[[Tracks, Step], TrackMoves | None] = lambda tracks, step: None
 
 
 Rules = Mapping[Any, Rule]

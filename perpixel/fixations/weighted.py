@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perpixel.fixations.choice import ELEMENTS, Plain, Taps, choose, is_fixed, moved, tap_order
+from perpixel.fixations.choice import ELEMENTS, Plain, centre_of, choose, is_fixed, moved, tap_order
+from perpixel.fixations.geometry import Taps, Window, pair, taps
 from perpixel.fixations.points import Points
 from perpixel.fixations.reading import Windows
 from perpixel.fixations.step import Moves, Step
@@ -16,26 +17,21 @@ _PROBES = 64  # elements of a weight that tell whether it was changed behind aut
 
 @dataclass(frozen=True)
 class Kernel:
-    """A convolution's settings; before: padding above and left of the image."""
+    """A convolution's weight and settings."""
 
     weight: Tensor
-    size: tuple[int, int]
-    stride: tuple[int, int]
-    before: tuple[int, int]
-    dilation: tuple[int, int]
+    window: Window
     groups: int
-    mode: str
-    transposed: bool
 
 
 def convolution(points: Points, step: Step) -> Moves:
     """To the inputs with the largest weight x input; the bias does not compete."""
-    return _weigh(points, step, _kernel(step, transposed=False))
+    return _weigh(points, step, kernel_of(step, transposed=False))
 
 
 def transposed_convolution(points: Points, step: Step) -> Moves:
     """To the inputs with the largest weight x input among those that reach the unit."""
-    return _weigh(points, step, _kernel(step, transposed=True))
+    return _weigh(points, step, kernel_of(step, transposed=True))
 
 
 def linear(points: Points, step: Step) -> Moves:
@@ -63,26 +59,26 @@ def _weigh(points: Points, step: Step, kernel: Kernel) -> Moves:
     x, way, k = step.value(source), step.way, step.way.k(step)
     _, channels, height, width = x.shape
     _, outputs, rows_out, columns_out = step.shape()
-    fixed = is_fixed(way, kernel.dilation)
-    order = tap_order(kernel.size, way, fixed)
+    fixed = is_fixed(way, kernel.window.dilation)
+    order = tap_order(kernel.window.size, way, fixed)
     channel = points.unit // (rows_out * columns_out)
     place = points.unit - channel * (rows_out * columns_out)
     row = place // columns_out
-    taps = _taps(row, place - row * columns_out, kernel, order, (height, width))
-    centre = order.index(kernel.size[0] // 2 * kernel.size[1] + kernel.size[1] // 2) if fixed else None
+    taps_of = taps(row, place - row * columns_out, kernel.window, order, (height, width))
+    centre = centre_of(kernel.window.size, order) if fixed else None
     per_group = channels // kernel.groups
     first = channel // (outputs // kernel.groups) * per_group  # the first channel of the unit's group
-    weight = _laid_out(step, kernel, order)
-    windows = Windows(x, step.image(points), first, taps, per_group, step.run.scratch, source)
+    weight = laid_out(step, kernel, order)
+    windows = Windows(x, step.image(points), first, taps_of, per_group, step.run.scratch, source)
     parts = []
     for part in _chunks(len(points), windows.load(way)):
         some = points if part.start == 0 and part.stop >= len(points) else points.take(part)
         given = windows.weighed(part, weight, channel[part])
-        chosen = choose(given, some, taps.part(part), way, k, centre)
+        chosen = choose(given, some, taps_of.part(part), way, k, centre)
         step.check(chosen.score, source)
         window = chosen.point + part.start
         found = None if way.published else windows.value(window, chosen.tap, chosen.channel)
-        unit = (first[window] + chosen.channel) * (height * width) + taps.pixel[window, chosen.tap]
+        unit = (first[window] + chosen.channel) * (height * width) + taps_of.pixel[window, chosen.tap]
         parts.append((source, moved(some, chosen, unit, found)))
     return parts
 
@@ -92,55 +88,20 @@ def _chunks(count: int, elements: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, count, size)]
 
 
-def _taps(row: Tensor, column: Tensor, kernel: Kernel, order: list[int], size: tuple[int, int]) -> Taps:
-    """Where the taps of the windows of the units (row, column) lie in a source of `size`."""
-    if kernel.size == kernel.stride == (1, 1) and kernel.before == (0, 0):
-        return Taps((row * size[1] + column)[:, None], None)
-    tap = torch.tensor(order, device=row.device)
-    axes = []
-    for out, offset, axis in ((row, tap // kernel.size[1], 0), (column, tap % kernel.size[1], 1)):
-        stride, length = kernel.stride[axis], size[axis]
-        if kernel.transposed:
-            at = out[:, None] + (kernel.before[axis] - offset * kernel.dilation[axis])
-            inside = (at % stride == 0) & (at >= 0) & (at < length * stride)
-            at = at // stride
-        else:
-            at = (out * stride - kernel.before[axis])[:, None] + offset * kernel.dilation[axis]
-            inside = (at >= 0) & (at < length)
-            if kernel.mode != "zeros":
-                at, inside = _wrapped(at, length, kernel.mode), torch.ones_like(inside)
-        axes.append((at.clamp(0, length - 1), inside))
-    (y, y_inside), (x, x_inside) = axes
-    padded = kernel.transposed or (kernel.mode == "zeros" and kernel.before != (0, 0)) or kernel.stride != (1, 1)
-    valid = y_inside & x_inside if padded else None
-    if valid is not None and bool(valid.all()):
-        valid = None
-    return Taps(y * size[1] + x, valid)
-
-
-def _wrapped(at: Tensor, length: int, mode: str) -> Tensor:
-    """The place that padding of this mode copies from."""
-    if mode == "circular":
-        return at % length
-    if mode == "reflect":
-        at = at.abs()
-        return torch.where(at >= length, 2 * (length - 1) - at, at)
-    return at.clamp(0, length - 1)
-
-
-def _kernel(step: Step, *, transposed: bool) -> Kernel:
+def kernel_of(step: Step, *, transposed: bool) -> Kernel:
+    """The convolution a step is."""
     weight = _weight(step)
-    stride = _pair(step.argument("stride", 3, 1))
-    dilation = _pair(step.argument("dilation", 7 if transposed else 5, 1))
+    stride = pair(step.argument("stride", 3, 1))
+    dilation = pair(step.argument("dilation", 7 if transposed else 5, 1))
     padding = step.argument("padding", 4, 0)
     size = (weight.shape[2], weight.shape[3])
     if padding == "same":
         before = (dilation[0] * (size[0] - 1) // 2, dilation[1] * (size[1] - 1) // 2)
     else:
-        before = (0, 0) if padding == "valid" else _pair(padding)
+        before = (0, 0) if padding == "valid" else pair(padding)
     groups = step.argument("groups", 6, 1)
     mode = step.argument("padding_mode", 99, "zeros")
-    return Kernel(weight, size, stride, before, dilation, groups, mode, transposed)
+    return Kernel(weight, Window(size, stride, before, dilation, mode, transposed), groups)
 
 
 def _weight(step: Step) -> Tensor:
@@ -148,7 +109,7 @@ def _weight(step: Step) -> Tensor:
     return weight.detach().float() if weight.dtype in (torch.float16, torch.bfloat16) else weight.detach()
 
 
-def _laid_out(step: Step, kernel: Kernel, order: list[int]) -> Tensor:
+def laid_out(step: Step, kernel: Kernel, order: list[int]) -> Tensor:
     """The weight as (outputs, taps in order, channels per group), kept with the trace while it does not change."""
     weight = kernel.weight
     if weight.device.type != "cpu" or step.node.op != "call_module":
@@ -164,14 +125,8 @@ def _laid_out(step: Step, kernel: Kernel, order: list[int]) -> Tensor:
 
 def _lay_out(kernel: Kernel, order: list[int]) -> Tensor:
     weight = kernel.weight
-    if kernel.transposed:  # (inputs, outputs per group, h, w) -> (outputs, inputs per group, h, w)
+    if kernel.window.transposed:  # (inputs, outputs per group, h, w) -> (outputs, inputs per group, h, w)
         inputs, outputs = weight.shape[:2]
-        weight = weight.view(kernel.groups, inputs // kernel.groups, outputs, *kernel.size).transpose(1, 2)
-        weight = weight.reshape(kernel.groups * outputs, inputs // kernel.groups, *kernel.size)
+        weight = weight.view(kernel.groups, inputs // kernel.groups, outputs, *kernel.window.size).transpose(1, 2)
+        weight = weight.reshape(kernel.groups * outputs, inputs // kernel.groups, *kernel.window.size)
     return weight.flatten(2).transpose(1, 2)[:, torch.tensor(order, device=weight.device)].contiguous()
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    if isinstance(value, (tuple, list)):
-        return (int(value[0]), int(value[-1]))
-    return (int(value), int(value))

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from perpixel.fixations.choice import ELEMENTS, Plain, Taps, choose, moved, tap_order
+from perpixel.fixations.choice import ELEMENTS, Plain, choose, moved, tap_order
+from perpixel.fixations.geometry import Taps, pair
 from perpixel.fixations.points import Points
 from perpixel.fixations.step import Moves, Step
 
@@ -42,7 +43,7 @@ def _pool(points: Points, step: Step, dilation: int | tuple[int, int]) -> Moves:
     height, width = step.shape(step.operands[0])[-2:]
     kernel = step.argument("kernel_size", 1)
     stride = step.argument("stride", 2)
-    settings = [_pair(value) for value in (kernel, stride or kernel, step.argument("padding", 3, 0), dilation)]
+    settings = [pair(value) for value in (kernel, stride or kernel, step.argument("padding", 3, 0), dilation)]
     axes = []
     for axis, (out, length) in enumerate(zip(_place(points, columns, rows), (height, width))):
         size, stride, padding, spread = (setting[axis] for setting in settings)
@@ -87,7 +88,3 @@ def _cell(out: Tensor, cells: int, length: int) -> tuple[Tensor, Tensor]:
     longest = length if cells == 1 else int((end - start).max())
     at = start[:, None] + torch.arange(longest, device=out.device)
     return at.clamp(max=length - 1), at < end[:, None]
-
-
-def _pair(value: int | tuple[int, ...] | list[int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[-1])
