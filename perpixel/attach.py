@@ -4,7 +4,7 @@ import inspect
 import warnings
 from collections.abc import Callable
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +17,28 @@ from perpixel.recorder import Recorder
 AUX_WEIGHT = 0.5  # torchvision's references/segmentation/train.py
 
 
-class Term(Protocol):
-    """What `attach` adds to the base: `weight` times a scalar of features, logits on their grid, and labels."""
+class FeatureTerm(Protocol):
+    """`weight` times a scalar of features (N, D, h, w), logits on their grid (N, C, h, w), and labels (N, H, W)."""
 
     weight: float
 
     def __call__(self, features: Tensor, logits: Tensor, labels: Tensor, /) -> Tensor: ...
+
+
+class MapTerm(Protocol):
+    """`weight` times a scalar of the model, its images, the logits as it returned them, and labels.
+
+    Its `weight_map` is what tells it from a `FeatureTerm`. It may look at the model again, and leaves it as it was.
+    """
+
+    weight: float
+
+    def __call__(self, model: nn.Module, images: Tensor, logits: Tensor, labels: Tensor, /) -> Tensor: ...
+
+    def weight_map(self, model: nn.Module, images: Tensor, logits: Tensor, labels: Tensor, /) -> Tensor: ...
+
+
+Term = FeatureTerm | MapTerm
 
 
 def attach(
@@ -36,11 +52,13 @@ def attach(
 
     model: any segmentation network, bare or wrapped (DistributedDataParallel, torch.compile, Fabric); only hooks are
         put on it, and `remove()` takes them off.
-    terms: losses called with the features (N, D, h, w), the logits (N, C, h, w) on their grid and the labels.
+    terms: losses called with the features (N, D, h, w), the logits (N, C, h, w) on their grid and the labels; those
+        that have a `weight_map` with the model, the images of the pass, the logits as it returned them and the labels.
     base: called with the logits at label size (bilinear) and the labels; default cross-entropy, a mean over the pixels
         that are not `ignore_index`, plus 0.5 times that of the "aux" output where there is one.
     head: dotted name of the classifier layer, whose input is the features. None finds it in the first forward pass,
-        which keeps what every layer gave until the criterion is called; name it to spare that memory.
+        which keeps what every layer gave until the criterion is called; name it to spare that memory. Terms with a
+        `weight_map` need none.
 
     TypeError or ValueError, and an untouched model, if an argument is not fit.
     """
@@ -53,8 +71,8 @@ class Feedback(nn.Module):
     After a call, `terms` has every part by name ("base", "template_similarity", a second one "template_similarity_2"),
     unweighted and detached, and `total` their weighted sum. The module's own parameters and state are those of `base`
     and the terms, never the model's. Each call needs a forward pass of its own, just before; what the head was given
-    is held from that pass to the call, or to the next pass. A head that runs several times in a pass: its last run.
-    `copy.deepcopy` of an object that owns both, model and criterion, gives an independent pair.
+    and the images are held from that pass to the call, or to the next pass. A head that runs several times in a pass:
+    its last run. `copy.deepcopy` of an object that owns both, model and criterion, gives an independent pair.
     """
 
     def __init__(
@@ -78,9 +96,11 @@ class Feedback(nn.Module):
         self.terms: dict[str, Tensor] = {}
         self.total: Tensor | None = None
         self._calls = named
+        self._on_features = {name: term for name, term in named.items() if not _has_weight_map(term)}
         self._warned = False
         self._removed = False
-        self._recorder = Recorder(model, head)
+        on_images = len(self._on_features) < len(named)
+        self._recorder = Recorder(model, head, features=bool(self._on_features), images=on_images)
         if named:
             self._recorder.open()
 
@@ -102,13 +122,20 @@ class Feedback(nn.Module):
         logits = dense_logits(output)
         look = logits.device.type == "cpu" or any(getattr(term, "validate", False) for term in self._calls.values())
         labels = check_labels(labels, logits, self.ignore_index, values=look)
-        if self._calls:
-            features, grid = self._recorder.take(logits)
-            self._warn_if_cut_off(features, logits)
+        recorder = self._recorder
+        on_images: tuple[Any, ...] = ()
+        on_features: tuple[Any, ...] = ()
+        if recorder.images:
+            on_images = (recorder.model, *recorder.take_images(logits))
+        if recorder.features:
+            on_features = recorder.take(logits)
+            self._warn_if_cut_off(on_features[0], logits)
         total = _scalar("base", self._base(output, logits, labels))
         terms = {"base": total}
         for name, term in self._calls.items():
-            terms[name] = _scalar(name, term(features, grid, self._labels_for(term, labels)))
+            call: Callable[..., object] = term
+            given = on_features if name in self._on_features else on_images
+            terms[name] = _scalar(name, call(*given, self._labels_for(term, labels)))
             total = total + term.weight * terms[name]
         self.terms = {name: value.detach() for name, value in terms.items()}
         self.total = total.detach()
@@ -129,8 +156,8 @@ class Feedback(nn.Module):
         if logits.requires_grad and not features.requires_grad and not self._warned:
             self._warned = True
             warnings.warn(
-                f"The terms {list(self._calls)} train nothing: the input of head {self._recorder.head!r} carries no "
-                "gradient. Train a layer below the head; checkpoint with use_reentrant=False.",
+                f"The terms {list(self._on_features)} train nothing: the input of head {self._recorder.head!r} carries "
+                "no gradient. Train a layer below the head; checkpoint with use_reentrant=False.",
                 stacklevel=6,
             )
 
@@ -172,6 +199,11 @@ def _cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
         logits = logits.float()
     total = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
     return total / (labels != ignore_index).sum().clamp(min=1)
+
+
+def _has_weight_map(term: Term) -> bool:
+    """Whether a term asks for the model and its images."""
+    return callable(getattr(term, "weight_map", None))
 
 
 def _named(terms: tuple[Term, ...]) -> dict[str, Term]:

@@ -1,4 +1,4 @@
-"""Hooks that record what a network's classifier layer was given in the last forward pass, and nothing else."""
+"""Hooks that record the last forward pass: what the classifier layer was given, and the images; nothing else."""
 
 import weakref
 from typing import Any
@@ -16,23 +16,27 @@ _NAME_ANOTHER = "Name the classifier layer itself: attach(model, ..., head='<nam
 
 
 class Recorder:
-    """Holds the head's input and output of the last forward pass, from that pass until `take` or the next one.
+    """Holds the head's input and output, and the images, of the last forward pass: until `finish`, or the next one.
 
     head: the layer's dotted name, or None: then the first pass keeps what every candidate layer gave, the first
-    `take` picks the head, and the other layers are let go. A copy of a recorder (deepcopy, pickle) records the copy of
-    its model; a copy of the model alone is recorded by nobody.
+    `take` picks the head, and the other layers are let go. features, images: which of the two to record. A copy of a
+    recorder (deepcopy, pickle) records the copy of its model; a copy of the model alone is recorded by nobody.
     """
 
-    def __init__(self, model: nn.Module, head: str | None) -> None:
+    def __init__(self, model: nn.Module, head: str | None, *, features: bool = True, images: bool = False) -> None:
         self.model = unwrap(model)
         self.head = head
         self.layers = possible_heads(model) if head is None else {head: named_layer(model, head)}
+        if not features:
+            self.layers = {}
+        self.features, self.images = features, images
         self.is_open = False
         self._start()
 
     def _start(self) -> None:
         self.hooks: list[_Hook] = []
         self.passed: dict[str, Passed] = {}
+        self.given: Tensor | None = None
         self.output: object = None
         self.used = False
         if self.is_open:
@@ -60,6 +64,7 @@ class Recorder:
     def forget(self) -> None:
         """Let go of the last pass."""
         self.passed = {}
+        self.given = None
         self.output = None
 
     def finish(self) -> None:
@@ -93,6 +98,23 @@ class Recorder:
             raise RuntimeError(complain("head", "one feature map per image", came, remedy))
         return features, logits_at(grid, features.shape[-2:])
 
+    def take_images(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """The images of the pass that gave `logits`, and the logits as it returned them. To be called before `take`.
+
+        RuntimeError if there was no such pass, or no images went into it.
+        """
+        if self.given is None:
+            if self.output is not None:
+                remedy = "Call model(images): one batch of images, (N, channels, H, W), as the first such argument."
+                raise RuntimeError(complain("model", "images in its last forward pass", "none", remedy))
+            raise RuntimeError(self._why_nothing())
+        origin = self._origin(logits)
+        if self.given.shape[0] != logits.shape[0]:
+            came = f"{self.given.shape[0]} images for the logits of {logits.shape[0]}"
+            remedy = "Run the model whole, on one device per process."
+            raise RuntimeError(complain("model", "one image per output", came, remedy))
+        return self.given, origin
+
     def _origin(self, logits: Tensor) -> Tensor:
         """The map returned by the last forward pass that is `logits`, or that `logits` comes from."""
         returned = maps_in(self.output)
@@ -119,12 +141,15 @@ class Recorder:
         return complain("criterion", f"a forward pass of the attached model since {since}", "none", remedy)
 
     def _hook(self, layer: nn.Module, name: str, before: bool = False) -> None:
-        hook = _Hook(self, name)
+        hook = _Hook(self, name, layer, before)
         self.hooks.append(hook)
-        hook.handle = layer.register_forward_pre_hook(hook) if before else layer.register_forward_hook(hook)
+        if before:
+            hook.handle = layer.register_forward_pre_hook(hook, with_kwargs=self.images)
+        else:
+            hook.handle = layer.register_forward_hook(hook)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("model", "head", "layers", "is_open")}
+        return {name: getattr(self, name) for name in ("model", "head", "layers", "features", "images", "is_open")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -134,38 +159,56 @@ class Recorder:
 class _Hook:
     """A forward (pre-)hook of a recorder. A deepcopy of the model goes without; an unpickled one has it cut off."""
 
-    def __init__(self, recorder: Recorder | None = None, name: str = "") -> None:
-        self.recorder = recorder
-        self.name = name
+    def __init__(self, recorder: Recorder, name: str, layer: nn.Module, before: bool) -> None:
+        self.recorder: Recorder | None = recorder
+        self.name, self.layer, self.before = name, layer, before
         self.handle: RemovableHandle | None = None
 
-    def __call__(self, layer: nn.Module, given: tuple[object, ...], *gave: object) -> None:
+    def __call__(self, layer: nn.Module, given: tuple[object, ...], more: object = None) -> None:
         recorder = self.recorder  # None after `remove`: makes torch.compile notice as well
         if recorder is None or _in_backward():
             return
-        if not gave:
+        if self.before:
             recorder.forget()
             recorder.used = False
+            if recorder.images:
+                recorder.given = next(iter(maps_in((given, more))), None)
         elif self.name:
-            recorder.passed[self.name] = (given, gave[0])
+            recorder.passed[self.name] = (given, more)
         else:
-            recorder.output = gave[0]
+            recorder.output = more
 
     def remove(self) -> None:
         self.recorder = None
         if self.handle is not None:
             self.handle.remove()
 
-    def __reduce__(self) -> tuple[type, tuple[()]]:
-        return _Hook, ()
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _cut_off, (self.handle.id if self.handle else 0,)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_Hook":
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         hooks = memo.get(id(self.handle.hooks_dict_ref())) if self.handle else None
         if self.handle and hooks is not None:  # the copied layer's dict, being filled; memo goes at the end
             end: set[None] = set()
             memo[id(end)] = end
-            weakref.finalize(end, hooks.pop, self.handle.id, None)
-        return _Hook()
+            weakref.finalize(end, _take_off, self.handle.id, hooks, memo.get(id(self.layer)))
+        return _nothing
+
+
+def _nothing(*_: object) -> None:
+    """What stands in the place of a hook in a copied or loaded model."""
+
+
+def _cut_off(number: int) -> Any:
+    """A loaded hook; the number it is registered by is not given to another."""
+    RemovableHandle.next_id = max(RemovableHandle.next_id, number + 1)
+    return _nothing
+
+
+def _take_off(number: int, hooks: dict[int, Any], layer: nn.Module | None) -> None:
+    hooks.pop(number, None)
+    if layer is not None:
+        layer._forward_pre_hooks_with_kwargs.pop(number, None)
 
 
 def _in_backward() -> bool:

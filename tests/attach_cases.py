@@ -58,7 +58,8 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 
 def hooks(model: nn.Module) -> Iterator[object]:
     """Every hook on every layer."""
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_forward_hooks_with_kwargs")
+    ways = ("_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", *ways)
     for layer in model.modules():
         for kind in kinds:
             yield from getattr(layer, kind).values()

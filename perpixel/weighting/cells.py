@@ -1,0 +1,47 @@
+"""Square cells of an image, in which masses and pixels are counted."""
+
+import torch
+from torch import Tensor
+
+
+class Cells:
+    """The cells of `side` pixels that cover an image of `size`; those at the lower and right end may be cut.
+
+    Maps of another size (labels, logits) are laid over the image: a pixel belongs to the cell its centre falls in.
+    """
+
+    def __init__(self, size: tuple[int, int], side: int) -> None:
+        self.size, self.side = size, side
+        self.grid = (-(-size[0] // side), -(-size[1] // side))
+
+    def sums(self, group: Tensor, y: Tensor, x: Tensor, mass: Tensor, groups: int) -> Tensor:
+        """Masses of points of the image added up by group and cell, float64 (groups, gh, gw)."""
+        total = mass.new_zeros(groups * self.grid[0] * self.grid[1])
+        place = (group * self.grid[0] + y // self.side) * self.grid[1] + x // self.side
+        return total.index_add_(0, place, mass).view(groups, *self.grid)
+
+    def counts(self, labels: Tensor, classes: int) -> Tensor:
+        """Pixels of labels (N, H, W) in [0, classes) by image, label and cell, float64 (N, classes, gh, gw)."""
+        rows, columns = self._of_pixels(labels)
+        image = torch.arange(len(labels), device=labels.device)[:, None, None]
+        group = (image * classes + labels) * (self.grid[0] * self.grid[1])
+        place = (group + rows[:, None] * self.grid[1] + columns).flatten()
+        total = torch.zeros(len(labels) * classes * self.grid[0] * self.grid[1], device=labels.device).double()
+        one = total.new_ones(1).expand(len(place))
+        return total.index_add_(0, place, one).view(len(labels), classes, *self.grid)
+
+    def spread(self, values: Tensor, like: Tensor) -> Tensor:
+        """Values (N, gh, gw) of the cells at the pixels of `like` (N, H, W)."""
+        rows, columns = self._of_pixels(like)
+        return values[:, rows[:, None], columns]
+
+    def spread_by_label(self, values: Tensor, labels: Tensor) -> Tensor:
+        """Values (N, C, gh, gw) of the cells at the pixels of labels (N, H, W), each at its own label."""
+        rows, columns = self._of_pixels(labels)
+        image = torch.arange(len(labels), device=labels.device)[:, None, None]
+        return values[image, labels, rows[:, None], columns]
+
+    def _of_pixels(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        axes = zip(like.shape[-2:], self.size, strict=True)
+        rows, columns = ((2 * torch.arange(n, device=like.device) + 1) * m // (2 * n) // self.side for n, m in axes)
+        return rows, columns

@@ -1,0 +1,67 @@
+"""The losses with a weight map of their own, and a net and batches that their tests share."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from attach_cases import CLASSES, Net, batch
+from torch import Tensor, nn
+
+from perpixel.weighting import FixationWeightedLoss, WeightMapLoss
+
+STRENGTH = 3.0
+LOSSES: dict[str, Callable[..., WeightMapLoss]] = {
+    "evidence": lambda **how: FixationWeightedLoss(mode="evidence", cell=4, strength=STRENGTH, **how),
+    "evidence per label": lambda **how: FixationWeightedLoss(cell=4, strength=STRENGTH, per_label=True, **how),
+    "unsupported": lambda **how: FixationWeightedLoss(mode="unsupported", cell=4, strength=STRENGTH, **how),
+}
+
+
+class Given(WeightMapLoss):
+    """Scores that depend on images, labels and the state of the model, so that a stale map shows; looks are counted."""
+
+    name = "given"
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        strength: float = STRENGTH,
+        per_label: bool = False,
+        every: int = 1,
+        ignore_index: int = 255,
+    ) -> None:
+        super().__init__(weight, strength, per_label, every, ignore_index)
+        self.looks = 0
+
+    def scores(self, model: nn.Module, images: Tensor, logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
+        self.looks += 1
+        assert not model.training
+        assert not torch.is_grad_enabled()
+        shift = next(model.parameters()).detach().flatten()[0]
+        noise = torch.rand(())  # draws random numbers, as a model may
+        scores = ((images.mean(1) + shift) * 3 + labels * 0.3 + 0 * noise).sigmoid()
+        return torch.where(valid, scores, torch.nan)
+
+
+def problem(dtype: torch.dtype = torch.float32, n: int = 2, size: int = 16) -> tuple[Any, ...]:
+    """model, images, logits, labels, of which the first row is void."""
+    model = Net().to(dtype)
+    images, labels = batch(n, size, dtype=dtype)
+    return model, images, model(images)["out"], labels
+
+
+def check_map(weights: Tensor, labels: Tensor, strength: float = STRENGTH) -> None:
+    """(N, H, W), no gradient, finite, 0 at void, mean 1 over valid pixels, within the bounds."""
+    valid = labels != 255
+    assert weights.shape == labels.shape
+    assert weights.is_floating_point()
+    assert not weights.requires_grad
+    assert torch.isfinite(weights).all()
+    assert not weights[~valid].any()
+    if valid.any():
+        torch.testing.assert_close(weights[valid].double().mean().item(), 1.0, rtol=0, atol=1e-5)
+        assert weights[valid].min() >= 1 / (1 + strength) - 1e-5
+        assert weights[valid].max() <= 1 + strength + 1e-5
+
+
+__all__ = ["CLASSES", "LOSSES", "STRENGTH", "Given", "check_map", "problem"]
