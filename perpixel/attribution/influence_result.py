@@ -47,8 +47,8 @@ class Influence:
     Scores are float32 (float64 where the logits are) on the device of `values`, positive where the unit speaks for the
     label. label: an int, or ints (N,). region: bool (N, H, W) or (H, W) at the size of the images or of the output;
     None: where the unperturbed prediction is the label. score: "logit", the sum over the region, or "margin", minus the
-    best other class at every pixel, which need not be the same with the unit hidden; it is no linear function and takes
-    an upsampling for every unit. As `RegionTarget` has it, with the same errors.
+    best other class at every pixel, which need not be the same with the unit hidden: no linear function, it takes an
+    upsampling of the region for every unit. As `RegionTarget` has it, with the same errors.
     """
 
     values: Tensor
@@ -98,10 +98,10 @@ class Influence:
         self._check_classes(score)
         height, width = self.size
         y, x = check_integer("y", y, low=0, high=height - 1), check_integer("x", x, low=0, high=width - 1)
-        place = self.values.new_zeros(1, height, width, dtype=torch.bool)
-        place[0, y, x] = True
-        weights = self.passes.upsampling.weights(place)[0]
-        rows, columns = _extent(weights)
+        place = self.values.new_zeros(height, width, dtype=torch.bool)
+        place[y, x] = True
+        weights = self.passes.upsampling.weights(place)
+        rows, columns = _extent(weights != 0)
         weights = weights[rows, columns]
         before = (self.logits[:, :, rows, columns].to(weights.dtype) * weights).sum((2, 3))
         if label is None:
@@ -114,7 +114,7 @@ class Influence:
                 continue
             change = self.values[image][:, :, rows, columns].to(weights.dtype)
             after = before[image] - (change * weights).sum((2, 3))
-            effects.append(_margin(before[image][None], own, 1) - _margin(after, own, 1))
+            effects.append(_margin(before[image], own) - _margin(after.T, own))
         return self.units.shaped(self._rounded(effects))
 
     def evidence(
@@ -218,8 +218,8 @@ class Influence:
             if score == "margin":
                 effects.append(self._margin_effect(image, label, region[image]))
             else:
-                weights = self.passes.upsampling.weights(region[image][None])[0]
-                rows, columns = _extent(weights)
+                weights = self.passes.upsampling.weights(region[image])
+                rows, columns = _extent(weights != 0)
                 effects.append(self._weighted(image, label, weights[rows, columns], rows, columns))
         return self._rounded(effects)
 
@@ -233,32 +233,29 @@ class Influence:
         return torch.cat([part.to(weights.dtype).flatten(1) @ weights.flatten() for part in values.split(step)])
 
     def _margin_effect(self, image: int, label: int, region: Tensor) -> Tensor:
-        """Loss of the margin in each unit, every unit's grid upsampled: (units,)."""
+        """Loss of the margin in each unit, every unit's grid upsampled around the region: (units,)."""
         upsampling, before = self.passes.upsampling, self.logits[image]
         size = (int(region.shape[0]), int(region.shape[1]))
-        inside = region.flatten().nonzero()[:, 0]
-        step = max(_CHUNK // max(len(before) * region.numel(), 1), 1)
+        rows, columns = _extent(region)
+        inside = region[rows, columns].flatten().nonzero()[:, 0]
+        step = max(_CHUNK // (len(before) * region[rows, columns].numel()), 1)
 
         def margin(grid: Tensor) -> Tensor:
-            full = upsampling(grid, size).flatten(2)[:, :, inside]
-            return _margin(full.transpose(1, 2), label, 2).to(precise(full.device)).sum(1)
+            full = upsampling.part(grid, size, rows, columns).flatten(2).index_select(2, inside)
+            return _margin(full.transpose(0, 1), label).to(precise(full.device)).sum(1)
 
         wide = before.float() if before.dtype.itemsize < 4 else before
         after = [margin(wide - part) for part in self.values[image].split(step)]
         return margin(wide[None]) - torch.cat(after)
 
 
-def _margin(logits: Tensor, label: int, dim: int) -> Tensor:
-    """The logit of `label` along `dim` minus the greatest other."""
-    own = logits.select(dim, label)
-    others = torch.cat(
-        [logits.narrow(dim, 0, label), logits.narrow(dim, label + 1, logits.shape[dim] - label - 1)], dim
-    )
-    return own - others.amax(dim)
+def _margin(logits: Tensor, label: int) -> Tensor:
+    """Logits (C, ...) -> the one of `label` minus the greatest other."""
+    other = torch.arange(len(logits), device=logits.device) != label
+    return logits[label] - logits[other].amax(0)
 
 
-def _extent(weights: Tensor) -> tuple[slice, slice]:
-    """Rows and columns of the smallest box outside of which the weights (h, w) are zero."""
-    filled = weights != 0
+def _extent(filled: Tensor) -> tuple[slice, slice]:
+    """Rows and columns of the smallest box outside of which the map (h, w) is False."""
     rows, columns = filled.any(1).nonzero().flatten(), filled.any(0).nonzero().flatten()
     return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)

@@ -1,7 +1,7 @@
 """The logits on the grid where the model computes them, before it upsamples, and the linear way from there."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any
 
@@ -16,6 +16,7 @@ from perpixel.outputs import logits_at
 
 Size = tuple[int, int]
 Options = Mapping[str, Any]  # of F.interpolate, its input left out
+_CHUNK = 1 << 22  # numbers worked on at once
 _INTERPOLATE = signature(F.interpolate)
 
 
@@ -33,6 +34,7 @@ class Upsampling:
     size: Size
     own: Options | None = None
     call: int = 0
+    _axes: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __call__(self, grid: Tensor, size: Size | None = None) -> Tensor:
         """Grid (N, C, h, w) -> (N, C, H, W) at the size of the images, or at that of the output if `size` is it."""
@@ -40,16 +42,43 @@ class Upsampling:
         return result if size == self.output else logits_at(result, self.size)
 
     def weights(self, maps: Tensor) -> Tensor:
-        """Maps m (N, H, W) -> weights w (N, h, w) with Σ m · upsampled(g) = Σ w · g for every grid g: the adjoint.
+        """Maps m (..., H, W) -> weights w (..., h, w) with Σ m · upsampled(g) = Σ w · g for every grid g: the adjoint.
 
         float64, or float32 where the device has no better.
         """
-        with torch.inference_mode(False), torch.enable_grad():
-            maps = maps.detach().to(precise(maps.device), copy=True)  # no inference tensor
-            grid = maps.new_zeros(len(maps), 1, *self.grid).requires_grad_()
-            upsampled = self(grid, (int(maps.shape[-2]), int(maps.shape[-1])))
-            (weights,) = torch.autograd.grad(upsampled, grid, maps[:, None])
-        return weights[:, 0]
+        rows, columns = self.axes(_size(maps), maps.device)
+        maps = maps.to(precise(maps.device))
+        maps = maps if rows is None else rows.T @ maps
+        return maps if columns is None else maps @ columns
+
+    def part(self, grid: Tensor, size: Size, rows: slice, columns: slice) -> Tensor:
+        """These rows and columns of the grid (N, C, h, w) at `size`, up to rounding."""
+        down, right = self.axes(size, grid.device)
+        grid = grid[..., columns] if right is None else grid @ right[columns].T.to(grid.dtype)
+        return grid[..., rows, :] if down is None else down[rows].to(grid.dtype) @ grid
+
+    def axes(self, size: Size, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+        """Matrices (H, h) and (W, w) with upsampled(g) = rows · g · columnsᵀ; None for the identity.
+
+        `F.interpolate` treats the axes one by one, in each of its modes, and keeps constants.
+        """
+        if size == self.grid and (self.own is None or size != self.output):
+            return None, None
+        if (size, device) not in self._axes:
+            found = []
+            for axis in (0, 1):
+                units = torch.eye(self.grid[axis], dtype=precise(device), device=device)
+                step = max(_CHUNK // (size[0] * size[1]), 1)
+                columns = [self._line(part, axis, size) for part in units.split(step)]
+                found.append(torch.cat(columns, 1))
+            self._axes[size, device] = (found[0], found[1])
+        return self._axes[size, device]
+
+    def _line(self, units: Tensor, axis: int, size: Size) -> Tensor:
+        """One axis of what becomes of grids (k, h) that are constant along the other: (H, k)."""
+        grid = units[None, :, :, None] if axis == 0 else units[None, :, None, :]
+        full = self(grid.expand(1, -1, *self.grid), size)[0]
+        return (full[:, :, 0] if axis == 0 else full[:, 0, :]).T
 
     def logits(self, model: nn.Module, images: Tensor) -> Tensor:
         """The logits on the grid of a forward pass whose own last upsampling is left out.
