@@ -1,6 +1,6 @@
 """One number per image out of a dense prediction: what captum is to explain."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -234,12 +234,16 @@ def dense(output: object, images: Tensor) -> Tensor:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """`model` in evaluation mode; every module's own flag comes back, also after an error."""
-    training: Sequence[nn.Module] = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
+    """`model` in evaluation mode and, where gradients are recorded, without activations that overwrite their input.
+
+    Every module's own flags come back, also after an error.
+    """
+    flags = ("training", "inplace") if torch.is_grad_enabled() else ("training",)
+    changed = [(module, flag) for module in model.modules() for flag in flags if vars(module).get(flag) is True]
+    for module, flag in changed:
+        setattr(module, flag, False)
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        for module, flag in changed:
+            setattr(module, flag, True)

@@ -1,0 +1,122 @@
+"""Which operations a network runs, in which layers: what decides whether a method's rules hold for it."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+# ATen operations, without underscores around the name, that are linear in what they are given
+_MOVES = (
+    "alias as_strided cat channel_shuffle chunk clone col2im constant_pad_nd contiguous copy detach diagonal expand "
+    "expand_as fill flatten flip fold gather im2col index index_select movedim narrow native_channel_shuffle "
+    "permute pixel_shuffle pixel_unshuffle reflection_pad2d repeat replication_pad2d reshape reshape_alias roll "
+    "select slice split split_with_sizes squeeze stack t to to_copy transpose unbind unfold unsafe_view unsqueeze view"
+)
+_LINEAR = (
+    "adaptive_avg_pool2d add avg_pool2d batch_norm_with_update_functional cudnn_batch_norm "
+    "mean miopen_batch_norm mkldnn_adaptive_avg_pool2d native_batch_norm native_batch_norm_legit "
+    "native_batch_norm_legit_no_training native_dropout neg rsub sub sum upsample_bicubic2d upsample_bicubic2d_aa "
+    "upsample_bilinear2d upsample_bilinear2d_aa upsample_nearest2d upsample_nearest_exact2d"
+)
+_BILINEAR = (
+    "addbmm addmm baddbmm bmm convolution cudnn_convolution div linear matmul miopen_convolution mkldnn_convolution mm "
+    "mul scaled_dot_product_attention"
+)
+MOVES, LINEAR, BILINEAR = (frozenset(names.split()) for names in (_MOVES, _LINEAR, _BILINEAR))
+_QUIET = frozenset(("empty", "empty_like", "ones_like", "zeros_like", "new_zeros", "new_empty", "argmax"))
+
+
+@dataclass(frozen=True, eq=False)
+class Use:
+    """One run of an operation, inside the layer `name` of the network ('' is the network itself)."""
+
+    operation: str
+    name: str
+    layer: nn.Module
+
+
+@dataclass
+class Census:
+    """A forward pass' operations that depend on the image.
+
+    nonlinear: neither linear nor a product. products: of two things that both depend on the image. sums: likewise.
+    calls: how often each leaf layer ran.
+    """
+
+    nonlinear: list[Use] = field(default_factory=list)
+    products: list[Use] = field(default_factory=list)
+    sums: list[Use] = field(default_factory=list)
+    calls: Counter[nn.Module] = field(default_factory=Counter)
+
+
+@torch.no_grad()
+def census(model: nn.Module, images: Tensor) -> Census:
+    """What `model` runs for the first of `images`; call it with the model in evaluation mode."""
+    watch = _Watch()
+    with _followed(model, watch):
+        image = images[:1].clone()
+        image._follows_image = True  # type: ignore[attr-defined]
+        with watch:
+            model(image)
+    return watch.census
+
+
+class _Watch(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.census = Census()
+        self.inside: list[tuple[str, nn.Module]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        followed = [t for t in tree_leaves((args, kwargs)) if getattr(t, "_follows_image", False)]
+        result = func(*args, **kwargs)
+        if followed:
+            outputs = [t for t in tree_leaves(result) if isinstance(t, Tensor) and t.is_floating_point()]
+            for output in outputs:
+                output._follows_image = True  # type: ignore[attr-defined]
+            if outputs:
+                self._note(func._schema.name.split("::")[-1].strip("_"), func, args, len(followed))
+        return result
+
+    def _note(self, operation: str, func: Any, args: Any, followed: int) -> None:
+        if operation in MOVES or operation in _QUIET or func.is_view:
+            return
+        use = Use(operation, *(self.inside[-1] if self.inside else ("", nn.Identity())))
+        if operation in BILINEAR:
+            divided = operation == "div" and getattr(args[1], "_follows_image", False)
+            if followed > 1 or divided:
+                self.census.products.append(use)
+        elif operation not in LINEAR:
+            self.census.nonlinear.append(use)
+        elif followed > 1 and operation in ("add", "sub", "rsub"):
+            self.census.sums.append(use)
+
+
+@contextmanager
+def _followed(model: nn.Module, watch: _Watch) -> Iterator[None]:
+    handles = []
+
+    def enter(module: nn.Module, name: str) -> None:
+        watch.inside.append((name, module))
+        if not module._modules:
+            watch.census.calls[module] += 1
+
+    try:
+        for name, module in model.named_modules():
+            handles.append(module.register_forward_pre_hook(lambda module, _, name=name: enter(module, name)))
+            handles.append(module.register_forward_hook(lambda *_: _leave(watch), always_call=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _leave(watch: _Watch) -> None:
+    watch.inside.pop()

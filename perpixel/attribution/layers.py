@@ -1,0 +1,82 @@
+"""The layer that a layer method explains when none is named."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from perpixel.checks import complain
+from perpixel.outputs import maps_in
+
+BACKBONES = ("backbone", "encoder", "features", "body", "trunk")
+
+
+def find_layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module]:
+    """Name and module of `layer`, given as either; TypeError or ValueError if the model has no such."""
+    named = dict(model.named_modules())
+    for name, module in named.items():
+        if name and (module is layer or name == layer):
+            return name, module
+    expected = "a layer of the model, or its dotted name"
+    if not isinstance(layer, (str, nn.Module)):
+        raise TypeError(complain("layer", expected, layer, "See model.named_modules()."))
+    came = layer if isinstance(layer, nn.Module) else repr(layer)
+    raise ValueError(complain("layer", expected, f"{str(came)[:80]}", "See model.named_modules()."))
+
+
+@torch.no_grad()
+def last_feature_layer(model: nn.Module, images: Tensor) -> tuple[str, nn.Module]:
+    """Name and module of the deepest feature map, for Grad-CAM and its like; one forward pass of one image.
+
+    Where a layer called backbone, encoder, features, body or trunk gives maps: the layer inside it that made the
+    last (torchvision's backbone.layer4, the last stage of smp's encoders). Otherwise, among the layers before the
+    classifier that give one map: the last of those on the coarsest grid; the last of all where there is such a
+    backbone but it gives no map (transformers). ValueError if there is none.
+    """
+    with _maps(model) as seen:
+        model(images[:1])
+    named = dict(model.named_modules())
+    given = {name: maps for name, maps in seen if name.split(".")[-1] in BACKBONES}
+    for backbone, maps in given.items():
+        inside = [name for name, made in seen if name.startswith(f"{backbone}.") and maps and _same(made, maps[-1])]
+        if inside or len(maps) == 1:
+            name = inside[-1] if inside else backbone
+            return name, named[name]
+    single = [(name, made[0]) for name, made in seen if len(made) == 1 and name]
+    features = [(name, made) for name, made in _before_head(single, named) if made.shape[-2:].numel() > 1]
+    if not features:
+        remedy = "Name one that gives a map: layer='...'."
+        raise ValueError(complain("layer", "a network with a layer that gives a feature map", "none", remedy))
+    grid = min(made.shape[-2:].numel() for _, made in features)
+    if not given:
+        features = [(name, made) for name, made in features if made.shape[-2:].numel() == grid]
+    return features[-1][0], named[features[-1][0]]
+
+
+def _before_head(layers: list[tuple[str, Tensor]], named: dict[str, nn.Module]) -> list[tuple[str, Tensor]]:
+    """Without the last layer that has parameters, which gives the logits, and what comes after or around it."""
+    for end in range(len(layers) - 1, -1, -1):
+        name, logits = layers[end]
+        if not named[name]._modules and list(named[name].parameters()):
+            return [(n, m) for n, m in layers[:end] if m.data_ptr() != logits.data_ptr()]
+    return layers
+
+
+def _same(maps: list[Tensor], wanted: Tensor) -> bool:
+    return len(maps) == 1 and (maps[0] is wanted or maps[0].data_ptr() == wanted.data_ptr())
+
+
+@contextmanager
+def _maps(model: nn.Module) -> Iterator[list[tuple[str, list[Tensor]]]]:
+    """The maps that every layer gave, in the order in which the layers finished."""
+    seen: list[tuple[str, list[Tensor]]] = []
+    handles = []
+    try:
+        for name, module in model.named_modules():
+            hook = lambda _, __, output, name=name: seen.append((name, maps_in(output)))  # noqa: E731
+            handles.append(module.register_forward_hook(hook))
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()

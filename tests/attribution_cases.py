@@ -1,0 +1,71 @@
+"""Small networks, images and regions for the tests of attribution."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+SIZE = (12, 16)
+
+
+class Net(nn.Module):
+    """A small FCN in float64; `form`: how its logits come, `grid`: whether they stay at a quarter of the size."""
+
+    def __init__(self, form: str = "tensor", *, grid: bool = False, classes: int = 4) -> None:
+        super().__init__()
+        self.form, self.grid = form, grid
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 6, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+            nn.Conv2d(6, 8, 3, padding=1),
+            nn.ReLU(),
+        )
+        self.classifier = nn.Conv2d(8, classes, 1)
+        self.double().eval()
+
+    def forward(self, images: Tensor) -> Any:
+        logits = self.classifier(self.features(images))
+        if not self.grid:
+            logits = F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)
+        forms: dict[str, Any] = {
+            "tensor": logits,
+            "out": {"aux": logits * 0, "out": logits},
+            "logits": {"logits": logits},
+            "object": SimpleNamespace(logits=logits),
+            "tuple": (logits.flatten(), logits),
+        }
+        return forms[self.form]
+
+
+class Linear(nn.Module):
+    """Logits that are linear in the image, without bias: z = W x at every pixel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1, bias=False)
+        self.double().eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.conv(images)
+
+
+def images(count: int = 3, seed: int = 1) -> Tensor:
+    return torch.randn(count, 3, *SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def regions(count: int = 3) -> Tensor:
+    found = torch.zeros(count, *SIZE, dtype=torch.bool)
+    for n in range(count):
+        found[n, 1 + 2 * n : 6 + 2 * n, 2 + n : 9 + 2 * n] = True
+    return found
+
+
+LABELS = torch.tensor([0, 3, 1])
+
+
+def square_features(side: int = 4) -> Tensor:
+    rows, columns = torch.arange(SIZE[0]) // side, torch.arange(SIZE[1]) // side
+    return (rows[:, None] * (SIZE[1] // side) + columns)[None, None]

@@ -1,0 +1,369 @@
+"""`RegionTarget`: its scores, its frozen regions, and which label each of captum's rows gets."""
+
+from collections.abc import Callable
+from typing import Any
+
+import captum.attr as ca
+import numpy as np
+import pytest
+import torch
+from attribution_cases import LABELS, SIZE, Linear, Net, images, regions, square_features
+from captum.metrics import infidelity, sensitivity_max
+from test_model_untouched import assert_same, snapshot
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from perpixel.attribution.targets import RegionTarget
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:captum.*")
+FORMS = ["tensor", "out", "logits", "object", "tuple"]
+
+
+def slow_scores(logits: Tensor, labels: list[int], region: Tensor, score: str) -> Tensor:
+    """Pixel by pixel, from the definition."""
+    totals = []
+    for n, label in enumerate(labels):
+        total = 0.0
+        for y, x in region[n].nonzero().tolist():
+            value = float(logits[n, label, y, x])
+            if score == "margin":
+                value -= max(float(logits[n, k, y, x]) for k in range(logits.shape[1]) if k != label)
+            total += value
+        totals.append(total)
+    return torch.tensor(totals, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("score", ["logit", "margin"])
+@pytest.mark.parametrize("form", FORMS)
+def test_scores_equal_the_slow_loop(form: str, score: str) -> None:
+    net, x, region = Net(form), images(), regions()
+    plain = Net()
+    plain.load_state_dict(net.state_dict())
+    with torch.no_grad():
+        expected = slow_scores(plain(x), LABELS.tolist(), region, score)
+        torch.testing.assert_close(RegionTarget(net, LABELS, region, score)(x), expected)
+        same = slow_scores(plain(x), [2, 2, 2], region[:1].expand(3, -1, -1), score)
+        torch.testing.assert_close(RegionTarget(net, 2, region[0], score)(x), same)
+
+
+@pytest.mark.parametrize("score", ["logit", "margin"])
+def test_small_logits_are_brought_to_the_region_or_taken_on_their_grid(score: str) -> None:
+    net, x = Net(grid=True), images()
+    with torch.no_grad():
+        grid = net(x)
+        full = F.interpolate(grid, size=SIZE, mode="bilinear", align_corners=False)
+        expected = slow_scores(full, LABELS.tolist(), regions(), score)
+        torch.testing.assert_close(RegionTarget(net, LABELS, regions(), score)(x), expected)
+        coarse = torch.ones(3, *grid.shape[-2:], dtype=torch.bool)
+        expected = slow_scores(grid, LABELS.tolist(), coarse, score)
+        torch.testing.assert_close(RegionTarget(net, LABELS, coarse, score)(x), expected)
+
+
+@pytest.mark.parametrize("grid", [False, True])
+def test_without_region_it_is_where_the_label_is_predicted_on_the_unperturbed_images(grid: bool) -> None:
+    net, x = Net(grid=grid), images()
+    with torch.no_grad():
+        predicted = F.interpolate(net(x), size=SIZE, mode="bilinear", align_corners=False).argmax(1)
+    label = int(predicted.mode().values.mode().values[0])
+    target = RegionTarget(net, label)
+    assert target.region is None
+    target(x)
+    assert torch.equal(target.region, predicted == label)
+    perturbed = target(torch.zeros_like(x))
+    expected = RegionTarget(net, label, predicted == label)(torch.zeros_like(x))
+    torch.testing.assert_close(perturbed, expected)
+    assert torch.equal(RegionTarget(net, label).freeze(x).region, predicted == label)
+
+
+@pytest.mark.parametrize(
+    "kind", ["IntegratedGradients", "DeepLift", "LRP", "GuidedBackprop", "Occlusion", "LayerGradCam"]
+)
+def test_the_region_is_frozen_on_what_captum_was_given_not_on_what_it_made_of_it(kind: str) -> None:
+    net, x = Net(), images()
+    label = int(net(x).argmax(1).flatten().mode().values)
+    target = RegionTarget(net, label)
+    arguments = (net.features[3],) if kind.startswith("Layer") else ()
+    options = {"sliding_window_shapes": (3, 4, 4), "strides": (3, 4, 4)} if kind == "Occlusion" else {}
+    values = getattr(ca, kind)(target, *arguments).attribute(x.clone(), **options)
+    assert torch.equal(target.region, net(x).argmax(1) == label)
+    again = getattr(ca, kind)(RegionTarget(net, label, target.region), *arguments).attribute(x.clone(), **options)
+    torch.testing.assert_close(values, again, rtol=0, atol=0)
+
+
+WINDOW = {"sliding_window_shapes": (3, 4, 4), "strides": (3, 3, 3)}
+MASK = {"feature_mask": square_features()}
+DRAWN = torch.randn(2, 3, *SIZE, dtype=torch.float64)
+METHODS: list[tuple[str, dict[str, Any]]] = [
+    ("IntegratedGradients", {"n_steps": 5}),
+    ("IntegratedGradients", {"n_steps": 5, "internal_batch_size": 6}),
+    ("Saliency", {"abs": False}),
+    ("InputXGradient", {}),
+    ("DeepLift", {}),
+    ("DeepLiftShap", {"baselines": DRAWN}),
+    ("GuidedBackprop", {}),
+    ("Deconvolution", {}),
+    ("LRP", {}),
+    ("Occlusion", WINDOW),
+    ("Occlusion", {**WINDOW, "perturbations_per_eval": 3}),
+    ("Occlusion", {**WINDOW, "perturbations_per_eval": 5}),
+    ("FeatureAblation", {**MASK, "perturbations_per_eval": 5}),
+    ("LayerGradCam", {}),
+    ("LayerGradientXActivation", {}),
+    ("LayerIntegratedGradients", {"n_steps": 4, "internal_batch_size": 6}),
+    ("LayerConductance", {"n_steps": 4}),
+    ("InternalInfluence", {"n_steps": 4}),
+    ("LayerDeepLift", {}),
+    ("LayerDeepLiftShap", {"baselines": DRAWN}),
+    ("LayerFeatureAblation", {"layer_mask": torch.arange(6)[None, :, None, None], "perturbations_per_eval": 4}),
+    ("GuidedGradCam", {}),
+]
+
+
+def made(kind: str, target: nn.Module, net: Net) -> Any:
+    layered = kind.startswith("Layer") or kind in ("InternalInfluence", "GuidedGradCam")
+    return getattr(ca, kind)(target, net.features[0]) if layered else getattr(ca, kind)(target)
+
+
+@pytest.mark.parametrize(("kind", "options"), METHODS, ids=lambda value: value if isinstance(value, str) else "")
+def test_labels_and_regions_follow_captums_rows(kind: str, options: dict[str, Any]) -> None:
+    net, x, region = Net(), images(), regions()
+    target = RegionTarget(net, LABELS, region)
+    bare = made(kind, target, net).attribute(x, **options)
+    told = made(kind, target, net).attribute(x, additional_forward_args=target.arguments(x), **options)
+    torch.testing.assert_close(bare, told, rtol=0, atol=0)
+    for n in range(3):
+        one = RegionTarget(net, int(LABELS[n]), region[n])
+        alone = made(kind, one, net).attribute(x[n : n + 1], **options)
+        torch.testing.assert_close(bare[n : n + 1], alone, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("samples", [{}, {"nt_samples_batch_size": 2}, {"nt_samples_batch_size": 3}])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("IntegratedGradients", {"n_steps": 3}),
+        ("IntegratedGradients", {"n_steps": 3, "internal_batch_size": 7}),
+        ("DeepLift", {}),
+        ("Occlusion", {**WINDOW, "perturbations_per_eval": 4}),
+        ("LayerGradCam", {}),
+    ],
+)
+def test_a_noise_tunnel_without_noise_is_the_method(
+    kind: str, options: dict[str, Any], samples: dict[str, int]
+) -> None:
+    net, x = Net(), images()
+    target = RegionTarget(net, LABELS, regions())
+    plain = made(kind, target, net).attribute(x, **options)
+    tunnel = ca.NoiseTunnel(made(kind, target, net))
+    noisy = tunnel.attribute(x, nt_samples=4, stdevs=0.0, **samples, **options)
+    torch.testing.assert_close(noisy, plain, rtol=1e-9, atol=1e-9)
+
+
+def twice(call: Callable[..., Tensor], target: RegionTarget, x: Tensor) -> None:
+    drawn = []
+    for arguments in ({}, {"additional_forward_args": target.arguments(x)}):
+        torch.manual_seed(0)
+        np.random.seed(0)  # noqa: NPY002 (captum draws from it)
+        drawn.append(call(**arguments))
+    torch.testing.assert_close(drawn[0], drawn[1], rtol=0, atol=0)
+
+
+class LeastSquares:
+    """A linear fit for Lime, which wants scikit-learn for its own."""
+
+    def fit(self, loader: Any, **_: Any) -> None:
+        for features, values, weights in loader:
+            table = torch.cat([features, torch.ones(len(features), 1)], 1) * weights.sqrt()[:, None]
+            self.found = torch.linalg.lstsq(table, (values * weights.sqrt())[:, None]).solution[:-1, 0]
+
+    def representation(self) -> Tensor:
+        return self.found
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4])
+def test_sampling_methods_draw_the_same_with_and_without_arguments(rows: int) -> None:
+    net, x = Net(), images()
+    target = RegionTarget(net, LABELS, regions())
+    shapley, lime = ca.ShapleyValueSampling(target), ca.Lime(target, LeastSquares())
+    options = {**MASK, "perturbations_per_eval": rows}
+    twice(lambda **told: shapley.attribute(x, n_samples=2, **options, **told), target, x)
+    twice(lambda **told: lime.attribute(x, n_samples=16, **options, **told), target, x)
+    twice(lambda **told: ca.GradientShap(target).attribute(x, DRAWN, n_samples=rows + 1, **told), target, x)
+
+
+def test_captums_metrics_know_the_rows_too() -> None:
+    net, x = Net(), images()
+    target = RegionTarget(net, LABELS, regions())
+    values = ca.Saliency(target).attribute(x, abs=False)
+
+    def noise(inputs: Tensor) -> tuple[Tensor, Tensor]:
+        drawn = torch.randn_like(inputs) / 10
+        return drawn, inputs - drawn
+
+    for limit in (None, 6):
+        options = {"n_perturb_samples": 4, "max_examples_per_batch": limit}
+        twice(lambda options=options, **told: infidelity(target, noise, x, values, **options, **told), target, x)
+    for method, options in (
+        (ca.IntegratedGradients(target), {"n_steps": 3}),
+        (ca.NoiseTunnel(ca.IntegratedGradients(target)), {"n_steps": 3, "nt_samples": 2, "stdevs": 0.0}),
+        (ca.DeepLiftShap(target), {"baselines": DRAWN}),
+    ):
+        call = method.attribute
+        twice(
+            lambda call=call, options=options, **told: sensitivity_max(call, x, n_perturb_samples=3, **options, **told),
+            target,
+            x,
+        )
+
+
+def test_rows_of_unknown_order_are_refused_not_guessed() -> None:
+    net, x = Net(), images()
+    target = RegionTarget(net, LABELS, regions()).freeze(x)
+    with pytest.raises(ValueError, match=r"order is not known.*additional_forward_args"):
+        target(x.repeat(2, 1, 1, 1))
+    with pytest.raises(ValueError, match="3 rows"):
+        target(x[:1])
+    with pytest.raises(ValueError, match=r"images.*3"):
+        target.arguments(x[:2])
+    for alike in (RegionTarget(net, 1, regions()[0]), RegionTarget(net, LABELS[:1], regions()[:1]).freeze(x[:1])):
+        assert alike(x.repeat(2, 1, 1, 1)).shape == (6,)
+
+
+def test_a_linear_network_has_its_weights_as_gradient() -> None:
+    net, x, region = Linear(), images(), regions()
+    expected = torch.zeros_like(x)
+    weights = net.conv.weight
+    for n in range(3):
+        for y, column in region[n].nonzero().tolist():
+            for dy in range(3):
+                for dx in range(3):
+                    row, place = y + dy - 1, column + dx - 1
+                    if 0 <= row < SIZE[0] and 0 <= place < SIZE[1]:
+                        expected[n, :, row, place] += weights[LABELS[n], :, dy, dx].detach()
+    target = RegionTarget(net, LABELS, region)
+    torch.testing.assert_close(ca.Saliency(target).attribute(x, abs=False), expected)
+    for kind in (ca.InputXGradient, ca.IntegratedGradients, ca.DeepLift, ca.LRP):
+        torch.testing.assert_close(kind(target).attribute(x), expected * x, rtol=1e-5, atol=1e-5)
+
+
+def test_lrp_keeps_the_score_where_there_are_no_biases() -> None:
+    net, x = Net(), images()
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.zeros_(layer.bias)
+    target = RegionTarget(net, LABELS, regions())
+    values, delta = ca.LRP(target).attribute(x, return_convergence_delta=True)
+    torch.testing.assert_close(values.sum((1, 2, 3)), target(x).detach(), rtol=1e-5, atol=1e-5)
+    assert float(delta.detach().abs().max()) < 1e-4
+
+
+def test_gradcheck() -> None:
+    net, x = Net("out"), images(2)[:, :, :6, :6].clone().requires_grad_()
+    region = regions(2)[:, :6, :6]
+    for score in ("logit", "margin"):
+        target = RegionTarget(net, LABELS[:2], region, score).freeze(x)
+        assert torch.autograd.gradcheck(target, x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_lower_precision_sums_in_float32(dtype: torch.dtype) -> None:
+    net, x = Net().to(dtype), images().to(dtype)
+    scores = RegionTarget(net, LABELS, regions())(x)
+    assert scores.dtype == torch.float32
+    exact = RegionTarget(net.double(), LABELS, regions())(x.double())
+    torch.testing.assert_close(scores.double(), exact, rtol=0.1 if dtype == torch.bfloat16 else 1e-4, atol=0.2)
+
+
+def test_autocast_and_noise_of_another_dtype() -> None:
+    net, x = Net().float(), images().float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert RegionTarget(net, LABELS, regions())(x).dtype == torch.float32
+    low = RegionTarget(net.bfloat16(), LABELS, regions())
+    tunnel = ca.NoiseTunnel(ca.Saliency(low))
+    assert tunnel.attribute(x.bfloat16(), nt_samples=2, stdevs=0.1).isfinite().all()
+
+
+def test_one_logit_predicts_where_it_is_positive() -> None:
+    net, x = Net(classes=1), images()
+    target = RegionTarget(net, 0).freeze(x)
+    assert torch.equal(target.region, net(x)[:, 0] > 0)
+    with pytest.raises(ValueError, match="no other class"):
+        RegionTarget(net, 0, regions(), "margin").freeze(x)
+
+
+class Classifier(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"label": 7}, ValueError, r"label: expected a class in \[0, 4\)"),
+        ({"label": -1}, ValueError, "label"),
+        ({"label": 1.0}, TypeError, "label"),
+        ({"label": True}, TypeError, "label"),
+        ({"label": torch.tensor([0, 1])}, ValueError, "3 ints for 3 images"),
+        ({"label": torch.tensor([0, 1, 9])}, ValueError, "label"),
+        ({"label": torch.tensor([0, 1, -3])}, ValueError, "label"),
+        ({"label": torch.tensor([0.0, 1.0, 2.0])}, TypeError, "label"),
+        ({"score": "probability"}, ValueError, "'logit', 'margin'"),
+        ({"region": torch.zeros(3, *SIZE, dtype=torch.bool)}, ValueError, r"region.*image 0 \(nor in 2 more\)"),
+        ({"region": torch.ones(3, 5, 5, dtype=torch.bool)}, ValueError, "region: expected the output's size"),
+        ({"region": torch.ones(2, *SIZE, dtype=torch.bool)}, ValueError, "one map for each of 3 images"),
+        ({"region": torch.ones(3, 1, *SIZE, dtype=torch.bool)}, ValueError, r"region\[:, 0\]"),
+        ({"region": torch.ones(3, *SIZE)}, TypeError, "bool"),
+        ({"region": [[True]]}, TypeError, "region"),
+        ({"model": lambda x: x}, TypeError, "model"),
+        ({"model": Classifier()}, ValueError, "nothing dense"),
+    ],
+)
+def test_bad_arguments_say_what_is_wrong(wrong: dict[str, Any], error: type[Exception], message: str) -> None:
+    given: dict[str, Any] = {"model": Net(), "label": 1, "region": regions(), "score": "logit", **wrong}
+    with pytest.raises(error, match=message):
+        RegionTarget(**given)(images())
+
+
+def test_a_label_that_is_nowhere_predicted_is_an_empty_region() -> None:
+    net = Net()
+    nn.init.constant_(net.classifier.bias, -100.0)
+    with torch.no_grad():
+        net.classifier.bias[0] = 100.0
+    with pytest.raises(ValueError, match="predicts label 2 nowhere"):
+        RegionTarget(net, 2)(images())
+
+
+def test_nan_is_named() -> None:
+    net, x = Net(), images()
+    x[1] = torch.nan
+    with pytest.raises(ValueError, match="NaN"):
+        RegionTarget(net, LABELS, regions())(x)
+
+
+def test_the_model_is_run_in_evaluation_mode_and_left_as_it_was() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout(0.5)).double()
+    net[2].eval()
+    net(images())[:, 0].sum().backward()
+    before = snapshot(net)
+    target = RegionTarget(net, 1, regions())
+    x = images()
+    scores = target(x)
+    torch.testing.assert_close(scores, target(x), rtol=0, atol=0)
+    ca.IntegratedGradients(target).attribute(x, n_steps=3)
+    with pytest.raises(RuntimeError):
+        target(images()[:, :2])
+    assert_same(snapshot(net), before)
+    assert not x.requires_grad
+
+
+def test_state_is_the_models_and_copies_are_independent() -> None:
+    import copy
+
+    net = Net()
+    target = RegionTarget(net, LABELS, regions()).freeze(images())
+    assert list(target.state_dict()) == [f"model.{name}" for name in net.state_dict()]
+    twin = copy.deepcopy(target)
+    with torch.no_grad():
+        net.classifier.bias += 1
+    assert not torch.equal(twin(images()), target(images()))
+    assert "label=[0, 3, 1]" in repr(target)
