@@ -7,13 +7,20 @@ import torch
 from attach_cases import CLASSES, Net, batch
 from torch import Tensor, nn
 
-from perpixel.weighting import FixationWeightedLoss, WeightMapLoss
+from perpixel.weighting import DiscriminativeRegionLoss, FixationWeightedLoss, WeightMapLoss
 
 STRENGTH = 3.0
 LOSSES: dict[str, Callable[..., WeightMapLoss]] = {
     "evidence": lambda **how: FixationWeightedLoss(mode="evidence", cell=4, strength=STRENGTH, **how),
     "evidence per label": lambda **how: FixationWeightedLoss(cell=4, strength=STRENGTH, per_label=True, **how),
     "unsupported": lambda **how: FixationWeightedLoss(mode="unsupported", cell=4, strength=STRENGTH, **how),
+    "debt": lambda **how: DiscriminativeRegionLoss(strength=STRENGTH, **how),
+    "independent, fixation": lambda **how: DiscriminativeRegionLoss(
+        region="fixation", mode="independent", cell=4, fill="blur", strength=STRENGTH, **how
+    ),
+    "debt, erase": lambda **how: DiscriminativeRegionLoss(
+        region="erase", separate=True, cell=4, candidates=2, strength=STRENGTH, **how
+    ),
 }
 
 
@@ -33,7 +40,9 @@ class Given(WeightMapLoss):
         super().__init__(weight, strength, per_label, every, ignore_index)
         self.looks = 0
 
-    def scores(self, model: nn.Module, images: Tensor, logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
+    def scores(
+        self, model: nn.Module, images: Tensor, logits: Tensor, labels: Tensor, valid: Tensor, fresh: bool
+    ) -> Tensor:
         self.looks += 1
         assert not model.training
         assert not torch.is_grad_enabled()

@@ -22,13 +22,16 @@ class Cells:
 
     def counts(self, labels: Tensor, classes: int) -> Tensor:
         """Pixels of labels (N, H, W) in [0, classes) by image, label and cell, float64 (N, classes, gh, gw)."""
+        return self.sums_of_pixels(torch.ones_like(labels, dtype=torch.float64), labels, classes)
+
+    def sums_of_pixels(self, values: Tensor, labels: Tensor, classes: int) -> Tensor:
+        """Values (N, H, W) of pixels added up by image, label and cell, of their dtype (N, classes, gh, gw)."""
         rows, columns = self._of_pixels(labels)
         image = torch.arange(len(labels), device=labels.device)[:, None, None]
         group = (image * classes + labels) * (self.grid[0] * self.grid[1])
         place = (group + rows[:, None] * self.grid[1] + columns).flatten()
-        total = torch.zeros(len(labels) * classes * self.grid[0] * self.grid[1], device=labels.device).double()
-        one = total.new_ones(1).expand(len(place))
-        return total.index_add_(0, place, one).view(len(labels), classes, *self.grid)
+        total = values.new_zeros(len(labels) * classes * self.grid[0] * self.grid[1])
+        return total.index_add_(0, place, values.flatten()).view(len(labels), classes, *self.grid)
 
     def spread(self, values: Tensor, like: Tensor) -> Tensor:
         """Values (N, gh, gw) of the cells at the pixels of `like` (N, H, W)."""

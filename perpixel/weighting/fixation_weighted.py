@@ -1,21 +1,19 @@
 """Cross-entropy weighted by where the labels' fixations land (Ganeshan 2017, chapter 2, turned into feedback)."""
 
-from collections.abc import Mapping
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from perpixel.checks import check_integer, check_option, complain
-from perpixel.fixations import FixationRules, Fixations, Share, fixations
-from perpixel.fixations.rules import fixation_rules
+from perpixel.checks import check_integer, check_option
+from perpixel.fixations import FixationRules, Fixations, fixations
 from perpixel.reduction import labels_on_grid
 from perpixel.weighting.cells import Cells
+from perpixel.weighting.options import K, fixation_options
 from perpixel.weighting.weight_map import WeightMapLoss
 
 Mode = Literal["evidence", "unsupported"]
 Start = Literal["labels", "prediction"]
-K = int | Share | str | Mapping[str, int | Share]
 
 
 class FixationWeightedLoss(WeightMapLoss):
@@ -67,18 +65,18 @@ class FixationWeightedLoss(WeightMapLoss):
     ) -> None:
         super().__init__(weight, strength, per_label, every, ignore_index)
         self.mode: Mode = check_option("mode", mode, get_args(Mode))
-        self.rules = fixation_rules(rules)
-        self.k = _check_k(k)
-        self.shift = check_option("shift", shift, ("full", "partial", "none"))
+        self.how = fixation_options(rules, k, shift)
         self.start: Start = check_option("start", start, get_args(Start))
         self.cell = check_integer("cell", cell, low=1)
         self.reach = check_integer("reach", reach, low=0)
 
-    def scores(self, model: nn.Module, images: Tensor, logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
+    def scores(
+        self, model: nn.Module, images: Tensor, logits: Tensor, labels: Tensor, valid: Tensor, fresh: bool
+    ) -> Tensor:
         traced = labels_on_grid(torch.where(valid, labels, -1), (logits.shape[2], logits.shape[3]))
         if self.start == "prediction":
             traced = torch.where(traced < 0, traced, logits.argmax(1))
-        found = fixations(model, images, start=traced, k=self.k, shift=self.shift, rules=self.rules)
+        found = fixations(model, images, start=traced, **self.how)
         cells = Cells((images.shape[2], images.shape[3]), self.cell)
         if self.mode == "evidence":
             return cells.spread(_evidence(cells, found, traced), labels)
@@ -86,8 +84,9 @@ class FixationWeightedLoss(WeightMapLoss):
         return cells.spread_by_label(scores, torch.where(valid, labels, 0))
 
     def extra_repr(self) -> str:
-        shown = ("weight", "mode", "k", "shift", "every", "strength", "per_label", "start", "cell", "ignore_index")
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
+        shown = ("weight", "mode", "every", "strength", "per_label", "start", "cell", "ignore_index")
+        own = f"k={self.how['k']!r}, shift={self.how['shift']!r}"
+        return ", ".join((own, *(f"{name}={getattr(self, name)!r}" for name in shown)))
 
 
 def _evidence(cells: Cells, found: Fixations, traced: Tensor) -> Tensor:
@@ -106,16 +105,3 @@ def _unsupported(cells: Cells, found: Fixations, traced: Tensor, classes: int, r
     own = cells.counts(torch.where(traced < 0, classes, traced), classes + 1)[:, :classes]
     landed, own = (nn.functional.avg_pool2d(m, 2 * reach + 1, 1, reach, divisor_override=1) for m in (landed, own))
     return (1 - landed / own.clamp(min=0.5)).clamp(min=0)
-
-
-def _check_k(k: K) -> K:
-    if isinstance(k, Share) or k == "resolution":
-        return k
-    if isinstance(k, str):
-        raise ValueError(complain("k", "an integer, a Share, 'resolution' or a mapping", k, "Choose one of these."))
-    if isinstance(k, Mapping):
-        for name, count in k.items():
-            if not isinstance(count, Share):
-                check_integer(f"k[{name!r}]", count, low=1)
-        return dict(k)
-    return check_integer("k", k, low=1)

@@ -11,10 +11,11 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
 @contextlib.contextmanager
-def unnoticed(model: nn.Module, images: Tensor) -> Iterator[None]:
+def unnoticed(model: nn.Module, images: Tensor) -> Iterator[bool]:
     """Inside, the model runs in evaluation mode, without gradients and hooks, and eagerly where it was compiled.
 
-    On exit and on error its train flags and hooks, and the random number generators, are as they were.
+    Gives whether all of it was in evaluation mode before. On exit and on error its train flags and hooks, and the
+    random number generators, are as they were.
     """
     layers = list(model.modules())
     training = [layer for layer in layers if layer.training]
@@ -26,7 +27,7 @@ def unnoticed(model: nn.Module, images: Tensor) -> Iterator[None]:
                 layer.__dict__["training"] = False
             for attributes, name, _ in hooks:
                 attributes[name] = OrderedDict()
-            yield
+            yield not training
         finally:
             for attributes, name, before in hooks:
                 attributes[name] = before

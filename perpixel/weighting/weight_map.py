@@ -63,8 +63,14 @@ class WeightMapLoss(nn.Module):
         labels = self._check(model, images, logits, labels)
         return self._map(model, images, logits, labels, scheduled=self.training)
 
-    def scores(self, model: nn.Module, images: Tensor, logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
-        """s (N, H', W') in [0, 1] at the pixels of `labels`, of which those not `valid` may hold anything."""
+    def scores(
+        self, model: nn.Module, images: Tensor, logits: Tensor, labels: Tensor, valid: Tensor, fresh: bool
+    ) -> Tensor:
+        """s (N, H', W') in [0, 1] at the pixels of `labels`; those that are not `valid` may hold anything.
+
+        Called with the model in evaluation mode, its hooks off, without gradients. fresh: whether the logits are what
+        it would give for the images now; otherwise they come from training mode or lower precision.
+        """
         raise NotImplementedError
 
     @torch.compiler.disable
@@ -90,8 +96,9 @@ class WeightMapLoss(nn.Module):
     def _look(self, model: nn.Module, images: Tensor, logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
         model = unwrap(model)
         of_model = next((p.dtype for p in model.parameters() if p.is_floating_point()), images.dtype)
-        with unnoticed(model, images):
-            return self.scores(model, images.detach().to(of_model), logits.detach(), labels, valid)
+        with unnoticed(model, images) as evaluated:
+            fresh = evaluated and logits.dtype == of_model and not torch.is_autocast_enabled(images.device.type)
+            return self.scores(model, images.detach().to(of_model), logits.detach(), labels, valid, fresh)
 
     def _weights(self, scores: Tensor, groups: "_Groups") -> Tensor:
         raw = torch.where(groups.valid, 1 + self.strength * scores, 0.0)
