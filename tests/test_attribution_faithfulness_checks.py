@@ -1,0 +1,384 @@
+"""Sanity checks: reset weights, baselines, the object alone, known evidence; a trained network against a random one."""
+
+import copy
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from attribution_nets import Conv, GradientTimesInput, Linear, Pooled, marked, state_of, trained
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+from perpixel.attribution.baseline_checks import baseline_sensitivity
+from perpixel.attribution.evidence import evidence_share, pointing
+from perpixel.attribution.explain import explain
+from perpixel.attribution.faithfulness import faithfulness
+from perpixel.attribution.object_alone import object_alone
+from perpixel.attribution.randomised import randomised_weights, rank_correlation
+
+LABEL = 1
+
+
+def region_of(images: Tensor) -> Tensor:
+    region = torch.zeros(len(images), *images.shape[-2:], dtype=torch.bool)
+    region[:, 1:3, 2:4] = True
+    return region
+
+
+class Scene(nn.Module):
+    """Layers of every awkward kind: registered out of order, reused, unused, without a way to be reset, wrapped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(4, 3, 1)
+        self.stem = nn.Conv2d(2, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.twice = nn.Conv2d(4, 4, 1)
+        self.aux = nn.Conv2d(4, 3, 1)
+        self.gain = Gain()
+        self.tied = nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 1))
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        x = self.norm(self.stem(images))
+        x = self.tied(self.twice(self.twice(x)).tanh())
+        tokens = x.flatten(2).transpose(1, 2)
+        mixed = self.attention(tokens, tokens, tokens)[0].transpose(1, 2).view_as(x)
+        return {"out": self.head(self.gain(x + mixed)), "aux": self.aux(x)}
+
+
+class Gain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1, 4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+def scene() -> tuple[Scene, Tensor, GradientTimesInput]:
+    model, images = Scene(), torch.randn(2, 2, 6, 6)
+    model.train()
+    for _ in range(3):
+        model(images)
+    return model.eval(), images, GradientTimesInput(LABEL, region_of(images))
+
+
+def test_layers_are_reset_from_the_output_down_and_the_rest_is_named() -> None:
+    model, images, explainer = scene()
+    before = state_of(model)
+    found = randomised_weights(model, images, explainer)
+    assert found.layers == ("head", "attention.out_proj", "attention", "twice", "norm", "stem")
+    assert {"gain", "tied"} <= {name.split(".")[0] for name in found.kept}
+    assert not any("aux" in name for name in (*found.layers, *found.kept))
+    assert found.correlation.shape == found.magnitude.shape == (6, 2)
+    assert state_of(model) == before
+
+
+def test_correlations_are_those_of_copies_reset_by_hand() -> None:
+    model, images = Conv().eval(), torch.randn(2, 2, 6, 6, dtype=torch.float64)
+    model.norm.running_mean += 0.3
+    model.norm.running_var *= 2
+    explainer = GradientTimesInput(LABEL, region_of(images))
+    found = randomised_weights(model, images, explainer, seed=5)
+    assert found.layers == ("last", "norm", "first")
+    copied = copy.deepcopy(model)
+    start = explainer(copied, images).sum(1)
+    torch.testing.assert_close(found.trained, start)
+    for step, name in enumerate(found.layers):
+        torch.manual_seed(5 + step)
+        copied.get_submodule(name).reset_parameters()
+        now = explainer(copied, images).sum(1)
+        for n in range(2):
+            signed = spearmanr(start[n].flatten(), now[n].flatten()).statistic
+            absolute = spearmanr(start[n].abs().flatten(), now[n].abs().flatten()).statistic
+            assert float(found.correlation[step, n]) == pytest.approx(signed)
+            assert float(found.magnitude[step, n]) == pytest.approx(absolute)
+    torch.testing.assert_close(found.reset, now)
+    assert copied.norm.running_mean.abs().max() == 0
+
+
+def test_independent_resets_put_each_layer_back() -> None:
+    model, images = Conv().eval(), torch.randn(2, 2, 6, 6, dtype=torch.float64)
+    reference = copy.deepcopy(model)
+    explainer = GradientTimesInput(LABEL, region_of(images))
+    changed: list[list[str]] = []
+
+    def watching(network: nn.Module, x: Tensor) -> Tensor:
+        assert network is not model
+        assert not network.training
+        now = dict(network.named_parameters())
+        changed.append([n for n, p in reference.named_parameters() if p.ndim > 1 and not torch.equal(p, now[n])])
+        return explainer(network, x)
+
+    found = randomised_weights(model, images, watching, mode="independent", layers=["first", "last"])
+    assert changed == [[], ["first.weight"], ["last.weight"]]
+    again = randomised_weights(model, images, explainer, mode="cascade", layers=["first"])
+    torch.testing.assert_close(found.correlation[0], again.correlation[0])
+
+
+def test_stages_pick_among_the_resets_and_seeds_repeat() -> None:
+    model, images, explainer = scene()
+    full, few, other = (
+        randomised_weights(model, images, explainer, **how)  # type: ignore[arg-type]
+        for how in ({}, {"stages": 2}, {"seed": 9})
+    )
+    assert few.layers == (full.layers[2], full.layers[5])
+    torch.testing.assert_close(few.correlation, full.correlation[[2, 5]])
+    assert not torch.allclose(other.correlation, full.correlation)
+    whole = randomised_weights(nn.Sequential(model, Out()), images, explainer, layers=["0"], stages=1)
+    assert whole.layers == ("0",)
+
+
+class Out(nn.Module):
+    def forward(self, output: dict[str, Tensor]) -> Tensor:
+        return output["out"]
+
+
+def test_ranks_may_count_only_outside_the_object() -> None:
+    model, images, explainer = scene()
+    where = ~region_of(images)
+    found = randomised_weights(model, images, explainer, where=where)
+    for n in range(2):
+        expected = spearmanr(found.trained[n][where[n]], found.reset[n][where[n]]).statistic
+        assert float(found.correlation[-1, n]) == pytest.approx(expected)
+    flat = torch.zeros(1, 2, 2)
+    assert bool(rank_correlation(flat, torch.rand(1, 2, 2)).isnan().all())
+    assert rank_correlation(torch.rand(1, 2, 2).cumsum(2), torch.ones(1, 2, 2).cumsum(2)).numel() == 1
+
+
+def test_an_explainer_of_another_network_is_noticed() -> None:
+    model, images, explainer = scene()
+    with pytest.warns(UserWarning, match="explainer: resetting every layer leaves the map bitwise"):
+        found = randomised_weights(model, images, lambda _, x: explainer(model, x))
+    torch.testing.assert_close(found.correlation, torch.ones(6, 2, dtype=torch.float64))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        randomised_weights(model, images, explainer)
+
+
+def test_what_cannot_be_reset_or_explained_is_refused() -> None:
+    model, images, explainer = scene()
+    before = state_of(model)
+    with pytest.raises(ValueError, match="layers: expected dotted names of layers with weights"):
+        randomised_weights(model, images, explainer, layers=["nowhere"])
+    with pytest.raises(ValueError, match="layers: expected at least one name"):
+        randomised_weights(model, images, explainer, layers=[])
+    with pytest.raises(ValueError, match="mode: expected one of 'cascade', 'independent'"):
+        randomised_weights(model, images, explainer, mode="both")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="stages: expected an integer >= 1"):
+        randomised_weights(model, images, explainer, stages=0)
+    with pytest.raises(ValueError, match="explainer: expected shape"):
+        randomised_weights(model, images, lambda _, x: x[:, :, :3])
+    with pytest.raises(ValueError, match="explainer: expected finite values"):
+        randomised_weights(model, images, lambda _, x: x / 0)
+    with pytest.raises(
+        ValueError, match=r"model: expected layers that reset_parameters resets, got none \(weight|none"
+    ):
+        randomised_weights(Linear(), torch.randn(1, 1, 6, 6, dtype=torch.float64), lambda _, x: x)
+    with pytest.raises(ValueError, match="where: expected a bool tensor"):
+        randomised_weights(model, images, explainer, where=torch.ones(2, 5, 6, dtype=torch.bool))
+    with pytest.raises(TypeError, match=r"model: expected a torch\.nn\.Module"):
+        randomised_weights(len, images, explainer)  # type: ignore[arg-type]
+    model.cache = model(images)["out"]
+    with pytest.raises(ValueError, match=r"model: expected a network that copy\.deepcopy can copy"):
+        randomised_weights(model, images, explainer)
+    del model.cache
+    assert state_of(model) == before
+
+
+def test_under_no_grad_and_inference_mode() -> None:
+    model, images, explainer = scene()
+    expected = randomised_weights(model, images, explainer, stages=1).correlation
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            found = randomised_weights(model, images.clone(), explainer, stages=1).correlation
+            assert not torch.is_grad_enabled()
+        torch.testing.assert_close(found, expected)
+
+
+def test_baselines_that_matter_are_told_from_those_that_do_not() -> None:
+    model, images = Linear(), torch.randn(2, 1, 6, 6, dtype=torch.float64)
+
+    def blind(_: nn.Module, x: Tensor, baseline: Tensor) -> Tensor:
+        return x
+
+    def seeing(network: Any, x: Tensor, baseline: Tensor) -> Tensor:
+        return (x - baseline) * network.weight.detach()
+
+    same = baseline_sensitivity(model, images, blind)
+    torch.testing.assert_close(same.correlation, torch.ones(3, 3, 2, dtype=torch.float64))
+    assert same.spread.tolist() == [0.0, 0.0]
+    other = baseline_sensitivity(model, images, seeing, baselines=("zero", 2.0))
+    assert other.baselines == ("zero", "baseline 1")
+    first, second = images[0, 0] * model.weight[0, 0].detach(), (images[0, 0] - 2) * model.weight[0, 0].detach()
+    assert float(other.correlation[0, 1, 0]) == pytest.approx(spearmanr(first.flatten(), second.flatten()).statistic)
+    spread = ((first - second).abs() / 2).mean() / ((first.abs() + second.abs()) / 2).mean()
+    assert float(other.spread[0]) == pytest.approx(float(spread))
+    torch.testing.assert_close(other.mean_correlation, other.correlation[0, 1])
+
+
+def test_object_alone_is_the_image_with_its_context_replaced() -> None:
+    model, images = Conv().eval(), torch.randn(2, 2, 8, 8, dtype=torch.float64)
+    region = region_of(images)
+    found = object_alone(model, images, LABEL, region, baselines="zero", seeds=2)
+    with torch.no_grad():
+        before = model(images)["out"]
+        alone = model(torch.where(region[:, None], images, 0.0))["out"]
+    for n in range(2):
+        kept = (alone[n].argmax(0) == LABEL)[region[n]].double().mean()
+        drop = (before[n, LABEL] - alone[n, LABEL])[region[n]].mean()
+        margin = [(z[n, LABEL] - z[n, [0, 2]].amax(0))[region[n]].mean() for z in (before, alone)]
+        assert float(found.kept[n]) == pytest.approx(float(kept))
+        assert float(found.logit_drop[n]) == pytest.approx(float(drop))
+        assert float(found.margin_drop[n]) == pytest.approx(float(margin[0] - margin[1]))
+    assert found.kept_elsewhere.shape == (2, 2)
+    nothing_hidden = object_alone(model, images, LABEL, region, baselines=images.clone())
+    torch.testing.assert_close(nothing_hidden.kept, nothing_hidden.kept_before)
+
+
+def test_the_piece_elsewhere_has_the_shape_but_not_the_place_of_the_object() -> None:
+    model, images = Conv().eval(), 1 + torch.rand(1, 2, 8, 8, dtype=torch.float64)
+    region = torch.zeros(1, 8, 8, dtype=torch.bool)
+    region[0, 2:5, 2:4] = True
+    region[0, 2, 4] = True
+    model.keep = True
+    object_alone(model, images, LABEL, region, baselines="zero", seeds=4)
+    object_seen, *pieces = [(image != 0).any(0) for image in torch.cat(model.seen)[2:]]
+    assert torch.equal(object_seen, region[0])
+    assert len(pieces) == 4
+    for piece in pieces:
+        assert int(piece.sum()) == 7
+        assert not bool((piece & region[0]).any())
+        assert any(torch.equal(region[0].roll((y, x), (0, 1)), piece) for y in range(8) for x in range(8))
+    large = torch.ones(1, 8, 8, dtype=torch.bool)
+    large[0, 0] = False
+    assert bool(object_alone(model, images, LABEL, large).kept_elsewhere.isnan().all())
+
+
+def test_evidence_share_and_pointing_by_hand() -> None:
+    values = torch.tensor([[[1.0, -3.0], [4.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]], [[2.0, 2.0], [1.0, 2.0]]])
+    evidence = torch.tensor([[[False, True], [False, False]], [[True, False]] * 2, [[True, True], [False, False]]])
+    share = evidence_share(values, evidence)
+    torch.testing.assert_close(
+        share.share, torch.tensor([3 / 8, torch.nan, 4 / 7], dtype=torch.float64), equal_nan=True
+    )
+    torch.testing.assert_close(share.chance, torch.tensor([0.25, 0.5, 0.5], dtype=torch.float64))
+    assert float(share.density[0]) == pytest.approx(1.5)
+    assert evidence_share(values, evidence, part="positive").share[0] == 0
+    assert evidence_share(values, evidence, part="negative").share[0] == 1
+    hits = pointing(values, evidence)
+    torch.testing.assert_close(hits.hit, torch.tensor([0.0, 0.5, 2 / 3], dtype=torch.float64))
+    assert hits.accuracy == pytest.approx((0.5 + 2 / 3) / 3)
+    assert hits.expected == pytest.approx((0.25 + 0.5 + 0.5) / 3)
+    where = torch.tensor([[True, True], [False, False]]).expand(3, 2, 2)
+    part = evidence_share(values, evidence, where=where)
+    torch.testing.assert_close(part.share, torch.tensor([0.75, torch.nan, 1], dtype=torch.float64), equal_nan=True)
+    torch.testing.assert_close(part.chance, torch.tensor([0.5, 0.5, 1.0], dtype=torch.float64))
+    assert pointing(values, evidence, where=where).hit[0] == 0
+
+
+def test_evidence_of_channels_and_of_nothing() -> None:
+    values = torch.tensor([[[[1.0, 0.0]], [[-1.0, 1.0]]]])
+    evidence = torch.tensor([[[True, False]]])
+    assert float(evidence_share(values, evidence).share) == pytest.approx(2 / 3)  # as context_share counts
+    assert float(pointing(values, evidence).hit) == 0  # the channels' sum is (0, 1)
+    for found in (evidence_share(values, ~evidence & evidence), pointing(values, ~evidence & evidence)):
+        assert bool(found.chance.isnan().all())
+    with pytest.raises(ValueError, match="evidence: expected a bool tensor"):
+        evidence_share(values, evidence.long())
+    with pytest.raises(ValueError, match="evidence: expected a bool tensor"):
+        pointing(values, evidence[:, :, :1])
+    with pytest.raises(ValueError, match="values: expected finite values"):
+        pointing(values / 0, evidence)
+    with pytest.raises(ValueError, match="part: expected one of"):
+        evidence_share(values, evidence, part="all")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="values: expected an attribution"):
+        evidence_share([1.0], evidence)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def toy() -> tuple[Pooled, Tensor, Tensor, Tensor, Tensor]:
+    model = trained()
+    images, labels, marker = marked(12, 7)
+    label = labels.flatten(1).amax(1)
+    with torch.no_grad():
+        right = (model(images).argmax(1) == labels)[labels > 0].double().mean()
+    assert float(right) > 0.95
+    return model, images, label, labels > 0, marker
+
+
+def test_trained_network_is_told_from_a_random_one(toy: tuple[Pooled, Tensor, Tensor, Tensor, Tensor]) -> None:
+    model, images, label, region, marker = toy
+    explainer = GradientTimesInput(label, region)
+    values = explainer(model, images)
+    how: dict[str, Any] = {"region": region, "explainer": explainer, "baselines": "zero", "patch": 2, "steps": 10}
+    found = faithfulness(model, images, values, label, samples=6, **how)
+    assert found.randomised is not None
+    assert found.infidelity is not None
+    assert found.sensitivity is not None
+    random = found.randomised.reset
+    mine, theirs = (evidence_share(v, marker, where=~region) for v in (values, random))
+    assert float(mine.share.mean()) > 2 * float(mine.chance.mean())
+    assert float(mine.share.mean()) > float(theirs.share.mean()) + 0.1
+    assert pointing(values, marker, where=~region).accuracy == 1.0
+    assert float(found.randomised.correlation[-1].mean()) < 0.5
+    for curve in (found.deletion, found.insertion):
+        for order in ("random", "nearest first", "reset network"):
+            assert float(curve.gain("margin", order).mean()) > 0
+        assert float(curve.beaten("margin").mean()) > 0.9
+    # without the marker the object's label is a coin: alone it loses its margin, though not its logit
+    assert float(found.object_alone.margin_drop.mean()) > 1
+    assert float(found.object_alone.kept_before.mean()) > 0.95
+    assert float(found.infidelity.value.mean()) < float(found.infidelity.shuffled.mean())
+    assert bool((found.sensitivity < 1).all())
+    torch.testing.assert_close(found.completeness.relative_gap, torch.zeros(12, dtype=torch.float64), atol=0.1, rtol=0)
+
+
+def test_infidelity_is_zero_for_exact_values_and_their_multiples() -> None:
+    model, images = Linear(), torch.randn(3, 1, 6, 6, dtype=torch.float64)
+    region = region_of(images)
+    exact = images * model.weight.detach()
+    how: dict[str, Any] = {"region": region, "baselines": "zero", "samples": 8, "seeds": 1, "steps": 1}
+    for factor in (1.0, 7.0):
+        found = faithfulness(model, images, factor * exact, 0, **how).infidelity
+        assert found is not None
+        torch.testing.assert_close(found.value, torch.zeros(3, dtype=torch.float64), atol=1e-9, rtol=0)
+        assert bool((found.shuffled > 0.01).all())
+    one = faithfulness(model, images[[1]], exact[[1]], 0, **{**how, "region": region[[1]]}).infidelity
+    torch.testing.assert_close(one.shuffled, found.shuffled[[1]])
+    small = faithfulness(model, images, exact, 0, batch_size=3, **how).infidelity
+    torch.testing.assert_close(small.shuffled, found.shuffled)
+    flat = faithfulness(model, images, exact, 0, **{**how, "baselines": images.clone()}).infidelity
+    assert bool(flat.value.isnan().all())
+
+
+def test_attribution_of_explain_brings_its_own_question_and_explainer() -> None:
+    model, images = Conv().eval(), torch.randn(2, 2, 8, 8, dtype=torch.float64)
+    region = region_of(images)
+    asked = explain(model, images, LABEL, region=region, score="margin", n_steps=4)
+    found = faithfulness(model, images, asked, steps=4, stages=1)
+    assert found.label.tolist() == [LABEL, LABEL]
+    assert found.score == "margin"
+    assert torch.equal(found.region, region)
+    assert found.randomised is not None
+    assert found.baseline_sensitivity is not None
+    torch.testing.assert_close(found.completeness.gap, asked.delta.double())
+    torch.testing.assert_close(
+        found.context_share, asked.pixels.abs().masked_fill(region, 0).sum((1, 2)) / asked.pixels.abs().sum((1, 2))
+    )
+    named = faithfulness(
+        model, images, asked.values, LABEL, region=region, score="margin", explainer="Saliency", steps=4
+    )
+    assert named.baseline_sensitivity is None  # it has none
+    assert named.randomised is not None
+    torch.testing.assert_close(named.deletion.scores["margin"], found.deletion.scores["margin"])
+    layered = explain(model, images, torch.tensor([0, 2]), region=region, method="LayerGradCam", layer="first")
+    by_layer = faithfulness(model, images, layered, steps=4, patch=2)
+    assert by_layer.label.tolist() == [0, 2]
+    assert by_layer.randomised is not None
+    with pytest.raises(ValueError, match="label: expected the label explained"):
+        faithfulness(model, images, asked, 2)
+    with pytest.raises(ValueError, match="method: expected the name of a captum method"):
+        faithfulness(model, images, asked, explainer="Gradients")
