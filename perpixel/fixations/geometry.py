@@ -1,5 +1,6 @@
 """Where the taps of a window lie in the source, for convolutions and poolings alike."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +63,15 @@ def taps(row: Tensor, column: Tensor, window: Window, order: list[int], size: tu
     if valid is not None and bool(valid.all()):
         valid = None
     return Taps(y * size[1] + x, valid)
+
+
+def flat(x: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
+    """x (N, C, ...) in one row, copied only if it must be, and the steps from image to image, channel and place."""
+    channels, area = x.shape[1], math.prod(x.shape[2:])
+    spread = x.movedim(1, -1)
+    if not x.is_contiguous() and spread.is_contiguous():
+        return spread.reshape(-1), (channels * area, 1, channels)
+    return x.reshape(-1), (channels * area, area, 1)
 
 
 def pair(value: Any) -> tuple[int, int]:

@@ -1,13 +1,16 @@
 """A model as a graph of operations, and one run of it that keeps only the activations the way back will read."""
 
 import contextlib
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
+from torch.backends import mkldnn
 from torch.fx.node import Node, map_arg
 
 from perpixel.checks import complain
@@ -15,6 +18,7 @@ from perpixel.fixations.in_place import without_in_place
 from perpixel.fixations.tracer import SizedTracer, Tracer, compute, out_of_place
 
 _TRACES: "WeakKeyDictionary[nn.Module, dict[Any, Trace]]" = WeakKeyDictionary()
+_MANY = 1 << 13  # pixels; below, what is won is not worth other last bits than the model's own
 _MAKERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.BatchNorm2d, nn.GroupNorm)
 
 
@@ -32,6 +36,7 @@ class Trace:
         self.plans: dict[Any, Plan] = {}
         self.rules: dict[Any, Any] = {}
         self.inner: dict[Node, list[Node]] = {}
+        self.plain = False  # whether its code needs tensors in the usual order of memory
 
     def prune(self, last: Node) -> None:
         """Forget what `last` does not depend on."""
@@ -119,7 +124,8 @@ class Run:
     """One forward run. A value is freed as soon as no later node and no move back needs it."""
 
     def __init__(self, trace: Trace, layers: Layers, images: Tensor, reader: Reader, kind: Any) -> None:
-        self.trace, self.layers, self.images, self.reader = trace, layers, images, reader
+        self.trace, self.layers, self.reader, self.given = trace, layers, reader, images
+        self.images = images if trace.plain else _channels_last(images)
         self.model = layers[""]
         self.values: dict[Node, Any] = {}
         self.scratch: Any = None
@@ -151,7 +157,7 @@ class Run:
                 for free in self.plan.frees.get(node, ()):
                     self.values.pop(free, None)
         else:
-            self._first_forward()
+            self._find_out()
         return map_arg(self.trace.result, lambda node: self.values.get(node))
 
     def start_from(self, node: Node) -> None:
@@ -192,6 +198,17 @@ class Run:
             return layer.forward(self.values[args[0]])
         args, kwargs = map_arg((args, node.kwargs), lambda n: self.values[n])
         return compute(node, args, kwargs, self.model, self.trace.constants, self.images)
+
+    def _find_out(self) -> None:
+        try:
+            self._first_forward()
+        except RuntimeError:
+            if self.images is self.given:
+                raise
+            self.trace.plain, self.images, self.plan = True, self.given, Plan()  # such as a view across channels
+            for found in (self.values, self._keeps, self._reads, self._uses, self._followers):
+                found.clear()
+            self._first_forward()
 
     def _first_forward(self) -> None:
         results: list[Node] = []
@@ -243,6 +260,14 @@ class Run:
             del self.values[node]
             if now is not None and not self._planned:
                 self.plan.frees.setdefault(now, []).append(node)
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    """The images with the channels of a pixel together, where that makes convolutions faster."""
+    pixels = images.shape[0] * math.prod(images.shape[2:])
+    if images.device.type != "cpu" or images.dtype != torch.float32 or pixels < _MANY or not mkldnn.is_available():
+        return images
+    return images.contiguous(memory_format=torch.channels_last)
 
 
 def _may_overwrite(node: Node, layers: dict[str, nn.Module]) -> bool:

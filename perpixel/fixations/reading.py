@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from perpixel.fixations.choice import ELEMENTS, by_elements
-from perpixel.fixations.geometry import Taps
+from perpixel.fixations.geometry import Taps, flat
 from perpixel.fixations.step import Way
 
 SMALL = 1 << 16  # inputs that are quicker read one by one than prepared for
@@ -44,8 +44,8 @@ class Windows:
         self.per_group, self.scratch, self.valid = per_group, scratch, taps.valid
         image = image[:, None] if isinstance(image, Tensor) else image
         if per_group == 1:
-            self.rows = x.reshape(-1)
-            self.index = taps.pixel + (first[:, None] * area + image * (channels * area))
+            self.rows, (per_image, per_channel, per_pixel) = flat(x)
+            self.index = taps.pixel * per_pixel + (first[:, None] * per_channel + image * per_image)
             return
         self.rows, self.index = rows_of(x, taps.pixel + image * area, scratch, name)
         if taps.valid is not None:  # the last row is zeros
@@ -128,7 +128,9 @@ def rows_of(x: Tensor, pixel: Tensor, scratch: Scratch, name: object) -> tuple[T
     spread = x.permute(0, 2, 3, 1)
     if name is scratch.whole or 2 * pixel.numel() >= images * area:
         rows, index = scratch.take("rows", (images * area + 1, channels), x), pixel
-        if name is not scratch.whole:
+        if name is not scratch.whole and spread.is_contiguous():
+            rows[:-1].copy_(spread.view(-1, channels))
+        elif name is not scratch.whole:
             for n in range(images):  # one transposed matrix at a time is copied block by block
                 rows[n * area : (n + 1) * area].copy_(x[n].flatten(1).t())
         scratch.whole = name

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.fx.node import Node, map_arg
 
 from perpixel.checks import check_number, complain
+from perpixel.fixations.geometry import flat
 from perpixel.fixations.graph import Run, nan_message
 from perpixel.fixations.points import Points
 from perpixel.fixations.tracks import Array, Tracks
@@ -92,9 +93,12 @@ class Step:
         value, shape = self.value(node), self.shape()
         if not isinstance(value, Tensor):
             return torch.full((len(points),), float(value), device=points.unit.device)
-        if value.shape == torch.Size(shape) and value.is_contiguous():
-            per_image = points.unit if shape[0] == 1 else points.unit + self.image(points) * math.prod(shape[1:])
-            return value.reshape(-1)[per_image]
+        if value.shape == torch.Size(shape) and len(shape) > 1:
+            values, (per_image, per_channel, per_pixel) = flat(value)
+            area = per_image // shape[1]
+            channel = points.unit // area
+            pixel = points.unit - channel * area
+            return values[self.image(points) * per_image + channel * per_channel + pixel * per_pixel]
         index = list(torch.unravel_index(points.unit, shape[1:]))
         index = [torch.as_tensor(self.image(points), device=points.unit.device).expand(len(points)), *index]
         index = index[len(index) - value.ndim :]

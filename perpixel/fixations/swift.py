@@ -16,7 +16,7 @@ from perpixel.fixations.step import Step, TrackMoves
 from perpixel.fixations.tracks import Array, Tracks
 from perpixel.fixations.weighted import kernel_of, laid_out
 
-_ELEMENTS = 1 << 16  # contributions looked at at once: few enough to stay in a core's cache
+_ELEMENTS = 1 << 17  # contributions looked at at once: few enough to stay in a core's cache
 _DTYPES = (torch.float32, torch.float64)
 
 

@@ -80,26 +80,25 @@ class Tape:
         tracks = parts[0] if len(parts) == 1 else _joined(parts)
         if tracks.distinct or len(tracks) <= _FEW:
             return tracks
-        key = tracks.pixel * channels + tracks.channel
+        key = tracks.channel * pixels + tracks.pixel  # by channel, so that its weights are read once
         if tracks.minus is not None:
             key = key * 2 + tracks.minus
         elif tracks.id is None and channels * pixels <= _DENSE * len(tracks):
             mass = np.bincount(key, tracks.mass)
             key = mass.nonzero()[0]
-            pixel = key // channels
-            return Tracks(pixel, key - pixel * channels, mass.take(key), distinct=True)
+            channel = key // pixels
+            return Tracks(key - channel * pixels, channel, mass.take(key), distinct=True)
         order = key.argsort(kind="stable")
         key = key.take(order)
         new = np.empty(len(key), np.bool_)
         new[:1] = True
         np.not_equal(key[1:], key[:-1], out=new[1:])
         first = new.nonzero()[0]
-        if len(first) == len(key):
-            tracks.distinct = True
-            return tracks
         result = tracks.take(order.take(first))
-        result.mass = np.add.reduceat(tracks.mass.take(order), first)
         result.distinct = True
+        if len(first) == len(key):
+            return result
+        result.mass = np.add.reduceat(tracks.mass.take(order), first)
         if tracks.id is not None:
             result.id = np.arange(self._next, self._next + len(first))
             self._merges.append((tracks.id.take(order), new.cumsum() + (self._next - 1)))

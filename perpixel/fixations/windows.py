@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from perpixel.fixations.choice import ELEMENTS, Plain, choose, moved, tap_order
-from perpixel.fixations.geometry import Taps, pair
+from perpixel.fixations.geometry import Taps, flat, pair
 from perpixel.fixations.points import Points
 from perpixel.fixations.step import Moves, Step
 
@@ -59,16 +59,16 @@ def _strongest(points: Points, step: Step, ys: tuple[Tensor, Tensor], xs: tuple[
     height, width = value.shape[-2:]
     channel = points.unit // (step.shape()[-2] * step.shape()[-1] if len(step.shape()) == 4 else 1)
     order = torch.tensor(tap_order((ys[0].shape[1], xs[0].shape[1]), way, False), device=points.unit.device)
-    start = step.image(points) * step.units(source) + channel * (height * width)
-    flat = value.reshape(-1)
-    flat = flat.float() if flat.dtype in (torch.float16, torch.bfloat16) else flat
+    values, (per_image, per_channel, per_pixel) = flat(value)
+    values = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+    start = step.image(points) * per_image + channel * per_channel
     size = max(1, ELEMENTS // len(order))
     parts = []
     for part in (slice(begin, begin + size) for begin in range(0, len(points), size)):
         some = points.take(part)
         pixel = (ys[0][part][:, :, None] * width + xs[0][part][:, None]).flatten(1)[:, order]
         valid = (ys[1][part][:, :, None] & xs[1][part][:, None]).flatten(1)[:, order]
-        inputs = flat[start[part, None] + pixel].masked_fill(~valid, 0)
+        inputs = values[start[part, None] + pixel * per_pixel].masked_fill(~valid, 0)
         chosen = choose(Plain(inputs[:, :, None]), some, Taps(pixel, valid), way, k, None)
         step.check(chosen.score, source)
         unit = channel[part][chosen.point] * (height * width) + pixel[chosen.point, chosen.tap]
