@@ -127,7 +127,8 @@ def draw_image(subject: Subject, images: Images, settings: FixationSettings, fol
     panels += [_panel(images.classes[c], backdrop, fix, [c]) for c in each]
     _save(sheet(panels, title=title, note=note), folder / "fixations.png")
     heat = fix.density().cpu()[0]
-    heated = [_panel(images.classes[c], backdrop, fix, [], heat=heat[c]) for c in each]
+    thin = {c: "" if float(heat[c].max()) > 0 else ": too thinly spread" for c in each}
+    heated = [_panel(f"{images.classes[c]}{thin[c]}", backdrop, fix, [], heat=heat[c]) for c in each]
     _save(sheet(heated, title=f"{title}: density"), folder / "density.png")
     steps = flow_steps(fix, picture.frames)
     panels = [_panel(f"{n + 1}. {layer}", backdrop, found, shown) for n, (layer, found) in enumerate(steps)]
@@ -156,12 +157,12 @@ def draw_shares(rows: Sequence[Row], folder: Path, title: str) -> None:
     names = [r["class"] for r in by_shift["full"]]
     interval = {s: [(r["share"], r["share_low"], r["share_high"]) for r in by_shift[s]] for s in SHIFTS}
     full = by_shift["full"]
-    marks = {"chance: the object's share of the image": [r["chance"] for r in full], "IoU": [r["iou"] for r in full]}
-    marks["pixels that start on the object (precision)"] = [r["started_on_object"] for r in full]
+    marks = {"chance (the object's share of the image)": [r["chance"] for r in full], "IoU": [r["iou"] for r in full]}
+    marks["pixels that start on the object"] = [r["started_on_object"] for r in full]
     unit = "share of the fixations' mass on the object (%)"
     figure = interval_chart(names, {"mass on the object": interval["full"]}, marks=marks, xlabel=unit, title=title)
     _save(figure, folder / "shares.png")
-    marks = {"chance": marks["chance: the object's share of the image"]}
+    marks = {"chance": marks["chance (the object's share of the image)"]}
     shown = {f"shift {s}": interval[s] for s in SHIFTS}
     _save(interval_chart(names, shown, marks=marks, xlabel=unit, title=title), folder / "shifts.png")
 

@@ -1,6 +1,7 @@
 """How much of the fixations' mass lies on the object, per class and shift, beside IoU and chance."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -109,20 +110,27 @@ def spearman(one: Floats, other: Floats) -> Floats:
 
 
 def share_rows(shares: Shares, names: Sequence[str]) -> list[Row]:
-    """shares.csv: a row per shift and class; percent, lift = share / chance, ends of the intervals over images."""
+    """shares.csv: a row per shift and class; percent, lift = share / chance.
+
+    low, high: ends of the intervals over images, NaN for a class predicted in fewer than two of them.
+    """
     once = np.ones((1, shares.images))
     iou, start = shares.iou(once)[0], shares.start(once)[0]
     rows = []
     for shift in SHIFTS:
         chance = shares.chance(once, shift)[0]
         for c, name in enumerate(names):
+            images = int((shares.mass[shift][:, c] > 0).sum())
             share = shares.interval(lambda w, c=c, shift=shift: shares.share(w, shift)[:, c])
             lift = shares.interval(lambda w, c=c, s=shift: _ratio(shares.share(w, s)[:, c], shares.chance(w, s)[:, c]))
+            if images < 2:  # another draw of images has it or not, and tells nothing of the share
+                nan = float("nan")
+                share, lift = (replace(found, low=nan, high=nan) for found in (share, lift))
             rows.append(
                 {
                     "shift": shift,
                     "class": name,
-                    "images": int((shares.mass[shift][:, c] > 0).sum()),
+                    "images": images,
                     "pixels": float(shares.mass[shift][:, c].sum()),
                     "iou": 100 * float(iou[c]),
                     "started_on_object": 100 * float(start[c]),
@@ -139,7 +147,7 @@ def share_rows(shares: Shares, names: Sequence[str]) -> list[Row]:
 
 
 def share_findings(shares: Shares) -> list[Row]:
-    """correlations.csv: rank correlations with IoU over the classes with mass, means over classes, what shifts cost."""
+    """findings.csv: rank correlations with IoU over the classes with mass, means over classes, what shifts cost."""
     once = np.ones((1, shares.images))
     known = [c for c in range(shares.classes) if np.isfinite(shares.share(once, "full")[0, c] + shares.iou(once)[0, c])]
     rows = []

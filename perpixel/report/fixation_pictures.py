@@ -55,7 +55,7 @@ def fixation_backdrop(
             raise ValueError(complain("image", expected, image, "Pass it, or choose another style."))
         return 1 - (1 - image.permute(1, 2, 0).clamp(0, 1).double().numpy()) * (1 - 0.6 * PAPER)
     painted = _paint(labels, colors, ignore_index)
-    canvas = np.ones_like(painted) if style == "outlines" else 1 - (1 - painted) * (1 - PAPER)
+    canvas = np.ones_like(painted) if style == "outlines" else 1 - (1 - painted) * (1 - 1.2 * PAPER)
     edge = np.zeros(labels.shape, bool)
     edge[1:] |= (labels[1:] != labels[:-1]).numpy()
     edge[:, 1:] |= (labels[:, 1:] != labels[:, :-1]).numpy()
@@ -113,12 +113,15 @@ def _draw_panel(axis: "Axes", panel: PointPanel, colors: Tensor, heaviest: float
         if bool(mask.any()):
             axis.contour(mask.double().numpy(), levels=[0.5], colors=[color], linewidths=1.3)
     if len(panel.mass):
-        order = panel.mass.argsort(descending=True)  # heavy points below, so that no light one is hidden
+        of_class = torch.zeros(int(panel.labels.max()) + 1, dtype=torch.float64)
+        of_class.index_add_(0, panel.labels.long(), panel.mass.double())
+        order = panel.mass.argsort(descending=True)  # heavy classes and points below, so that no light one is hidden
+        order = order[of_class[panel.labels[order].long()].argsort(descending=True, stable=True)]
         share = (panel.mass / max(heaviest, 1e-12))[order].double().clamp(0, 1).sqrt().numpy()
         ink = (colors.double() / 255)[panel.labels[order].long()].numpy()
-        area = 2.0 + 60 * share
+        area = 1.5 + 44 * share
         x, y = panel.x[order].numpy(), panel.y[order].numpy()
-        axis.scatter(x, y, s=area, c=ink, alpha=0.85, linewidths=0.35, edgecolors="#111")
+        axis.scatter(x, y, s=area, c=ink, alpha=0.85, linewidths=0.3, edgecolors="#1118")
     axis.set_xlim(-0.5, width - 0.5)
     axis.set_ylim(height - 0.5, -0.5)
     axis.set_xticks([])
@@ -152,11 +155,11 @@ def _name_points(
 
 
 def picture_bytes(figure: "Figure") -> bytes:
-    """The figure as PNG, with few enough colours to be small."""
+    """The figure as PNG, packed as tightly as PNG can."""
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(_pixels(figure)).quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    Image.fromarray(_pixels(figure)).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
@@ -171,7 +174,8 @@ def animation_bytes(figures: Sequence["Figure"], milliseconds: int) -> bytes:
     if not figures:
         raise ValueError(complain("figures", "at least one", "none", "Record the layers."))
     frames = [_pixels(figure) for figure in figures]
-    palette = Image.fromarray(np.concatenate(frames)[::2, ::2]).quantize(255, dither=Image.Dither.NONE)
+    every = Image.fromarray(np.concatenate(frames))
+    palette = every.quantize(255, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     drawn = [Image.fromarray(f).quantize(palette=palette, dither=Image.Dither.NONE) for f in frames]
     times = [milliseconds] * (len(drawn) - 1) + [3 * milliseconds]
     buffer = io.BytesIO()
@@ -228,7 +232,8 @@ def interval_chart(
     axis.spines[["top", "right"]].set_visible(False)
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    figure.legend(loc="outside lower left", ncols=4, frameon=False, fontsize=9)
+    long = sum(len(name) for name in (*series, *(marks or {}))) > 60
+    figure.legend(loc="outside lower left", ncols=2 if long else 4, frameon=False, fontsize=9)
     return figure
 
 

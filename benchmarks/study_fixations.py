@@ -1,0 +1,130 @@
+"""Which rules and which question show that a trained network labels far body pixels through the head?
+
+    python -m benchmarks.study_fixations --seeds 0 1 2 --out runs/study_fixations
+    python -m benchmarks.study_fixations --seeds --runs runs/finetune-20261120-090000
+
+Trains the small network on SyntheticEvidence with several seeds (kept in --out, continued where it was stopped), and
+takes those of finished runs of recipes.finetune. For every way of following points, printed: the share of the mass on
+the evidence and its lift over chance, trained beside random weights, and by how much the share grows from the class
+question ("what made this score high?") to the rival question ("what put it above the other class of the pair?").
+Intervals are over images, networks pooled; the growth is also printed network by network.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from lightning_fabric import Fabric
+from rich.console import Console
+from torch import Tensor
+
+from recipes.fixation_evidence import evidence_rows, measure_evidence
+from recipes.fixation_settings import FixationSettings, MeasureSettings, TraceSettings
+from recipes.fixation_subject import Subject, prepare_network, random_network, rivals_of, train_network
+from recipes.images import Images
+from recipes.interrupt import Interrupt
+from recipes.progress import Progress
+
+VARIANTS = {
+    "modern": TraceSettings(),
+    "modern, single contributions": TraceSettings(select="element"),
+    "modern, k = 3": TraceSettings(k=3),
+    "modern, half the activation": TraceSettings(k=0.5),
+    "modern, shift partial": TraceSettings(shift="partial"),
+    "seg-unravel": TraceSettings(rules="seg-unravel"),
+}
+KINDS = ("far body", "far body, right", "far body, mistaken", "local", "context")
+
+
+def networks_of(options: argparse.Namespace, images: Images) -> list[torch.nn.Module]:
+    """The trained networks."""
+    found = []
+    for run in options.runs:
+        prepared = prepare_network(FixationSettings(run=run), images.num_classes)
+        assert prepared is not None
+        found.append(prepared[0].eval())
+    console = Console(width=118)
+    with Interrupt() as stop:
+        for seed in options.seeds:
+            settings = FixationSettings(seed=seed)
+            settings.pretrain.epochs = options.epochs
+            folder = options.out / f"seed{seed}"
+            fabric = Fabric(accelerator="cpu", devices=1)
+            network, about = train_network(settings, folder, fabric, images, Progress(console), stop)
+            print(f"seed {seed}: {about}", flush=True)
+            found.append(network.eval())
+    return found
+
+
+def pooled(per_seed: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Sums over the seeds, per image."""
+    return {key: torch.stack([sums[key] for sums in per_seed if key in sums]).sum(0) for key in per_seed[0]}
+
+
+def report(variant: str, per_seed: list[dict[str, Tensor]], settings: MeasureSettings) -> list[dict]:
+    """Print the rows of a variant; returns them."""
+    rows = evidence_rows(pooled(per_seed), settings)
+    for row in rows:
+        row["variant"] = variant
+        if row["kind"] not in KINDS:
+            continue
+        text = f"{variant:30s}{row['network']:9s}{row['question']:7s}{row['kind']:20s}"
+        for name, digits in (("share", 1), ("lift", 2), ("factor", 2), ("change", 2)):
+            if row[name] == row[name]:
+                ends = f"[{row[f'{name}_low']:.{digits}f}, {row[f'{name}_high']:.{digits}f}]"
+                text += f"  {name} {row[name]:.{digits}f} {ends}"
+        if row["question"] == "rival":
+            by_seed = []
+            for sums in per_seed:
+                class_, rival = (sums.get(f"{row['network']}|{q}|{row['kind']}") for q in ("class", "rival"))
+                if class_ is not None and rival is not None and float(class_[:, 2].sum()) > 0:
+                    change = (rival[:, 2].sum() / rival[:, 1].sum()) / (class_[:, 2].sum() / class_[:, 1].sum())
+                    by_seed.append(float(change))
+            row["change_by_seed"] = by_seed
+            text += "  by seed " + " ".join(f"{c:.2f}" for c in by_seed)
+        print(text, flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="networks to train")
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--runs", nargs="*", default=[], help="run folders of recipes.finetune, besides")
+    parser.add_argument("--images", type=int, default=100)
+    parser.add_argument("--random", type=int, default=2, help="networks with random weights beside every trained one")
+    parser.add_argument("--only", nargs="*", help="variants to run")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("runs/study_fixations"))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    settings = FixationSettings()
+    images = Images(settings.data)
+    trained = networks_of(options, images)
+    indices = [i * images.evaluated // options.images for i in range(options.images)]
+    some = [x for _, x, _, _ in images.evaluation(batch_size=8, far=0.0, only=indices[:32])]
+    rivals, device = rivals_of(images, settings.trace), torch.device("cpu")
+    path = options.out / "study.json"
+    rows: list[dict] = json.loads(path.read_text()) if path.exists() else []
+    for variant, trace in VARIANTS.items():
+        if options.only and variant not in options.only:
+            continue
+        per_seed = []
+        for number, network in enumerate(trained):
+            subjects = {"trained": Subject(network, network, trace, device, "")}
+            for k in range(options.random):
+                fresh = random_network(settings, images.num_classes, 100 * number + k, some)
+                subjects[f"random#{k}"] = Subject(fresh, fresh, trace, device, "")
+            measure = replace(settings.measure, batch_size=16)
+            per_seed.append(measure_evidence(subjects, {"class": {}, "rival": rivals}, images, indices, measure))
+        rows = [row for row in rows if row["variant"] != variant]
+        rows += report(variant, per_seed, settings.measure)
+        options.out.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
