@@ -119,9 +119,9 @@ def _layer(
         return None, None
     layer = chosen.own_layer if layer is None else layer
     name, module = last_feature_layer(model, images) if layer is None else find_layer(model, layer)
-    if module._modules and chosen.kind.__name__ == "LayerLRP":
-        came = f"{name!r}, which has"
-        raise ValueError(complain("layer", "one without layers inside for LayerLRP", came, "Name one inside it."))
+    if chosen.kind.__name__ == "LayerLRP" and not list(module.parameters(recurse=False)):
+        expected = "a layer with weights of its own for LayerLRP"
+        raise ValueError(complain("layer", expected, f"{name!r}, a {type(module).__name__}", "Name a convolution."))
     return name, module
 
 
@@ -155,9 +155,19 @@ def _attribute(
         result = _captum(chosen, target, layer, images[rows].clone(), call)
         if options.get("return_convergence_delta"):
             result, delta = result
-            deltas.append(delta.detach().reshape(len(images[rows]), -1).mean(1))
+            deltas.append(_mean_delta(delta.detach(), len(images[rows]), chosen, options))
         values.append(_single(result, chosen).detach())
     return torch.cat(values), torch.cat(deltas) if deltas else None
+
+
+def _mean_delta(delta: Tensor, count: int, chosen: Method, options: dict[str, Any]) -> Tensor:
+    """Deltas of all samples of `count` images -> their means (count,); a noise tunnel lists them batch by batch."""
+    if not chosen.noise:
+        return delta.reshape(count, -1).mean(1)
+    samples = options.get("nt_samples", 5)
+    batch = min(options["nt_samples_batch_size"] or samples, samples)
+    parts = delta.split(batch * (len(delta) // samples))
+    return torch.cat([part.reshape(count, -1) for part in parts], 1).mean(1)
 
 
 def _captum(chosen: Method, target: RegionTarget, layer: nn.Module | None, images: Tensor, call: dict[str, Any]) -> Any:
