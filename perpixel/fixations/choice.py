@@ -26,12 +26,16 @@ class Chosen:
     score: Tensor  # (P, ...), to look for NaN in
 
 
-@cache
 def tap_order(size: tuple[int, int], way: Way, fixed: bool) -> list[int]:
     """The taps of a kernel, preferred ones first, so that the first of equal contributions is the one to take."""
+    return _order(size, way.published, fixed)
+
+
+@cache
+def _order(size: tuple[int, int], published: bool, fixed: bool) -> list[int]:
     height, width = size
     taps = list(range(height * width))
-    if way.published:
+    if published:
         return taps[::-1]
     cy, cx = (height // 2, width // 2) if fixed else ((height - 1) / 2, (width - 1) / 2)
     return sorted(taps, key=lambda t: ((t // width - cy) ** 2 + (t % width - cx) ** 2, t))

@@ -20,29 +20,40 @@ _ELEMENTS = 1 << 17  # contributions looked at at once: few enough to stay in a 
 _DTYPES = (torch.float32, torch.float64)
 
 
+@dataclass(slots=True)
+class _Layer:
+    """What the way back through a convolution needs to know, worked out once."""
+
+    settings: tuple[Any, ...]
+    groups: int
+    order: list[int]
+    table: Table
+    centre: int | None  # the tap to take, where points keep their place
+
+
 def convolution(tracks: Tracks, step: Step, *, transposed: bool = False) -> TrackMoves | None:
     """To the inputs with the largest weight x input; the bias does not compete."""
     source = step.operands[0]
-    x, way = step.value(source), step.way
-    if x.dtype not in _DTYPES or step.argument("weight", 1).dtype != x.dtype:
+    x, published = step.value(source), step.way.published
+    weights: Tensor = step.argument("weight", 1)
+    if x.dtype not in _DTYPES or weights.dtype != x.dtype:
         return None
-    kernel = kernel_of(step, transposed=transposed)
-    order = tap_order(kernel.window.size, way, is_fixed(way, kernel.window.dilation))
-    looks = _table(step, kernel.window, order).look(tracks.pixel)
-    weight = laid_out(step, kernel, order).numpy()
+    layer = _layer(step, weights, transposed)
+    looks = layer.table.look(tracks.pixel)
+    weight = laid_out(step, weights, layer.groups, layer.order, transposed=transposed).numpy()
     outputs, _, per_group = weight.shape
-    group = tracks.channel // (outputs // kernel.groups) if kernel.groups > 1 else None
+    group = tracks.channel // (outputs // layer.groups) if layer.groups > 1 else None
     inputs = _Inputs.of(x, looks, group, per_group, step)
-    weigh = _by_elements if by_elements(way, per_group) else _by_channels
-    tap, channel, score = weigh(inputs, looks, weight, tracks, way.published)
+    weigh = _by_elements if by_elements(step.way, per_group) else _by_channels
+    tap, channel, score = weigh(inputs, looks, weight, tracks, published)
     step.watch(source, score)
-    if is_fixed(way, kernel.window.dilation):
-        tap = np.full_like(tap, centre_of(kernel.window.size, order))
-        if looks.valid is not None and not way.published:
+    if layer.centre is not None:
+        tap = np.full_like(tap, layer.centre)
+        if looks.valid is not None and not published:
             tap = looks.valid.argmax(1)
-    minus = None if way.published else inputs.at(tap, channel) < 0
+    minus = None if published else inputs.at(tap, channel) < 0
     moved = tracks.at(looks.at(tap), channel if group is None else channel + group * per_group, minus)
-    if looks.valid is not None and not way.published:
+    if looks.valid is not None and not published:
         some = looks.valid.any(1)
         moved = moved if some.all() else moved.take(some.nonzero()[0])
     return [(source, moved)]
@@ -80,6 +91,25 @@ def _pool(tracks: Tracks, step: Step, dilation: Any) -> TrackMoves | None:
     tap = given.argmax(1)
     step.watch(source, given.ravel().take(np.arange(0, given.size, given.shape[1]) + tap))
     return [(source, tracks.at(looks.at(tap), tracks.channel, tracks.minus))]
+
+
+def _layer(step: Step, weight: Tensor, transposed: bool) -> _Layer:
+    tables, layer = step.run.plan.tables, step.module
+    settings = None
+    if layer is not None:
+        own = (layer.stride, layer.padding, layer.dilation, layer.groups, layer.padding_mode, weight.shape)
+        settings = (*own, step.way.shift, step.way.published)
+        kept = tables.get(step.node)
+        if kept is not None and kept.settings == settings:
+            return kept
+    kernel = kernel_of(step, transposed=transposed)
+    fixed = is_fixed(step.way, kernel.window.dilation)
+    order = tap_order(kernel.window.size, step.way, fixed)
+    centre = centre_of(kernel.window.size, order) if fixed else None
+    found = _Layer(settings or (), kernel.groups, order, _table(step, kernel.window, order), centre)
+    if settings is not None:
+        tables[step.node] = found
+    return found
 
 
 def _table(step: Step, window: Window, order: list[int]) -> Table:

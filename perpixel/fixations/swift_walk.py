@@ -27,6 +27,7 @@ class SwiftWalk:
         self.dropped: dict[str, float] = {}
         self.through: dict[str, float] = {}
         self._seen: list[tuple[Node, Tracks, int]] = []
+        self._past: dict[Node, Node] = run.plan.tables.setdefault("past", {})
 
     def back(self, last: Node, start: Tracks) -> Points:
         """From the tracks on `last` to the points on the images."""
@@ -46,6 +47,8 @@ class SwiftWalk:
                     found = node, tracks
                 elif len(tracks):
                     for operand, part in self._move(tracks, step, rule):
+                        if not self.record:
+                            operand = self._past.get(operand) or self._beyond(operand)
                         pending.setdefault(operand, []).append(part)
             self.run.release(node)
         self._check()
@@ -76,6 +79,14 @@ class SwiftWalk:
         if rule.move in POOLINGS and math.prod(shape[2:]) == 1:
             self.through[step.node.name] = float(tracks.mass.sum())
         return moves
+
+    def _beyond(self, node: Node) -> Node:
+        """`node`, or where the points go from it without a change."""
+        reached = node
+        while (rule := self.rule(Step(reached, self.run, self.way))) is not None and rule.swift is swift_moves.same:
+            reached = self.run.operands(reached)[0]
+        self._past[node] = reached
+        return reached
 
     def _points(self, node: Node, tracks: Tracks, merges: int | None = None) -> Points:
         shape = self.run.shapes[node]

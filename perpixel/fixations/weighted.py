@@ -1,7 +1,6 @@
 """Moves through layers that weigh their input: convolution, transposed convolution, linear."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,7 +67,7 @@ def _weigh(points: Points, step: Step, kernel: Kernel) -> Moves:
     centre = centre_of(kernel.window.size, order) if fixed else None
     per_group = channels // kernel.groups
     first = channel // (outputs // kernel.groups) * per_group  # the first channel of the unit's group
-    weight = laid_out(step, kernel, order)
+    weight = laid_out(step, kernel.weight, kernel.groups, order, transposed=kernel.window.transposed)
     windows = Windows(x, step.image(points), first, taps_of, per_group, step.run.scratch, source)
     parts = []
     for part in _chunks(len(points), windows.load(way)):
@@ -109,24 +108,42 @@ def _weight(step: Step) -> Tensor:
     return weight.detach().float() if weight.dtype in (torch.float16, torch.bfloat16) else weight.detach()
 
 
-def laid_out(step: Step, kernel: Kernel, order: list[int]) -> Tensor:
+@dataclass(frozen=True)
+class _LaidOut:
+    """A weight laid out, and by what to tell whether it still is that weight; `some`, a view of it, equals `probe`."""
+
+    laid: Tensor
+    order: list[int]
+    version: int
+    pointer: int
+    dtype: torch.dtype
+    some: Tensor
+    probe: Tensor
+
+    def holds(self, weight: Tensor, order: list[int]) -> bool:
+        same = self.pointer == weight.data_ptr() and self.version == weight._version and self.dtype == weight.dtype
+        return same and self.order is order and torch.equal(self.some, self.probe)
+
+
+def laid_out(step: Step, weight: Tensor, groups: int, order: list[int], *, transposed: bool) -> Tensor:
     """The weight as (outputs, taps in order, channels per group), kept with the trace while it does not change."""
-    weight = kernel.weight
-    if weight.device.type != "cpu" or step.node.op != "call_module":
-        return _lay_out(kernel, order)
-    probe = weight.reshape(-1)[:: max(1, weight.numel() // _PROBES)].clone()
-    state: Any = (weight._version, weight.data_ptr(), weight.shape, weight.dtype, tuple(order))
     kept = step.run.trace.weights.get(step.node)
-    if kept is None or kept[0] != state or not torch.equal(kept[1], probe):
-        kept = (state, probe, _lay_out(kernel, order))
-        step.run.trace.weights[step.node] = kept
-    return kept[2]
+    if kept is not None and kept.holds(weight, order):
+        return kept.laid
+    weight = weight.detach()
+    laid = _lay_out(weight, groups, order, transposed)
+    if weight.device.type == "cpu" and step.node.op == "call_module" and weight.is_contiguous():
+        some = weight.view(-1)[:: max(1, weight.numel() // _PROBES)]
+        found = _LaidOut(laid, order, weight._version, weight.data_ptr(), weight.dtype, some, some.clone())
+        step.run.trace.weights[step.node] = found
+    return laid
 
 
-def _lay_out(kernel: Kernel, order: list[int]) -> Tensor:
-    weight = kernel.weight
-    if kernel.window.transposed:  # (inputs, outputs per group, h, w) -> (outputs, inputs per group, h, w)
+def _lay_out(weight: Tensor, groups: int, order: list[int], transposed: bool) -> Tensor:
+    size = weight.shape[2:]
+    if transposed:  # (inputs, outputs per group, h, w) -> (outputs, inputs per group, h, w)
         inputs, outputs = weight.shape[:2]
-        weight = weight.view(kernel.groups, inputs // kernel.groups, outputs, *kernel.window.size).transpose(1, 2)
-        weight = weight.reshape(kernel.groups * outputs, inputs // kernel.groups, *kernel.window.size)
-    return weight.flatten(2).transpose(1, 2)[:, torch.tensor(order, device=weight.device)].contiguous()
+        weight = weight.reshape(groups, inputs // groups, outputs, *size).transpose(1, 2)
+        weight = weight.reshape(groups * outputs, inputs // groups, *size)
+    rows = weight.flatten(2).transpose(1, 2)
+    return (rows if len(order) == 1 else rows[:, torch.tensor(order, device=weight.device)]).contiguous()
