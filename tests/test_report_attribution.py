@@ -61,7 +61,8 @@ def test_coarse_maps_cover_the_picture_and_the_grid_is_drawn() -> None:
         MapPanel("patches", torch.tensor([[1.0, -1.0], [0.0, 2.0]]), patch=(3, 4), meaning="loss of the logit"),
         MapPanel("zeros", torch.zeros(6, 8)),
     ]
-    figure = drawn(signed_panels(panels, columns=2, title="title", note="note"))
+    figure = drawn(signed_panels(panels, columns=2, title="title", note="note", meaning="logit"))
+    assert [a.get_xlabel() for a in figure.axes if hasattr(a, "_colorbar")] == ["loss of the logit", "logit"]
     shown = {axis.get_title(): axis for axis in figure.axes}
     assert shown["patches"].images[0].get_extent() == [-0.5, 7.5, 5.5, -0.5]
     lines = [segment for c in shown["patches"].collections for segment in c.get_segments()]
@@ -124,6 +125,8 @@ def test_matrix_leaves_out_absent_classes_and_shares_its_scale_with_the_control(
     assert [t.get_text() for t in real.get_yticklabels()] == ["b", "c"]
     assert real.images[0].get_clim() == control.images[0].get_clim() == (-9.0, 9.0)
     assert [t.get_text() for t in control.texts][:2] == ["9.00", "5 px"]
+    bare = class_matrix_chart(wider, more, classes=list("abcd"), control=torch.full((4, 4), 9.0)).axes[1]
+    assert [t.get_text() for t in bare.texts] == ["9.00"] * 4
 
 
 def test_matrix_refuses_what_does_not_fit() -> None:

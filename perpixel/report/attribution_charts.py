@@ -39,7 +39,7 @@ def class_matrix_chart(
     any count are left out.
     """
     given = {"values": values, "counts": counts.double(), "control": control}
-    given["control_counts"] = counts.double() if control_counts is None else control_counts.double()
+    given["control_counts"] = None if control_counts is None else control_counts.double()
     held = {name: grid_of(name, each, finite=False) for name, each in given.items() if each is not None}
     square = (len(classes), len(classes))
     for name, each in held.items():
@@ -50,9 +50,9 @@ def class_matrix_chart(
     if not len(shown):
         raise ValueError(complain("counts", "at least one pixel", "none", "Hide a class that the images have."))
     cells = {name: each[np.ix_(shown, shown)] for name, each in held.items()}
-    tables = [("hidden whole", cells["values"], cells["counts"])]
+    tables: list[tuple[str, Any, Any]] = [("hidden whole", cells["values"], cells["counts"])]
     if control is not None:
-        tables.append(("as much hidden at random", cells["control"], cells["control_counts"]))
+        tables.append(("as much hidden at random", cells["control"], cells.get("control_counts")))
     limit = max((float(np.nanmax(np.abs(t))) for _, t, _ in tables if np.isfinite(t).any()), default=0.0) or 1.0
     names = [classes[int(i)] for i in shown]
     side, longest = max(2.4, 0.62 * len(names)), 0.085 * max(len(name) for name in names)
@@ -68,7 +68,7 @@ def class_matrix_chart(
         axis.set_yticks(range(len(names)), names, fontsize=9)
         axis.set_xlabel("class that is hidden", fontsize=9)
         for (row, column), value in np.ndenumerate(table):
-            _write(axis, row, column, value, behind[row, column], limit)
+            _write(axis, row, column, value, None if behind is None else behind[row, column], limit)
     axes[0].set_ylabel("class whose logit is read", fontsize=9)
     bar = figure.colorbar(drawn, ax=list(axes), fraction=0.05, pad=0.02, aspect=24, shrink=0.9)
     bar.set_label(meaning, fontsize=9)
@@ -77,7 +77,7 @@ def class_matrix_chart(
     return figure
 
 
-def _write(axis: "Axes", row: int, column: int, value: float, count: float, limit: float) -> None:
+def _write(axis: "Axes", row: int, column: int, value: float, count: float | None, limit: float) -> None:
     if not np.isfinite(value):
         axis.text(column, row, "–", ha="center", va="center", fontsize=8, color="#777777")
         return
@@ -86,7 +86,8 @@ def _write(axis: "Axes", row: int, column: int, value: float, count: float, limi
     number = f"{value:.{digits}f}"
     number = "0" if float(number) == 0 else number
     axis.text(column, row - 0.12, number, ha="center", va="center", fontsize=8, color=color)
-    axis.text(column, row + 0.26, _pixels(count), ha="center", va="center", fontsize=5.8, color=color)
+    if count is not None:
+        axis.text(column, row + 0.26, _pixels(count), ha="center", va="center", fontsize=5.8, color=color)
 
 
 def profile_chart(

@@ -46,13 +46,14 @@ def signed_panels(
     cell: float = 2.9,
     shared: bool = False,
     clip: float = 0.995,
+    meaning: str = "",
     title: str = "",
     note: str = "",
 ) -> "Figure":
     """A grid of maps, orange for and purple against the label, each with a colour bar that is symmetric about zero.
 
     shared: one scale, that of the largest map, for all. clip: the quantile of |values| at which a scale ends; its bar
-    has pointed ends where values lie beyond. A map of zeros is white.
+    has pointed ends where values lie beyond. meaning: of the panels without one of their own. A map of zeros is white.
     """
     check_integer("columns", columns, low=1)
     check_number("clip", clip, low=0, high=1, open_low=True)
@@ -63,7 +64,9 @@ def signed_panels(
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     picture, bar = cell * height / width, 0.1
-    about = 0.5 + 0.22 * any(p.note for p in panels) + 0.2 * any(p.meaning for p in panels)  # texts of a row, inches
+    about = (
+        0.5 + 0.22 * any(p.note for p in panels) + 0.2 * any(p.meaning or meaning for p in panels)
+    )  # texts of a row, inches
     figure = _figure(cell * columns, (picture + bar + about) * rows + 0.35 * bool(title) + 0.3 * bool(note))
     axes = figure.subplots(2 * rows, columns, squeeze=False, height_ratios=[picture, bar] * rows)
     limits = [0.0 if shown is None else float(np.quantile(np.abs(shown), clip)) for shown in maps]
@@ -80,7 +83,7 @@ def signed_panels(
         axis.set_yticks([])
         axis.spines[:].set_color("#bbbbbb")
         if shown is not None:
-            _draw_map(figure, axis, below, shown, limits[number], (height, width), panel.meaning)
+            _draw_map(figure, axis, below, shown, limits[number], (height, width), panel.meaning or meaning)
         else:
             below.set_axis_off()
             if panel.picture is not None:
