@@ -183,6 +183,15 @@ def test_the_page_forbids_itself_the_network(tmp_path: Path) -> None:
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", text)
 
 
+def mixing(values: torch.Tensor) -> torch.Tensor:
+    full = cases.full_size(values)
+    return full + full.flip(3).roll(1, 2)[..., :48].transpose(2, 3).repeat(1, 1, 1, 2)[:, :, :48, :64]
+
+
+def bending(values: torch.Tensor) -> torch.Tensor:
+    return cases.full_size(values) ** 2
+
+
 NAN = cases.case()["effects"].clone()
 NAN[3, 1, 2, 2] = math.nan
 BAD = {
@@ -228,6 +237,17 @@ BAD = {
     "start outside": ({"start": (48, 0)}, ValueError, "start: expected an integer >= 0 <= 47"),
     "start of one number": ({"start": 3}, TypeError, r"start: expected \(row, column\)"),
     "upsampling": ({"upsampling": "bicubic"}, ValueError, "upsampling: expected one of 'bilinear'"),
+    "upsampling of another size": ({"upsampling": lambda x: x}, ValueError, r"upsampling: .* to \(1, 1, 48, 64\)"),
+    "upsampling that mixes": (
+        {"upsampling": lambda x: mixing(x)},
+        ValueError,
+        "upsampling: expected a linear map of r",
+    ),
+    "upsampling that bends": (
+        {"upsampling": lambda x: bending(x)},
+        ValueError,
+        "upsampling: expected a linear map of r",
+    ),
     "title": ({"title": 3}, TypeError, "title: expected a text"),
     "budget": ({"max_bytes": 0}, ValueError, "max_bytes: expected an integer >= 1"),
     "budget of a page without data": ({"max_bytes": 2000}, ValueError, "max_bytes: expected at least"),

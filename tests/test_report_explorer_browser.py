@@ -11,6 +11,7 @@ import pytest
 import torch
 from chromium import ALT, SHIFT, Chromium, chromium_path
 from torch import Tensor
+from torch.nn import functional as F
 
 from perpixel.report.explorer import ExplorerPage, context_explorer
 
@@ -403,15 +404,27 @@ def test_a_screenshot_shows_something(at: Driver, tmp_path: Path) -> None:
     assert len(picture.flatten(1).unique(dim=1).T) > 500
 
 
+def in_two_steps(values: Tensor) -> Tensor:
+    half = F.interpolate(values, size=(20, 30), mode="bicubic", align_corners=False)
+    return F.interpolate(half, size=cases.SIZE, mode="bilinear", align_corners=True)
+
+
 @pytest.mark.parametrize(
     ("name", "mode"),
-    [("bilinear_aligned", {"mode": "bilinear", "align_corners": True}), ("nearest", {"mode": "nearest"})],
+    [
+        ("bilinear_aligned", {"mode": "bilinear", "align_corners": True}),
+        ("nearest", {"mode": "nearest"}),
+        (in_two_steps, None),
+    ],
 )
-def test_other_ways_of_upsampling(browser: Chromium, tmp_path: Path, name: Any, mode: dict[str, Any]) -> None:
+def test_other_ways_of_upsampling(browser: Chromium, tmp_path: Path, name: Any, mode: Any) -> None:
     given = cases.case()
     page = context_explorer(tmp_path / "page.html", **given, upsampling=name, start=(13, 46))
     at = Driver(browser, page.path)
-    logits, effects = (cases.full_size(given[key], **mode) for key in ("logits", "effects"))
+    if mode is None:
+        logits, effects = in_two_steps(given["logits"][None].double())[0], in_two_steps(given["effects"].double())
+    else:
+        logits, effects = (cases.full_size(given[key], **mode) for key in ("logits", "effects"))
     assert torch.equal(at.labels(), logits.argmax(0))
     label = int(logits[:, 13, 46].argmax())
     assert at.text("#headline") == f"{cases.CLASSES[label]}column 46, row 13"
@@ -435,6 +448,8 @@ def test_segments_answer_as_boxes_do_and_may_leave_pixels_out(browser: Chromium,
     at.press_button("#preview")
     assert at.browser.complaints() == []
     assert at.text("#supporters .where") in ("covers the pixel", *(f"{n} px away" for n in range(80)))
+    assert at.text("#labels-caption") == "Labels with segment 1 hidden"
+    assert "blue segments push" in at.text("#help")
 
 
 def test_hostile_names_are_shown_as_they_are(browser: Chromium, tmp_path: Path) -> None:

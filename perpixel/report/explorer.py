@@ -10,20 +10,19 @@ import zlib
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from perpixel.checks import check_integer, check_option, complain
+from perpixel.checks import check_integer, complain
+from perpixel.report.explorer_axes import Axes, Upsampling, check_upsampling, taps, upsampling_axes
 from perpixel.report.explorer_input import Explained, check_explained
 
-Upsampling = Literal["bilinear", "bilinear_aligned", "nearest"]
-
-_PARTS = ("explorer_answers.js", "explorer_view.js", "explorer.js")
+_PARTS = ("explorer_answers.js", "explorer_draw.js", "explorer_words.js", "explorer_stage.js", "explorer.js")
 _TRY_AT_MOST = 40  # a step whose values number more than this times max_bytes is not even tried
-_LOOK_AT_MOST = 2**18  # pixels on which the winners among hidden patches are sought
+_LOOK_AT_MOST = 2**16  # pixels, evenly spread, on which winners with a patch hidden are sought
 
 
 class ExplorerPage(NamedTuple):
@@ -82,7 +81,8 @@ def context_explorer(
         labels: integer (H, W), the truth, optional; `ignore_index` and negative values are void.
         palette: integer (C, 3) in [0, 255]; None: colours chosen to differ.
         upsampling: how the network brings logits to (H, W): as `F.interpolate` with mode "bilinear" and
-            align_corners=False, the same with align_corners=True ("bilinear_aligned"), or mode "nearest".
+            align_corners=False, the same with align_corners=True ("bilinear_aligned"), or mode "nearest"; or a callable
+            (1, K, h, w) -> (1, K, H, W), linear in rows and columns, such as `Influence.passes.upsampling`.
         title, note: text at the top and at the foot (say there how patches were hidden, and by which network).
         start: (row, column) of the pixel asked about when the page opens; None: the middle.
         max_bytes: the file is kept at or below this, by these steps, as many as needed; the page names what they cost:
@@ -94,7 +94,7 @@ def context_explorer(
             cannot be met. FileNotFoundError: no such folder.
     """
     check_integer("max_bytes", max_bytes, low=1)
-    check_option("upsampling", upsampling, ("bilinear", "bilinear_aligned", "nearest"))
+    check_upsampling(upsampling)
     for name, text in (("title", title), ("note", note)):
         if not isinstance(text, str):
             raise TypeError(complain(name, "a text", text, "Pass a str."))
@@ -103,34 +103,44 @@ def context_explorer(
         came = f"{str(target)!r}, whose folder does not exist"
         raise FileNotFoundError(complain("path", "a file in a folder that exists", came, "Make the folder first."))
     given = check_explained(image, logits, effects, boxes, segments, labels, classes, palette, start, ignore_index)
-    logits_stored, factor = _logits(given.logits, max_bytes // 3)
+    size = (given.image.shape[1], given.image.shape[2])
+    axes = upsampling_axes(upsampling, _grid(given.logits), size)
+    effect_axes = axes
+    if _grid(given.effects) != _grid(given.logits):
+        effect_axes = upsampling_axes(upsampling, _grid(given.effects), size)
+    stored_logits, factor = _logits(given.logits, axes, max_bytes // 3)
     fixed = {
         "title": title,
         "note": note,
         "classes": list(classes),
         "palette": given.palette.tolist(),
-        "size": list(given.image.shape[1:]),
+        "size": list(size),
         "start": list(given.start),
-        "upsampling": upsampling,
         "image": _picture(given.image, max_bytes // 6),
         "patches": _patches(given),
         "truth": None if given.labels is None else _pack(given.labels.int()),
-        "logits": logits_stored,
+        "logits": stored_logits,
     }
     smallest = None
-    for step in _steps(given, upsampling, max_bytes):
-        stored, error = _effects(given.effects, step, upsampling)
+    for step in _steps(given, axes, effect_axes, max_bytes):
+        if _hopeless(given.effects, step, max_bytes):
+            continue
+        stored, error = _effects(given.effects, step, effect_axes)
         page = _page({**fixed, "effects": stored, "stored": _told(given, step, factor, error)}, title)
         if len(page) <= max_bytes:
             target.write_bytes(page)
-            kept = tuple(step.kept)
-            return ExplorerPage(target, len(page), (stored["shape"][2], stored["shape"][3]), kept, step.levels, error)
+            grid = (stored["shape"][2], stored["shape"][3])
+            return ExplorerPage(target, len(page), grid, tuple(step.kept), step.levels, error)
         smallest = len(page)
     expected = f"at least {smallest} for this image and these patches"
     raise ValueError(complain("max_bytes", expected, max_bytes, "Raise it, or pass a smaller image or fewer patches."))
 
 
-def _steps(given: Explained, upsampling: str, max_bytes: int) -> Iterator[_Step]:
+def _grid(values: Tensor) -> tuple[int, int]:
+    return values.shape[-2], values.shape[-1]
+
+
+def _steps(given: Explained, axes: Axes, effect_axes: Axes, max_bytes: int) -> Iterator[_Step]:
     """From exact to coarse."""
     count, classes, height, width = given.effects.shape
     everything = list(range(classes))
@@ -143,31 +153,22 @@ def _steps(given: Explained, upsampling: str, max_bytes: int) -> Iterator[_Step]
                 yield _Step(1, everything, 127)
                 yield _Step(1, everything, 63)
             if winners is None:
-                winners = _winners(given, upsampling)
+                winners = _winners(given, axes, effect_axes)
             yield from (_Step(factor, winners, levels) for levels in (63, 31))
         if cells == 1:
             return
         factor *= 2
 
 
-def _upsample(values: Tensor, size: Sequence[int], upsampling: str) -> Tensor:
-    """(K, h, w) -> (K, H, W) as the page does it."""
-    if upsampling == "nearest":
-        return F.interpolate(values[None], size=tuple(size), mode="nearest")[0]
-    aligned = upsampling == "bilinear_aligned"
-    return F.interpolate(values[None], size=tuple(size), mode="bilinear", align_corners=aligned)[0]
-
-
-def _winners(given: Explained, upsampling: str) -> list[int]:
+def _winners(given: Explained, axes: Axes, effect_axes: Axes) -> list[int]:
     """Classes with the highest logit at some pixel, with nothing or any one patch hidden; two at least."""
-    size = list(given.image.shape[1:])
-    logits = _upsample(given.logits, size, upsampling)
+    logits = axes(given.logits)
     won = torch.bincount(logits.argmax(0).flatten(), minlength=len(logits))
-    shrink = min(1.0, (_LOOK_AT_MOST / (size[0] * size[1])) ** 0.5)
-    size = [max(1, int(side * shrink)) for side in size]
-    logits = _upsample(given.logits, size, upsampling)
+    every = max(1, round((logits[0].numel() / _LOOK_AT_MOST) ** 0.5))
+    logits = logits[:, ::every, ::every]
+    seen = Axes(effect_axes.rows[::every], effect_axes.columns[::every])
     for effect in given.effects:
-        hidden = logits - _upsample(effect.float(), size, upsampling)
+        hidden = logits - seen(effect.float())
         won += torch.bincount(hidden.argmax(0).flatten(), minlength=len(logits))
     found = (won > 0).nonzero().flatten().tolist()
     if len(found) < 2:
@@ -176,38 +177,70 @@ def _winners(given: Explained, upsampling: str) -> list[int]:
     return sorted(found)
 
 
-def _effects(effects: Tensor, step: _Step, upsampling: str) -> tuple[dict[str, Any], float]:
+def _effects(effects: Tensor, step: _Step, axes: Axes) -> tuple[dict[str, Any], float]:
     """Effects of the kept classes as whole numbers of a scale per cell and class, and the largest error made."""
-    size = effects.shape[-2:]
-    grid = (-(-size[0] // step.factor), -(-size[1] // step.factor))
+    whole, back = _coarser(_grid(effects), step.factor)
     numbers, scales, error = [], [], 0.0
     for c in step.kept:
-        exact = effects[:, c].float()
-        coarse = exact if step.factor == 1 else F.interpolate(exact[None], size=grid, mode="area")[0]
-        scale = coarse.abs().amax(0) / step.levels
-        whole = (coarse / scale.clamp(min=torch.finfo(torch.float32).tiny)).round().clamp(-step.levels, step.levels)
-        found = whole * scale
-        if step.factor > 1:
-            found = _upsample(found, size, upsampling)
-        error = max(error, float((found - exact).abs().max()))
-        numbers.append(whole.to(torch.int8))
+        number, scale = _quantised(effects[:, c], step, whole)
+        found = number * scale
+        error = max(error, float(((found if back is None else back(found)) - effects[:, c]).abs().max()))
+        numbers.append(number)
         scales.append(scale)
     values = torch.stack(numbers)
     values[..., 1:] -= values[..., :-1].clone()  # wraps around, as the page's running sum does
-    shape = [len(step.kept), len(effects), *grid]
-    stored = {"shape": shape, "classes": step.kept, "values": _pack(values), "scales": _pack(torch.stack(scales))}
+    stored = {
+        "shape": [len(step.kept), len(effects), *whole],
+        "classes": step.kept,
+        "values": _pack(values),
+        "scales": _pack(torch.stack(scales)),
+        **_packed_axes(axes if back is None else back.after(axes)),
+    }
     return stored, error
 
 
-def _logits(logits: Tensor, budget: int) -> tuple[dict[str, Any], int]:
+def _quantised(effects: Tensor, step: _Step, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Effects (P, h, w) of a class as int8 (P, *grid) and the float32 (*grid) that those are to be multiplied by."""
+    coarse = effects.float()
+    if step.factor > 1:
+        coarse = F.interpolate(coarse[None], size=grid, mode="area")[0]
+    scale = coarse.abs().amax(0) / step.levels
+    number = (coarse / scale.clamp(min=torch.finfo(torch.float32).tiny)).round().clamp(-step.levels, step.levels)
+    return number.to(torch.int8), scale
+
+
+def _hopeless(effects: Tensor, step: _Step, max_bytes: int) -> bool:
+    """Whether a class taken from the middle needs twice its share of the file."""
+    grid, _ = _coarser(_grid(effects), step.factor)
+    number, _ = _quantised(effects[:, step.kept[len(step.kept) // 2]], step, grid)
+    return grid != (1, 1) and len(_pack(number)) * len(step.kept) > 2 * max_bytes
+
+
+def _coarser(grid: tuple[int, int], factor: int) -> tuple[tuple[int, int], Axes | None]:
+    """The grid of cells `factor` times as wide, and the way back from it; None where it is the same."""
+    if factor == 1:
+        return grid, None
+    coarse = (-(-grid[0] // factor), -(-grid[1] // factor))
+    return coarse, upsampling_axes("bilinear", coarse, grid)
+
+
+def _logits(logits: Tensor, axes: Axes, budget: int) -> tuple[dict[str, Any], int]:
     """Logits as float32, averaged over factor x factor cells while they alone would exceed the budget; the factor."""
     factor = 1
     while logits.numel() * 4 // factor**2 > budget and min(logits.shape[1:]) > factor:
         factor *= 2
-    if factor > 1:
-        size = (-(-logits.shape[1] // factor), -(-logits.shape[2] // factor))
-        logits = F.interpolate(logits[None], size=size, mode="area")[0]
-    return {"shape": list(logits.shape), "values": _pack(logits)}, factor
+    grid, back = _coarser(_grid(logits), factor)
+    if back is not None:
+        logits, axes = F.interpolate(logits[None], size=grid, mode="area")[0], back.after(axes)
+    return {"shape": list(logits.shape), "values": _pack(logits), **_packed_axes(axes)}, factor
+
+
+def _packed_axes(axes: Axes) -> dict[str, Any]:
+    found = {}
+    for name, matrix in axes._asdict().items():
+        first, weights = taps(matrix)
+        found[name] = {"first": _pack(first), "weights": _pack(weights), "taps": weights.shape[1]}
+    return found
 
 
 def _patches(given: Explained) -> dict[str, Any]:
