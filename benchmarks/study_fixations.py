@@ -5,9 +5,10 @@
 
 Trains the small network on SyntheticEvidence with several seeds (kept in --out, continued where it was stopped), and
 takes those of finished runs of recipes.finetune. For every way of following points, printed: the share of the mass on
-the evidence and its lift over chance, trained beside random weights, and by how much the share grows from the class
-question ("what made this score high?") to the rival question ("what put it above the other class of the pair?").
-Intervals are over images, networks pooled; the growth is also printed network by network.
+the evidence; lift, over chance; factor, of the trained network's share over that of random weights; change, from the
+class question ("what made this score high?") to the rival question ("what put it above the other class of the pair?");
+swap, of the share when the pixels are asked for their own class over that when they are asked for the relative.
+Intervals are over images, networks pooled; the swap is also printed network by network.
 """
 
 import argparse
@@ -15,13 +16,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from rich.console import Console
 from torch import Tensor
 
-from recipes.fixation_evidence import evidence_rows, measure_evidence
+from recipes.fixation_evidence import SWAPPED, evidence_rows, measure_evidence
 from recipes.fixation_settings import FixationSettings, MeasureSettings, TraceSettings
 from recipes.fixation_subject import Subject, prepare_network, random_network, rivals_of, train_network
 from recipes.images import Images
@@ -36,7 +38,7 @@ VARIANTS = {
     "modern, shift partial": TraceSettings(shift="partial"),
     "seg-unravel": TraceSettings(rules="seg-unravel"),
 }
-KINDS = ("far body", "far body, right", "far body, mistaken", "local", "context")
+KINDS = ("far body", "far body, right", "far body, mistaken", "local", "context", "whole mask")
 
 
 def networks_of(options: argparse.Namespace, images: Images) -> list[torch.nn.Module]:
@@ -72,21 +74,22 @@ def report(variant: str, per_seed: list[dict[str, Tensor]], settings: MeasureSet
         if row["kind"] not in KINDS:
             continue
         text = f"{variant:30s}{row['network']:9s}{row['question']:7s}{row['kind']:20s}"
-        for name, digits in (("share", 1), ("lift", 2), ("factor", 2), ("change", 2)):
+        for name, digits in (("share", 1), ("lift", 2), ("factor", 2), ("change", 2), ("swap", 2)):
             if row[name] == row[name]:
                 ends = f"[{row[f'{name}_low']:.{digits}f}, {row[f'{name}_high']:.{digits}f}]"
                 text += f"  {name} {row[name]:.{digits}f} {ends}"
-        if row["question"] == "rival":
-            by_seed = []
-            for sums in per_seed:
-                class_, rival = (sums.get(f"{row['network']}|{q}|{row['kind']}") for q in ("class", "rival"))
-                if class_ is not None and rival is not None and float(class_[:, 2].sum()) > 0:
-                    change = (rival[:, 2].sum() / rival[:, 1].sum()) / (class_[:, 2].sum() / class_[:, 1].sum())
-                    by_seed.append(float(change))
-            row["change_by_seed"] = by_seed
-            text += "  by seed " + " ".join(f"{c:.2f}" for c in by_seed)
+        if row["kind"] == "far body":
+            row["swap_by_network"] = [_swap(sums, row) for sums in per_seed]
+            text += "  by network " + " ".join(f"{swap:.2f}" for swap in row["swap_by_network"])
         print(text, flush=True)
     return rows
+
+
+def _swap(sums: Mapping[str, Tensor], row: Mapping[str, Any]) -> float:
+    """Share on the head, asked for the own class, over that asked for the relative; NaN where that is nothing."""
+    own, relative = (sums[f"{row['network']}|{row['question']}|{kind}"].sum(0) for kind in ("far body", SWAPPED))
+    shares = float(own[2] / own[1]), float(relative[2] / relative[1])
+    return shares[0] / shares[1] if shares[1] else float("nan")
 
 
 def main() -> None:

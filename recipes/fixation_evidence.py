@@ -21,11 +21,13 @@ Row = dict[str, Any]
 KINDS = {
     "far body": "body pixels of confusable creatures far from the head, asked for their true class; evidence: the head",
     "far body, right": "those of them that the network labels right",
-    "far body, mistaken": "those that it takes for the relative, asked for the relative; evidence: the head",
+    "far body, mistaken": "those that it takes for the relative, still asked for their true class",
+    "far body, swapped": "the same pixels asked for the relative, for which the head does not speak",
     "local": "blossoms; evidence: the blossom itself, and nothing outside it",
     "context": "tortoises and turtles; evidence: the ground around them, and nothing on them",
     "whole mask": "all pixels of all objects; evidence: the whole mask, whosever it is",
 }
+SWAPPED = "far body, swapped"
 BY_NETWORK = ("far body, right", "far body, mistaken")  # kinds that depend on what the network labels
 
 
@@ -59,7 +61,8 @@ def find_trials(index: int, sample: Any, predicted: Tensor, images: Images, sett
             head, start, other = own & sample.evidence, own & far, rival[label]
             trials.append(Trial("far body", index, label, start, head, own))
             trials.append(Trial("far body, right", index, label, start & (predicted == label), head, own))
-            trials.append(Trial("far body, mistaken", index, other, start & (predicted == other), head, own))
+            trials.append(Trial("far body, mistaken", index, label, start & (predicted == other), head, own))
+            trials.append(Trial("far body, swapped", index, other, start, head, own))
     for label in sample.labels[sample.instances > 0].unique().tolist():
         if label in kinds:
             mine = (sample.labels == label) & (sample.instances > 0)
@@ -153,7 +156,9 @@ def evidence_rows(sums: Mapping[str, Tensor], settings: MeasureSettings) -> list
     """evidence.csv: a row per network, question and kind: share of mass on the evidence, chance, lift = share / chance.
 
     factor: the trained network's share over that of this row's network, same question and kind. change: this share over
-    that of the class question, same network and kind: 1 where the question makes no difference. own: on the object.
+    that of the class question, same network and kind: 1 where the question makes no difference. swap: this share over
+    that of the same pixels asked for the relative, same network and question: 1 where the head is only vivid.
+    own: the share on the object.
     Ends of intervals are over images; the pixels of an image stay together.
     """
     tables = {key: value.numpy() for key, value in sums.items()}
@@ -170,6 +175,7 @@ def evidence_rows(sums: Mapping[str, Tensor], settings: MeasureSettings) -> list
         row |= {"chance": 100 * float(table[:, 4].sum() / table[:, 1].sum()) if table[:, 1].sum() else float("nan")}
         row |= {"lift": lift.value, "lift_low": lift.low, "lift_high": lift.high, "own": 100 * own.value}
         compared = {"factor": f"{trained}|{question}|{kind}", "change": f"{name}|class|{kind}"}
+        compared["swap"] = f"{name}|{question}|{SWAPPED}" if kind == "far body" else key
         for what, other in compared.items():
             found = BootstrapInterval(float("nan"), float("nan"), float("nan"), settings.level)
             if other != key and other in tables:

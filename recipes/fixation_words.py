@@ -138,11 +138,12 @@ def evidence_words(rows: Sequence[Row], far: float, view: float | None) -> list[
     networks = list(dict.fromkeys(r["network"] for r in rows))
     trained, others = networks[0], networks[1:]
     lines = ["## 4. Does the mass lie on what decides the label?", ""]
-    head = ("pixels", "question", "network", "mass on evidence", "chance", "lift", "trained / this", "rival / class")
+    head = ["pixels", "question", "network", "mass on evidence", "chance", "lift"]
+    head += ["trained / this", "rival / class", "own / relative"]
     order = list(KINDS)
     body = [
         [r["kind"], r["question"], r["network"], _span(r, "share"), _number(r["chance"])]
-        + [_span(r, name, 2) for name in ("lift", "factor", "change")]
+        + [_span(r, name, 2) for name in ("lift", "factor", "change", "swap")]
         for r in sorted(rows, key=lambda r: (order.index(r["kind"]), r["question"], networks.index(r["network"])))
     ]
     lines += _table(head, body)
@@ -150,35 +151,50 @@ def evidence_words(rows: Sequence[Row], far: float, view: float | None) -> list[
     lines += [f"- {kind}: {told}." for kind, told in KINDS.items()]
     lines += [f"- Far: at least {far:g}{limit} pixels from the evidence. Question *class*: what made the score of the "]
     lines[-1] += "label high? *rival*: what put it above the score of the pair's other class?"
+    lines += [f"- {sentence}" for sentence in _evidence_findings(found, trained, others)]
+    lines.append(
+        "- Chance by area is a weak yardstick: heads are vivid, and random weights land on them too. Own class against "
+        "relative, and one question against the other, are compared within one network and on the same pixels: "
+        "vividness cannot make these factors."
+    )
+    return lines
+
+
+def _evidence_findings(found: Mapping[tuple[str, str, str], Row], trained: str, others: Sequence[str]) -> list[str]:
+    told = []
     for question in ("class", "rival"):
         for other in others:
             row = found.get((other, question, "far body"))
             if row is not None:
-                verdict = _apart(row["factor_low"], row["factor_high"])
-                lines.append(
-                    f"- Far body, {question} question: the trained network's share on the head is "
+                told.append(
+                    f"Far body, {question} question: the trained network's share on the head is "
                     f"{_span(row, 'factor', 2)} times that with {other} weights, which itself is "
-                    f"{_span(row, 'lift', 1)} times chance: {verdict}."
+                    f"{_span(row, 'lift', 1)} times chance: {_apart(row['factor_low'], row['factor_high'])}."
                 )
-    for name, kind in ((trained, "far body"), *((o, "far body") for o in others), (trained, "local")):
+    for name, kind in ((trained, "far body"), *((other, "far body") for other in others), (trained, "local")):
         row = found.get((name, "rival", kind))
         if row is not None:
-            verdict = _apart(row["change_low"], row["change_high"], "the question matters", "it does not show")
-            lines.append(
-                f"- From the class to the rival question, {name}, {kind}: mass on the evidence times "
+            verdict = _apart(row["change_low"], row["change_high"], "the question matters", "no difference shown")
+            told.append(
+                f"From the class to the rival question, {name}, {kind}: mass on the evidence times "
                 f"{_span(row, 'change', 2)}: {verdict}."
             )
+    for question in ("class", "rival"):
+        for name in (trained, *others):
+            row = found.get((name, question, "far body"))
+            if row is not None:
+                verdict = _apart(row["swap_low"], row["swap_high"], "the head is evidence", "no difference shown")
+                told.append(
+                    f"Far body, {question} question, {name}: asked for their own class, the pixels put "
+                    f"{_span(row, 'swap', 2)} times as much mass on the head as asked for the relative: {verdict}."
+                )
     right, wrong = (found.get((trained, "rival", f"far body, {kind}")) for kind in ("right", "mistaken"))
     if right is not None and wrong is not None:
-        lines.append(
-            f"- Where the trained network labels a far pixel right, {_span(right, 'share')} % of the mass is on the "
-            f"head; where it takes the creature for its relative, {_span(wrong, 'share')} %."
+        told.append(
+            f"Rival question, true class: {_span(right, 'share')} % of the mass is on the head where the trained network "
+            f"labels the far pixel right, {_span(wrong, 'share')} % where it takes the creature for its relative."
         )
-    lines.append(
-        "- Chance by area is a weak yardstick: heads are vivid, and random weights land on them too. The change of "
-        "question is compared within one network, so vividness cannot make it."
-    )
-    return lines
+    return told
 
 
 def _apart(low: float, high: float, yes: str = "more than random", no: str = "undecided") -> str:
