@@ -68,6 +68,12 @@ class WritesIntoInput(Net):
         return super().forward(images)
 
 
+class CompiledInside(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = torch.compile(self.body, backend="eager")  # type: ignore[assignment]
+
+
 def doubling(logits: Tensor, images: Tensor) -> Tensor:
     while logits.shape[-1] < images.shape[-1]:
         size = [min(2 * a, b) for a, b in zip(logits.shape[-2:], images.shape[-2:])]
@@ -104,6 +110,12 @@ FINDS: dict[str, Callable[[], nn.Module]] = {
     "align corners": lambda: Net(lambda z, x: F.interpolate(z, x.shape[-2:], None, "bilinear", True)),
     "nearest": lambda: Net(lambda z, x: F.interpolate(input=z, size=x.shape[-2:])),
     "bicubic": lambda: Net(lambda z, x: F.interpolate(z, size=x.shape[-2:], mode="bicubic")),
+    "nearest exact": lambda: Net(lambda z, x: F.interpolate(z, size=x.shape[-2:], mode="nearest-exact")),
+    "area": lambda: Net(lambda z, x: F.interpolate(z, size=x.shape[-2:], mode="area")),
+    "antialiased": lambda: Net(lambda z, x: F.interpolate(z, (11, 26), mode="bicubic", antialias=True)),
+    "recomputed scale": lambda: Net(
+        lambda z, x: F.interpolate(z, scale_factor=3.6, mode="bilinear", recompute_scale_factor=True)
+    ),
     "scale": lambda: Net(lambda z, x: F.interpolate(z, scale_factor=(3.5, 3.72), mode="bilinear")),
     "smaller output": lambda: Net(lambda z, x: F.interpolate(z, size=(11, 13), mode="bilinear")),
     "larger output": lambda: Net(lambda z, x: F.interpolate(z, size=(40, 41), mode="bilinear")),
@@ -114,6 +126,7 @@ FINDS: dict[str, Callable[[], nn.Module]] = {
     "tuple": lambda: Net(lambda z, x: (x.mean(), bilinear(z, x))),
     "after other maps": lambda: Net(after_other_maps),
     "writes into its input": WritesIntoInput,
+    "compiled inside": CompiledInside,
     "compiled": lambda: torch.compile(Net(), backend="eager"),  # type: ignore[dict-item,return-value]
 }
 LOSES: dict[str, Callable[[], nn.Module]] = {

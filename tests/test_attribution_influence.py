@@ -263,3 +263,39 @@ def test_torchvision_networks(make: Callable[[], str]) -> None:
     region[:, 10:30, 20:50] = True
     expected = occlusion(RegionTarget(model, 2, region), images, (32, 32), (32, 32), None)
     assert_near(found.of(2, region, pixels=True), expected)
+
+
+def _segformer() -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.SegformerConfig(
+        num_encoder_blocks=2, depths=[1, 1], sr_ratios=[2, 1], hidden_sizes=[8, 8], num_attention_heads=[1, 1],
+        patch_sizes=[7, 3], strides=[4, 2], mlp_ratios=[2, 2], decoder_hidden_size=8, num_labels=4,
+    )  # fmt: skip
+    return transformers.SegformerForSemanticSegmentation(config)
+
+
+def _smp(name: str) -> nn.Module:
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    return getattr(smp, name)("resnet18", encoder_weights=None, classes=4)
+
+
+LIBRARIES: dict[str, tuple[Callable[[], nn.Module], tuple[int, int]]] = {
+    "Segformer": (_segformer, (16, 16)),  # quarter-size output
+    "DeepLabV3Plus": (lambda: _smp("DeepLabV3Plus"), (16, 16)),
+    "FPN": (lambda: _smp("FPN"), (16, 16)),
+    "Unet": (lambda: _smp("Unet"), (64, 64)),  # the output is made at full size
+}
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_networks_of_other_libraries(name: str) -> None:
+    torch.manual_seed(1)
+    build, grid = LIBRARIES[name]
+    model, images = build().double().eval(), images_of(1, (64, 64)).double()
+    found = influence(model, images, patch=32, baselines="mean")
+    assert found.logits.shape[-2:] == grid
+    region = torch.zeros(64, 64, dtype=torch.bool)
+    region[10:30, 20:50] = True
+    for score in ("logit", "margin"):
+        expected = occlusion(RegionTarget(model, 2, region, score), images, (32, 32), (32, 32), "mean")
+        assert_near(found.of(2, region, score, pixels=True), expected)

@@ -12,6 +12,7 @@ from perpixel.attribution.influence_result import Influence
 from perpixel.attribution.patches import Patches, Segments, connected_segments, segments_of, slide
 from perpixel.attribution.storage import allocate
 from perpixel.attribution.targets import check_images
+from perpixel.attribution.upsampling import size_of
 from perpixel.checks import (
     check_finite,
     check_flag,
@@ -65,21 +66,13 @@ def influence(
 
     Besides one pass per patch: one per image as it is, and one to find the grid. Where the output is no result of
     `F.interpolate`, the grid is the output itself, and the values need that much more room.
-    TypeError or ValueError for arguments that are not fit and for NaN in the logits, naming image and patch.
+    TypeError or ValueError for arguments that are not fit, no dense output, and NaN in the logits, naming image and
+    patch; OSError where the disk is full.
     After captum's Occlusion (Zeiler and Fergus, arXiv 1311.2901), for all targets at once.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(complain("model", "a torch.nn.Module", model, "Pass the network itself."))
-    images = check_images(images)
-    check_option("by", by, MODES)
-    check_flag("show_progress", show_progress)
+    images = _checked(model, images, by, segments, dtype, show_progress)
     memory_cap = check_integer("memory_cap", memory_cap, low=0)
-    if dtype is not None and dtype not in DTYPES:
-        raise ValueError(complain("dtype", f"None or one of {DTYPES}", repr(dtype), "Choose one of these."))
-    if by == "patches" and segments is not None:
-        raise ValueError(complain("segments", "None for by='patches'", segments, "Pass by='segments'."))
-    size = (int(images.shape[2]), int(images.shape[3]))
-    patches = slide(size, patch, stride) if by == "patches" else None
+    patches = slide(size_of(images), patch, stride) if by == "patches" else None
     substitute = None if isinstance(baselines, str) and baselines == INPAINT else baseline_images(baselines, images)
     default = BATCH.get(images.device.type, BATCH_ELSEWHERE)
     batch = default if batch_size is None else check_integer("batch_size", batch_size, low=1)
@@ -96,14 +89,28 @@ def influence(
     return Influence(values, logits.to(values.device), units, passes, file)
 
 
+def _checked(
+    model: object, images: Tensor, by: str, segments: object, dtype: torch.dtype | None, show_progress: bool
+) -> Tensor:
+    """The images, detached, if these arguments are fit."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(complain("model", "a torch.nn.Module", model, "Pass the network itself."))
+    check_option("by", by, MODES)
+    check_flag("show_progress", show_progress)
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(complain("dtype", f"None or one of {DTYPES}", repr(dtype), "Choose one of these."))
+    if by == "patches" and segments is not None:
+        raise ValueError(complain("segments", "None for by='patches'", segments, "Pass by='segments'."))
+    return check_images(images)
+
+
 def _segments(segments: Tensor | None, passes: Passes, logits: Tensor) -> Segments:
-    size = (int(passes.images.shape[2]), int(passes.images.shape[3]))
     if segments is None:
         full = passes.upsampling(logits)
         segments = connected_segments(full.argmax(1) if full.shape[1] > 1 else (full[:, 0] <= 0).long())
     elif isinstance(segments, Tensor):
         check_same_device(segments=segments, images=passes.images)
-    return segments_of(segments, len(passes.images), size)
+    return segments_of(segments, len(passes.images), size_of(passes.images))
 
 
 def _measure(passes: Passes, units: Patches | Segments, logits: Tensor, values: Tensor, show_progress: bool) -> None:

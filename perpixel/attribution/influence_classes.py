@@ -1,16 +1,14 @@
 """How the classes of a segmentation lean on one another: each class hidden whole, beside as much at random."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from perpixel.attribution.influence_passes import Passes
+from perpixel.attribution.influence_passes import Job, Passes
 from perpixel.attribution.patches import Patches, Segments
 from perpixel.checks import check_integer, check_labels_in_range, check_number, check_tensor, complain
-
-Job = tuple[int, Tensor, int, bool]  # image, hidden pixels (H, W), class, whether it is a control
 
 
 @dataclass(frozen=True)
@@ -57,36 +55,35 @@ def class_matrix(
     classes = logits.shape[1]
     check_labels_in_range(labels, classes, ignore_index)
     labels = labels.to(logits.device).long()
-    jobs = list(_jobs(units, labels.cpu(), classes, ignore_index, least, controls, seed))
+    jobs = _jobs(units, labels.cpu(), classes, ignore_index, least, controls, seed)
     with passes.running():
-        sums, counts = _losses(passes, _unchanged(passes, logits), labels, ignore_index, jobs)
+        sums, counts, shares, images = _losses(passes, _unchanged(passes, logits), labels, ignore_index, jobs)
     means = sums / counts
-    shares, images = torch.zeros(classes, dtype=torch.float64), torch.zeros(classes, dtype=torch.int64)
-    for _, mask, label, control in jobs:
-        if not control:
-            shares[label] += mask.double().mean()
-            images[label] += 1
     return ClassMatrix(means[0], counts[0], means[1], counts[1], shares / images, images)
 
 
 def _losses(
-    passes: Passes, logits: Tensor, labels: Tensor, ignore_index: int, jobs: list[Job]
-) -> tuple[Tensor, Tensor]:
-    """Summed losses and pixels, (2, C, C): with the classes hidden, and with the controls."""
+    passes: Passes, logits: Tensor, labels: Tensor, ignore_index: int, jobs: Iterable[Job]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Summed losses and pixels (2, C, C), of classes hidden and of controls; summed shares hidden and images (C,)."""
     classes = logits.shape[1]
-    before = _own(passes.upsampling(logits), labels, ignore_index)
+    wanted = labels.masked_fill(labels == ignore_index, 0)[:, None]
+    before = torch.cat([passes.upsampling(part).gather(1, own) for part, own in zip(logits.split(1), wanted.split(1))])
     sums = torch.zeros(2, classes, classes, dtype=torch.float64)
     counts = torch.zeros(2, classes, classes, dtype=torch.int64)
-    for part, grid in passes.masked([(image, mask) for image, mask, _, _ in jobs]):
-        full = passes.upsampling(grid).to(logits.device)
-        for (image, mask, label, control), after in zip(jobs[part], full):
-            visible = (labels[image] != ignore_index) & ~mask.to(labels.device)
-            own = _own(after[None], labels[image][None], ignore_index)[0]
-            seen = labels[image][visible].cpu()
-            loss = (before[image] - own)[visible].cpu().double()
-            sums[int(control), :, label] += torch.bincount(seen, loss, minlength=classes)
-            counts[int(control), :, label] += torch.bincount(seen, minlength=classes)
-    return sums, counts
+    shares, images = torch.zeros(classes, dtype=torch.float64), torch.zeros(classes, dtype=torch.int64)
+    for part, grid in passes.masked(jobs):
+        place = [job.image for job in part]
+        after = passes.upsampling(grid.to(logits.device)).gather(1, wanted[place])
+        losses = (before[place] - after)[:, 0].cpu().double()
+        for job, loss, shown in zip(part, losses, labels[place].cpu()):
+            visible = (shown != ignore_index) & ~job.mask
+            sums[int(job.control), :, job.label] += torch.bincount(shown[visible], loss[visible], minlength=classes)
+            counts[int(job.control), :, job.label] += torch.bincount(shown[visible], minlength=classes)
+            if not job.control:
+                shares[job.label] += job.mask.double().mean()
+                images[job.label] += 1
+    return sums, counts, shares, images
 
 
 def _unchanged(passes: Passes, logits: Tensor) -> Tensor:
@@ -97,11 +94,6 @@ def _unchanged(passes: Passes, logits: Tensor) -> Tensor:
         came = f"logits that differ by up to {float((again - logits).abs().max()):g}"
         raise RuntimeError(complain("model", "the logits of before", came, "It has changed: call influence again."))
     return again
-
-
-def _own(full: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
-    """Every pixel's logit of its own label: full (N, C, H, W), labels (N, H, W) -> (N, H, W); void pixels: class 0."""
-    return full.gather(1, labels.masked_fill(labels == ignore_index, 0)[:, None])[:, 0]
 
 
 def _jobs(
@@ -120,9 +112,9 @@ def _jobs(
             hidden = torch.zeros(units.image, dtype=torch.bool)
             for unit in chosen:
                 hidden |= units.mask(image, unit).cpu()
-            yield image, hidden, label, False
+            yield Job(image, hidden, label, False)
             for _ in range(controls):
-                yield image, _at_random(units, image, int(hidden.sum()), generator), label, True
+                yield Job(image, _at_random(units, image, int(hidden.sum()), generator), label, True)
 
 
 def _at_random(units: Patches | Segments, image: int, area: int, generator: torch.Generator) -> Tensor:

@@ -1,10 +1,11 @@
 """Forward passes of images with parts hidden: in one reused buffer, up to the grid of the logits."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,15 @@ from perpixel.attribution.targets import evaluating
 from perpixel.attribution.upsampling import Upsampling, find_upsampling
 
 INPAINT = "inpaint"
+
+
+class Job(NamedTuple):
+    """Hide the mask bool (H, W) of an image; for which class, and whether as a control."""
+
+    image: int
+    mask: Tensor
+    label: int
+    control: bool
 
 
 @dataclass(frozen=True)
@@ -43,17 +53,17 @@ class Passes:
 
     def hiding(self, units: Patches | Segments, jobs: Sequence[tuple[int, int]]) -> Iterator[tuple[slice, Tensor]]:
         """For every batch of `jobs`, (image, unit to hide): which jobs they are, and their logits on the grid."""
-        buffer = _Buffer(self, units)
+        buffer = _Buffer(self, units, min(self.batch, len(jobs)))
         for start in range(0, len(jobs), self.batch):
             part = slice(start, min(start + self.batch, len(jobs)))
             yield part, self.upsampling.logits(self.model, buffer.filled(jobs[part]))
             buffer.check()
 
-    def masked(self, jobs: Sequence[tuple[int, Tensor]]) -> Iterator[tuple[slice, Tensor]]:
-        """The same for jobs of an image and a mask bool (H, W) of what is hidden."""
-        for start in range(0, len(jobs), self.batch):
-            part = slice(start, min(start + self.batch, len(jobs)))
-            images = torch.stack([self.without(image, mask) for image, mask in jobs[part]])
+    def masked(self, jobs: Iterable[Job]) -> Iterator[tuple[list[Job], Tensor]]:
+        """The same for jobs that say what to hide by a mask."""
+        jobs = iter(jobs)
+        while part := list(islice(jobs, self.batch)):
+            images = torch.stack([self.without(job.image, job.mask) for job in part])
             yield part, self.upsampling.logits(self.model, images)
 
     def without(self, image: int, mask: Tensor) -> Tensor:
@@ -83,19 +93,19 @@ def first_pass(model: nn.Module, images: Tensor, substitute: Tensor | None, batc
 class _Buffer:
     """A batch of images in which one unit each is hidden, and put back when the next is to be hidden."""
 
-    def __init__(self, passes: Passes, units: Patches | Segments) -> None:
+    def __init__(self, passes: Passes, units: Patches | Segments, batch: int) -> None:
         images = passes.images
         last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
         self.passes, self.units = passes, units
         self.batch = torch.empty(
-            (passes.batch, *images.shape[1:]),
+            (batch, *images.shape[1:]),
             dtype=images.dtype,
             device=images.device,
             memory_format=torch.channels_last if last else torch.contiguous_format,
         )
         self.boxes = units.boxes.tolist()
-        self.holds: list[int | None] = [None] * passes.batch
-        self.hidden: list[Any] = [None] * passes.batch
+        self.holds: list[int | None] = [None] * batch
+        self.hidden: list[Any] = [None] * batch
         self.version = self.batch._version
 
     def filled(self, jobs: Sequence[tuple[int, int]]) -> Tensor:

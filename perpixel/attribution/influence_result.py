@@ -1,6 +1,7 @@
 """The effect of every unit on every pixel and class, and what can be read off it without another forward pass."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from perpixel.attribution.influence_classes import ClassMatrix, class_matrix
 from perpixel.attribution.influence_passes import Passes
 from perpixel.attribution.patches import Patches, Segments
 from perpixel.attribution.targets import SCORES, check_label, check_region, labels_for, region_for
-from perpixel.attribution.upsampling import precise
+from perpixel.attribution.upsampling import Upsampling, precise
 from perpixel.checks import check_flag, check_integer, check_number, check_option, complain
 
 _CHUNK = 1 << 22  # numbers worked on at once
@@ -35,7 +36,7 @@ class Evidence:
         return self.units.flatten(1).sum(1)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Influence:
     """What `influence` returns.
 
@@ -54,7 +55,7 @@ class Influence:
     values: Tensor
     logits: Tensor
     units: Patches | Segments
-    passes: Passes = field(repr=False)
+    passes: Passes
     file: Path | None = None
 
     @property
@@ -73,10 +74,21 @@ class Influence:
         return self.units.image
 
     @property
+    def upsampling(self) -> Upsampling:
+        """How logits on the grid become full size."""
+        return self.passes.upsampling
+
+    @cached_property
     def predictions(self) -> Tensor:
         """The labels predicted for the images as they are: int64 (N, H, W). One logit: 0 where positive, else 1."""
-        full = self.passes.upsampling(self.logits)
-        return full.argmax(1) if full.shape[1] > 1 else (full[:, 0] <= 0).long()
+        full = (self.upsampling(logits) for logits in self.logits.split(1))
+        return torch.cat([z.argmax(1) if z.shape[1] > 1 else (z[:, 0] <= 0).long() for z in full])
+
+    def __repr__(self) -> str:
+        count, units, classes, *grid = self.values.shape
+        return (
+            f"Influence({count} images, {units} units {self.grid}, {classes} classes on {tuple(grid)} of {self.size})"
+        )
 
     def of(self, label: Label, region: Tensor | None = None, score: str = "logit", *, pixels: bool = False) -> Tensor:
         """The loss of the region's score with each unit hidden: (N, gh, gw), or (N, segments).
@@ -100,7 +112,7 @@ class Influence:
         y, x = check_integer("y", y, low=0, high=height - 1), check_integer("x", x, low=0, high=width - 1)
         place = self.values.new_zeros(height, width, dtype=torch.bool)
         place[y, x] = True
-        weights = self.passes.upsampling.weights(place)
+        weights = self.upsampling.weights(place)
         rows, columns = _extent(weights != 0)
         weights = weights[rows, columns]
         before = (self.logits[:, :, rows, columns].to(weights.dtype) * weights).sum((2, 3))
@@ -208,7 +220,7 @@ class Influence:
         labels = labels_for(check_label(label), self.logits)
         if region is None:
             region = self.predictions == labels[:, None, None]
-        output = self.logits.new_empty(()).expand(*self.logits.shape[:2], *self.passes.upsampling.output)
+        output = self.logits.new_empty(()).expand(*self.logits.shape[:2], *self.upsampling.output)
         return labels, region_for(check_region(region), output, labels, self.size)
 
     def _effect(self, labels: Tensor, region: Tensor, score: str) -> Tensor:
@@ -218,7 +230,7 @@ class Influence:
             if score == "margin":
                 effects.append(self._margin_effect(image, label, region[image]))
             else:
-                weights = self.passes.upsampling.weights(region[image])
+                weights = self.upsampling.weights(region[image])
                 rows, columns = _extent(weights != 0)
                 effects.append(self._weighted(image, label, weights[rows, columns], rows, columns))
         return self._rounded(effects)
@@ -234,7 +246,7 @@ class Influence:
 
     def _margin_effect(self, image: int, label: int, region: Tensor) -> Tensor:
         """Loss of the margin in each unit, every unit's grid upsampled around the region: (units,)."""
-        upsampling, before = self.passes.upsampling, self.logits[image]
+        upsampling, before = self.upsampling, self.logits[image]
         size = (int(region.shape[0]), int(region.shape[1]))
         rows, columns = _extent(region)
         inside = region[rows, columns].flatten().nonzero()[:, 0]

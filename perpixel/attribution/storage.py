@@ -33,9 +33,11 @@ def allocate(
     handle, name = tempfile.mkstemp(prefix="perpixel-influence-", suffix=".bin", dir=place)
     path = Path(name)
     try:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(handle, 0, size)  # a full disk is an error here, not a signal at some later write
-        os.close(handle)
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(handle, 0, size)  # a full disk is an error here, not a signal at some later write
+        finally:
+            os.close(handle)
         tensor = torch.from_file(name, shared=True, size=count, dtype=dtype)
     except BaseException:
         path.unlink(missing_ok=True)

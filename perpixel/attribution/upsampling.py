@@ -46,7 +46,7 @@ class Upsampling:
 
         float64, or float32 where the device has no better.
         """
-        rows, columns = self.axes(_size(maps), maps.device)
+        rows, columns = self.axes(size_of(maps), maps.device)
         maps = maps.to(precise(maps.device))
         maps = maps if rows is None else rows.T @ maps
         return maps if columns is None else maps @ columns
@@ -88,7 +88,7 @@ class Upsampling:
         with _Skipping(self.call) as skipping:
             logits = dense(model(images), images)
         fits = skipping.returned(logits) if self.call else True
-        if not fits or _size(logits) != self.grid:
+        if not fits or size_of(logits) != self.grid:
             came = f"{tuple(logits.shape[-2:])}, not the grid {self.grid}"
             remedy = "It upsamples in another way when pixels are hidden. Keep what it does apart from their values."
             raise RuntimeError(complain("model", "a forward pass that ends as that of the images", came, remedy))
@@ -105,7 +105,7 @@ def find_upsampling(model: nn.Module, images: Tensor) -> tuple[Tensor, Upsamplin
 
     One pass where the first call that brings something to the images' size is the one; three at most.
     """
-    size = _size(images)
+    size = size_of(images)
     guess = _without(model, images, _Skipping(size=size), size)
     if guess is not None:
         return guess
@@ -116,7 +116,7 @@ def find_upsampling(model: nn.Module, images: Tensor) -> tuple[Tensor, Upsamplin
             found = _without(model, images, _Skipping(number), size)
             if found is not None:
                 return found
-    return logits, Upsampling(_size(logits), _size(logits), size)
+    return logits, Upsampling(size_of(logits), size_of(logits), size)
 
 
 def _without(model: nn.Module, images: Tensor, skipping: "_Skipping", size: Size) -> tuple[Tensor, Upsampling] | None:
@@ -128,10 +128,10 @@ def _without(model: nn.Module, images: Tensor, skipping: "_Skipping", size: Size
         return None
     if not skipping.returned(logits):
         return None
-    output = _size(F.interpolate(logits[:1, :1], **skipping.options))
+    output = size_of(F.interpolate(logits[:1, :1], **skipping.options))
     if output[0] * output[1] < logits.shape[-2] * logits.shape[-1]:
         return None
-    return logits, Upsampling(_size(logits), output, size, skipping.options, skipping.call)
+    return logits, Upsampling(size_of(logits), output, size, skipping.options, skipping.call)
 
 
 class _Watching(TorchFunctionMode):
@@ -188,7 +188,7 @@ class _Skipping(_Watching):
     def _reaches(self, given: Tensor, options: Options) -> bool:
         if given.ndim != 4 or given.shape[0] == 0:
             return False
-        return _size(F.interpolate(given[:1, :1], **options)) == self.size
+        return size_of(F.interpolate(given[:1, :1], **options)) == self.size
 
     def returned(self, logits: Tensor) -> bool:
         """Whether `logits` is the very tensor that was given, unchanged."""
@@ -218,5 +218,6 @@ def precise(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def _size(tensor: Tensor) -> Size:
+def size_of(tensor: Tensor) -> Size:
+    """Height and width."""
     return int(tensor.shape[-2]), int(tensor.shape[-1])
