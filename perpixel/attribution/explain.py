@@ -129,7 +129,7 @@ def _make_fit(chosen: Method, model: nn.Module, images: Tensor, score: str, laye
     """Warn where the method's rules do not hold, and help where captum alone would stop."""
     kind = chosen.kind.__name__
     seen = census(model, images)
-    warn_if_not_valid(kind, seen, score, stacklevel=4)
+    warn_if_not_valid(kind, seen, score, stacklevel=3)
     if "LRP" in kind:
         lend_rules(model, seen)
     bare = {module: times for module, times in seen.calls.items() if times > 1 and not list(module.parameters())}
