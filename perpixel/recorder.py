@@ -159,6 +159,8 @@ class Recorder:
 class _Hook:
     """A forward (pre-)hook of a recorder. A deepcopy of the model goes without; an unpickled one has it cut off."""
 
+    only_records = True  # terms that look at the model again take such hooks off meanwhile
+
     def __init__(self, recorder: Recorder, name: str, layer: nn.Module, before: bool) -> None:
         self.recorder: Recorder | None = recorder
         self.name, self.layer, self.before = name, layer, before

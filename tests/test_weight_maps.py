@@ -325,8 +325,16 @@ def test_a_model_of_other_classes_is_told() -> None:
 # --- the model is left alone
 
 
-def count_calls(calls: list[str]) -> Any:
-    return lambda *_: calls.append("hook")
+class Recording:
+    """A hook of a criterion."""
+
+    only_records = True
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, *_: object) -> None:
+        self.calls += 1
 
 
 @EVERY_LOSS
@@ -336,10 +344,11 @@ def test_nobody_notices_the_look(make: Any, fails: bool, monkeypatch: pytest.Mon
     model.dropout = nn.Dropout(0.5)
     model.body[1].eval()
     logits.sum().backward()
-    calls: list[str] = []
+    recording = Recording()
     for layer in (model, model.body[0], model.classifier):
-        layer.register_forward_hook(count_calls(calls))
-        layer.register_forward_pre_hook(count_calls(calls))
+        layer.register_forward_hook(recording)
+        layer.register_forward_pre_hook(recording)
+        layer.register_forward_hook(lambda *_: None)
     before, random, loss = snapshot(model), torch.get_rng_state(), make()
     if fails:
         scores = loss.scores
@@ -350,11 +359,25 @@ def test_nobody_notices_the_look(make: Any, fails: bool, monkeypatch: pytest.Mon
         loss.weight_map(model, images, logits.detach(), labels)
     assert_same(snapshot(model), before)
     assert torch.equal(torch.get_rng_state(), random)
-    assert not calls
+    assert not recording.calls
     assert not images.requires_grad
     model(images)
-    assert len(calls) == 6
-    assert len(list(hooks(model))) == 6
+    assert recording.calls == 6
+    assert len(list(hooks(model))) == 9
+
+
+def test_hooks_a_model_works_through_run_in_the_look() -> None:
+    model, images, _, labels = problem()
+    model.eval()
+    expected = LOSSES["debt"]().weight_map(model, images, model(images)["out"], labels)
+    kept = model.body[0].weight.detach().clone()
+    with torch.no_grad():
+        model.body[0].weight.mul_(2.0)
+        model.body[0].bias.mul_(2.0)
+    model.body[0].register_forward_hook(lambda layer, given, gave: gave / 2)
+    assert not torch.equal(model.body[0].weight, kept)
+    found = LOSSES["debt"]().weight_map(model, images, model(images)["out"], labels)
+    torch.testing.assert_close(found, expected)
 
 
 # --- bad input

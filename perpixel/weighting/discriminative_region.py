@@ -40,7 +40,8 @@ class DiscriminativeRegionLoss(WeightMapLoss):
         share: in (0, 1).
         mode: "debt" or "independent".
         every, strength, per_label: see `WeightMapLoss`.
-        fill: what hides a region: "mean", the mean colour of its image; "blur", the image blurred.
+        fill: what hides a region: "mean", the mean colour of its image; "blur", the image blurred; "zero"; a number;
+            or a callable that gives images for images.
         separate: hide the regions of one label at a time, one pass for each label of the batch, rather than all at
             once, when a pixel may also suffer from what was hidden of its neighbours.
         cell: side of the cells in pixels of the image. candidates: cells tried by "erase".

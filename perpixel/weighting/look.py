@@ -12,24 +12,31 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 @contextlib.contextmanager
 def unnoticed(model: nn.Module, images: Tensor) -> Iterator[bool]:
-    """Inside, the model runs in evaluation mode, without gradients and hooks, and eagerly where it was compiled.
+    """Inside, the model runs in evaluation mode, without gradients, and eagerly where it was compiled.
 
-    Gives whether all of it was in evaluation mode before. On exit and on error its train flags and hooks, and the
-    random number generators, are as they were.
+    Hooks that only record for a criterion (their `only_records` is true) are off; others stay, since some models work
+    through theirs. Gives whether all of the model was in evaluation mode before. On exit and on error its train flags
+    and hooks, and the random number generators, are as they were.
     """
     layers = list(model.modules())
     training = [layer for layer in layers if layer.training]
-    hooks = [(layer.__dict__, name, layer.__dict__[name]) for layer in layers for name in _HOOKS]
+    hooks = [(vars(layer), name, vars(layer)[name]) for layer in layers for name in _HOOKS if vars(layer)[name]]
     devices = [images.device] if images.device.type == "cuda" else []
     with torch.no_grad(), torch.compiler.set_stance("force_eager"), torch.random.fork_rng(devices):
         try:
             for layer in training:
                 layer.__dict__["training"] = False
-            for attributes, name, _ in hooks:
-                attributes[name] = OrderedDict()
+            for attributes, name, before in hooks:
+                kept = ((key, hook) for key, hook in before.items() if not getattr(hook, "only_records", False))
+                attributes[name] = OrderedDict(kept)
             yield not training
         finally:
             for attributes, name, before in hooks:
                 attributes[name] = before
             for layer in training:
                 layer.__dict__["training"] = True
+
+
+def dtype_of(model: nn.Module, images: Tensor) -> torch.dtype:
+    """The dtype of the model's parameters; without any, that of the images."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), images.dtype)

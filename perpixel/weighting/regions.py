@@ -1,6 +1,6 @@
 """The discriminative region of every object, an object being the pixels of one label in one image."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from perpixel.attribution.baselines import NAMES, baseline_images
 from perpixel.checks import check_integer, check_number, check_option
 from perpixel.fixations import fixations
 from perpixel.outputs import dense_logits, logits_at
@@ -15,8 +16,7 @@ from perpixel.reduction import labels_on_grid
 from perpixel.weighting.cells import Cells
 
 Region = Literal["activation", "fixation", "erase"]
-Fill = Literal["mean", "blur"]
-_BLUR = 16  # pixels of the image that a blurred one keeps one value of, per axis
+Fill = str | float | Callable[[Tensor], Tensor]
 _ROUNDING = 1e-9
 
 
@@ -28,8 +28,9 @@ class Regions:
         "fixation", the fewest cells that hold the `share` of the fixation mass of its label, on the object or off it;
         "erase", of the `candidates` cells where the activation of its label is strongest, the one whose hiding costs
         the rest of the object most activation.
-    cell: side of the cells in pixels of the image. fill: what hides a region, the mean colour of its image or the
-        image blurred. how: `shift`, `k` and `rules` of `perpixel.fixations`.
+    cell: side of the cells in pixels of the image. fill: what hides a region: "mean", the mean colour of its image;
+        "blur", the image blurred; "zero"; a number; or a callable that gives images for images.
+    how: `shift`, `k` and `rules` of `perpixel.fixations`.
     """
 
     region: Region
@@ -42,7 +43,10 @@ class Regions:
     def __post_init__(self) -> None:
         check_option("region", self.region, get_args(Region))
         check_number("share", self.share, low=0.0, high=1.0, open_low=True, open_high=True)
-        check_option("fill", self.fill, get_args(Fill))
+        if isinstance(self.fill, str):
+            check_option("fill", self.fill, NAMES)
+        elif not callable(self.fill):
+            check_number("fill", self.fill)
         check_integer("cell", self.cell, low=1)
         check_integer("candidates", self.candidates, low=1)
 
@@ -62,11 +66,7 @@ class Regions:
     def hide(self, images: Tensor, region: Tensor) -> Tensor:
         """The images without what lies under `region` (N, H, W), which may have another size."""
         mask = F.interpolate(region[:, None].to(images.dtype), images.shape[-2:]) > 0.5
-        if self.fill == "mean":
-            return torch.where(mask, images.mean((2, 3), keepdim=True), images)
-        height, width = (max(1, n // _BLUR) for n in images.shape[-2:])
-        coarse = F.adaptive_avg_pool2d(images, (height, width))
-        return torch.where(mask, F.interpolate(coarse, images.shape[-2:], mode="bilinear"), images)
+        return torch.where(mask, baseline_images(self.fill, images), images)
 
     def without(self, model: nn.Module, images: Tensor, region: Tensor) -> Tensor:
         """The model's logits for the images without `region`."""

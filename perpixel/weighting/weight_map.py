@@ -10,7 +10,7 @@ from perpixel.losses import weighted_cross_entropy
 from perpixel.outputs import check_labels, logits_at
 from perpixel.reduction import masked_mean, valid_mask
 from perpixel.weighting.fingerprint import fingerprint
-from perpixel.weighting.look import unnoticed
+from perpixel.weighting.look import dtype_of, unnoticed
 from perpixel.wrappers import unwrap
 
 _KEPT = ("kept_map", "kept_key", "label_scores")
@@ -68,8 +68,8 @@ class WeightMapLoss(nn.Module):
     ) -> Tensor:
         """s (N, H', W') in [0, 1] at the pixels of `labels`; those that are not `valid` may hold anything.
 
-        Called with the model in evaluation mode, its hooks off, without gradients. fresh: whether the logits are what
-        it would give for the images now; otherwise they come from training mode or lower precision.
+        Called with the model in evaluation mode, without gradients. fresh: whether the logits are what it would give
+        for the images now; otherwise they come from training mode or lower precision.
         """
         raise NotImplementedError
 
@@ -95,7 +95,7 @@ class WeightMapLoss(nn.Module):
 
     def _look(self, model: nn.Module, images: Tensor, logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
         model = unwrap(model)
-        of_model = next((p.dtype for p in model.parameters() if p.is_floating_point()), images.dtype)
+        of_model = dtype_of(model, images)
         with unnoticed(model, images) as evaluated:
             fresh = evaluated and logits.dtype == of_model and not torch.is_autocast_enabled(images.device.type)
             return self.scores(model, images.detach().to(of_model), logits.detach(), labels, valid, fresh)
