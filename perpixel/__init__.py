@@ -8,31 +8,69 @@ from perpixel.fixations import FixationRules, Fixations, Share, fixations
 from perpixel.losses import TemplateSimilarityLoss, template_similarity_loss, weighted_cross_entropy
 
 if TYPE_CHECKING:
-    from perpixel import data, evaluation, models, report
+    from perpixel import attribution, data, evaluation, models, report, weighting
+    from perpixel.attribution import (
+        Attribution,
+        Faithfulness,
+        Influence,
+        RegionTarget,
+        explain,
+        faithfulness,
+        influence,
+    )
+    from perpixel.weighting import DiscriminativeRegionLoss, FixationWeightedLoss, SalientParts, salient_parts
 
 __version__ = "0.1.0"
 __all__ = [
+    "Attribution",
+    "DiscriminativeRegionLoss",
+    "Faithfulness",
     "Feedback",
     "FixationRules",
+    "FixationWeightedLoss",
     "Fixations",
+    "Influence",
+    "RegionTarget",
+    "SalientParts",
     "Share",
     "TemplateSimilarityLoss",
     "attach",
+    "attribution",
     "data",
     "evaluation",
+    "explain",
+    "faithfulness",
     "fixations",
+    "influence",
     "models",
     "report",
+    "salient_parts",
     "template_similarity_loss",
     "weighted_cross_entropy",
+    "weighting",
 ]
-_SUBPACKAGES = ("data", "evaluation", "models", "report")
+_SUBPACKAGES = ("attribution", "data", "evaluation", "models", "report", "weighting")
+_INSIDE = {
+    "attribution": (
+        "Attribution",
+        "Faithfulness",
+        "Influence",
+        "RegionTarget",
+        "explain",
+        "faithfulness",
+        "influence",
+    ),
+    "weighting": ("DiscriminativeRegionLoss", "FixationWeightedLoss", "SalientParts", "salient_parts"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Subpackages load when first used; they bring torchvision, scipy and matplotlib."""
+    """What brings torchvision, scipy, matplotlib or torch's compiler along, or is large, loads when first used."""
     if name in _SUBPACKAGES:
         return import_module(f"perpixel.{name}")
+    for subpackage, names in _INSIDE.items():
+        if name in names:
+            return getattr(import_module(f"perpixel.{subpackage}"), name)
     raise AttributeError(f"module 'perpixel' has no attribute {name!r}")
 
 
