@@ -50,10 +50,10 @@ def salient_sheet(
     limit = float(change.abs().flatten().kthvalue(max(1, int(0.995 * change.numel()))).values) or 1.0
     for line, row, picture, region, true, *two, moved in zip(axes, rows, pictures, regions, objects, *found, change):
         name = str(classes[int(row["label"])]) if classes is not None else f"label {int(row['label'])}"
-        shown: list[Any] = [picture.permute(1, 2, 0), *(_paint(labels, painted, _NOTHING) for labels in two)]
+        shown: list[Any] = [picture.permute(1, 2, 0).numpy(), *(_paint(labels, painted, _NOTHING) for labels in two)]
         for axis, image in zip(line, shown):
             axis.imshow(image, interpolation="nearest", extent=_extent(height, width))
-        drawn = line[3].imshow(moved, cmap="PuOr_r", vmin=-limit, vmax=limit, extent=_extent(height, width))
+        drawn = line[3].imshow(moved.numpy(), cmap="PuOr_r", vmin=-limit, vmax=limit, extent=_extent(height, width))
         figure.colorbar(drawn, ax=line[3], fraction=0.045, pad=0.03, extend="both").ax.tick_params(labelsize=8)
         for axis, text in zip(line, _titles(name, row)):
             axis.set_title(text, fontsize=9.5)
@@ -81,7 +81,7 @@ def _titles(name: str, row: Mapping[str, float]) -> list[str]:
 
 def _outline(axis: "Axes", mask: Tensor, color: str, width: float) -> None:
     if bool(mask.any()) and not bool(mask.all()):
-        axis.contour(mask.float(), levels=[0.5], colors=[color], linewidths=width)
+        axis.contour(mask.float().numpy(), levels=[0.5], colors=[color], linewidths=width)
 
 
 def _extent(height: int, width: int) -> tuple[float, float, float, float]:
