@@ -93,7 +93,7 @@ def _find(method: Any) -> Any:
     from captum import attr
 
     if isinstance(method, str):
-        if method in NAMES:
+        if method in NAMES and hasattr(attr, method):
             return getattr(attr, method)
         close = difflib.get_close_matches(method, NAMES, 4)
         remedy = f"Did you mean {' or '.join(close)}?" if close else f"There are {', '.join(NAMES)}."
