@@ -191,8 +191,9 @@ def _evidence_findings(found: Mapping[tuple[str, str, str], Row], trained: str, 
     right, wrong = (found.get((trained, "rival", f"far body, {kind}")) for kind in ("right", "mistaken"))
     if right is not None and wrong is not None:
         told.append(
-            f"Rival question, true class: {_span(right, 'share')} % of the mass is on the head where the trained network "
-            f"labels the far pixel right, {_span(wrong, 'share')} % where it takes the creature for its relative."
+            "Rival question, true class: where the trained network labels a far pixel right, "
+            f"{_span(right, 'share')} % of the mass is on the head; where it takes the creature for its relative, "
+            f"{_span(wrong, 'share')} %."
         )
     return told
 

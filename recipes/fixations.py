@@ -44,6 +44,7 @@ from recipes.fixation_subject import (
 from recipes.fixation_words import count_words, evidence_words, save_csv, share_words, write_summary
 from recipes.images import Images
 from recipes.interrupt import Interrupt
+from recipes.networks import build_network
 from recipes.progress import Progress
 
 
@@ -99,7 +100,7 @@ class Job:
         if found is not None:
             self._take(*found)
         else:
-            finetune.build_network(settings.model, images.num_classes)
+            build_network(settings.model, images.num_classes)
             images.steps_per_epoch(settings.pretrain.batch_size)
         if "image" in settings.do:
             classes_to_draw(torch.zeros(1, dtype=torch.int64), images, settings.picture)

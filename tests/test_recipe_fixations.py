@@ -25,6 +25,7 @@ from recipes.fixations import build_parser, main, understand
 from recipes.images import Images
 from recipes.settings import DataSettings
 
+ROOT = Path(__file__).parents[1]
 TINY = {
     "data.train_images": "8",
     "data.eval_images": "6",
@@ -288,6 +289,13 @@ def test_mistakes_are_told_before_anything_is_written(
     assert main(arguments(folder, **changes)) == 1
     assert message in capsys.readouterr().out
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "recipes/configs").glob("fixations*.yaml")))
+def test_configurations_are_understood(name: str) -> None:
+    parser = build_parser()
+    settings = understand(parser, parser.parse_args(["--config", str(ROOT / f"recipes/configs/{name}.yaml")]))
+    assert settings.name == name.replace("_", "-")
 
 
 def test_every_setting_survives_its_file(tmp_path: Path) -> None:
