@@ -8,6 +8,8 @@ from torch.nn import functional as F
 
 from perpixel.attribution.targets import RegionTarget
 
+LABEL = 1
+
 
 class Conv(nn.Module):
     """Two layers, three classes, float64, logits at half the size and brought back; a mapping as output."""
@@ -26,6 +28,21 @@ class Conv(nn.Module):
             self.seen.append(images.detach().clone())
         logits = self.last(F.relu(self.norm(self.first(images))))
         return {"out": F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)}
+
+
+def case(size: tuple[int, int] = (6, 6), count: int = 2) -> tuple["Conv", Tensor, Tensor, Tensor]:
+    model = Conv().eval()
+    images = torch.randn(count, 2, *size, dtype=torch.float64)
+    region = torch.zeros(count, *size, dtype=torch.bool)
+    region[0, 1:3, 2:5] = True
+    region[1:, 3:, :2] = True
+    return model, images, torch.randn(count, 2, *size, dtype=torch.float64), region
+
+
+def region_of(images: Tensor) -> Tensor:
+    region = torch.zeros(len(images), *images.shape[-2:], dtype=torch.bool)
+    region[:, 1:3, 2:4] = True
+    return region
 
 
 class Linear(nn.Module):

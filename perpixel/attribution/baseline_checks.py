@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from perpixel.attribution.baselines import Baselines, baseline_images
+from perpixel.attribution.context import Attribution
 from perpixel.attribution.randomised import explained, rank_correlation
 from perpixel.attribution.region_scores import RegionScores
 from perpixel.attribution.targets import check_images
@@ -59,7 +60,7 @@ class Completeness:
 def baseline_sensitivity(
     model: nn.Module,
     images: Tensor,
-    explainer: Callable[[nn.Module, Tensor, Tensor], Tensor],
+    explainer: Callable[[nn.Module, Tensor, Tensor], Tensor | Attribution],
     *,
     baselines: Sequence[Baselines] = ("zero", "mean", "blur"),
     where: Tensor | None = None,

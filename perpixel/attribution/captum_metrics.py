@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from perpixel.attribution.context import Attribution
 from perpixel.attribution.curves import Cells, random_key
 from perpixel.attribution.evidence import as_map
 from perpixel.attribution.randomised import seeded
@@ -44,7 +45,7 @@ def infidelity(
     from captum.metrics import infidelity as captum_infidelity
 
     target = RegionTarget(model, scores.label, scores.region, score).freeze(images)
-    units = cells.used().sum(1)
+    units = cells.used.sum(1)
 
     def measured(worth: Tensor, normalize: bool) -> Tensor:
         done = 0
@@ -87,13 +88,17 @@ def _shuffled(values: Tensor, cells: Cells) -> Tensor:
     totals, size = cells.total(values), cells.total(cells.removable.to(values.dtype))
     place = cells.rank(_key(cells, 0, values)).argsort(1)  # used cells in random order, the others behind
     moved = torch.zeros_like(totals)
-    first = cells.used().to(torch.int8).argsort(dim=1, descending=True, stable=True)
+    first = cells.used.to(torch.int8).argsort(dim=1, descending=True, stable=True)
     moved.scatter_(1, first, totals.gather(1, place))
     return (moved / size.clamp(min=1))[:, cells.number.flatten()].view_as(values) * cells.removable
 
 
 def sensitivity(
-    model: nn.Module, images: Tensor, explainer: Callable[[nn.Module, Tensor], Tensor], samples: int, seed: int = 0
+    model: nn.Module,
+    images: Tensor,
+    explainer: Callable[[nn.Module, Tensor], Tensor | Attribution],
+    samples: int,
+    seed: int = 0,
 ) -> Tensor:
     """max over noisy images of |values(noisy) - values| / |values|: (N,), captum.metrics.sensitivity_max.
 

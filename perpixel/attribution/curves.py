@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -123,23 +124,23 @@ class Cells:
         """(N, H, W) -> (N, cells): the mean over the removable pixels of every cell, 0 where there is none."""
         return self.total(values) / self.total(self.removable.to(values.dtype)).clamp(min=1)
 
+    @cached_property
     def used(self) -> Tensor:
         """bool (N, cells): cells with at least one removable pixel."""
         return self.total(self.removable.double()) > 0
 
     def rank(self, worth: Tensor) -> Tensor:
-        """(N, cells) -> int64 ranks, 0 = highest `worth`; equal ones in a fixed random order, unused cells last."""
+        """(N, cells) -> int32 ranks, 0 = highest `worth`; equal ones in a fixed random order, unused cells last."""
         ties = random_key(self.count, _TIES, worth.device).argsort()
-        shuffled = worth.masked_fill(~self.used(), -torch.inf)[:, ties]
+        shuffled = worth.masked_fill(~self.used, -torch.inf)[:, ties]
         order = ties[shuffled.argsort(dim=1, descending=True, stable=True)]
-        return torch.empty_like(order).scatter_(
-            1, order, torch.arange(self.count, device=order.device).expand_as(order)
-        )
+        place = torch.arange(self.count, dtype=torch.int32, device=order.device).expand_as(order)
+        return torch.empty_like(place, memory_format=torch.contiguous_format).scatter_(1, order, place)
 
     def reversed(self, rank: Tensor) -> Tensor:
         """The same order from the other end; unused cells stay last."""
-        used = self.used()
-        return torch.where(used, used.sum(1, keepdim=True) - 1 - rank, rank)
+        last = self.used.sum(1, keepdim=True, dtype=rank.dtype) - 1
+        return torch.where(self.used, last - rank, rank)
 
 
 def random_key(count: int, seed: int, device: torch.device) -> Tensor:
@@ -203,7 +204,7 @@ def removal_curves(
     Insertion, best first, is deletion, worst first, read backwards; a random order's insertion is thus the deletion of
     its reverse, and its passes serve both: (2 · orders + seeds) · (steps - 1) + 2 passes per image.
     """
-    units = cells.used().sum(1)
+    units = cells.used.sum(1)
     if bool((units == 0).any()):
         came = f"no pixel outside the region in image {int((units == 0).nonzero()[0])}"
         raise ValueError(complain("region", "some pixels to remove", came, "Pass freeze_object=False."))

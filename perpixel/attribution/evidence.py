@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from perpixel.attribution.context import Attribution
 from perpixel.checks import check_option, check_same_device, check_tensor, complain
 
 
@@ -48,7 +49,7 @@ class Pointing:
 
 
 def evidence_share(
-    values: Tensor,
+    values: Tensor | Attribution,
     evidence: Tensor,
     *,
     part: Literal["absolute", "positive", "negative"] = "absolute",
@@ -56,11 +57,12 @@ def evidence_share(
 ) -> EvidenceShare:
     """Σ_{p in evidence} v_p / Σ_p v_p with v = |values|, max(values, 0) or max(-values, 0): each (N,), float64.
 
-    values: (N, H, W), or (N, C, H, W), of which v sums over the channels; evidence: bool (N, H, W); where: bool
-    (N, H, W), the pixels that count (the context of a region, say), None for all. ValueError for NaN or other sizes.
+    values: (N, H, W); (N, C, H, W), of which v sums over the channels; or an `Attribution`. evidence: bool (N, H, W).
+    where: bool (N, H, W), the pixels that count (the context of a region, say), None for all. ValueError for NaN or
+    other sizes.
     """
     check_option("part", part, ("absolute", "positive", "negative"))
-    parted = values
+    values = parted = values.values if isinstance(values, Attribution) else values
     if isinstance(values, Tensor) and values.is_floating_point():
         parted = {"absolute": values.abs, "positive": values.relu, "negative": values.neg().relu}[part]()
     weight, evidence, where = _checked(parted, evidence, where)
@@ -70,7 +72,7 @@ def evidence_share(
     return EvidenceShare(torch.where(chance.isnan(), torch.nan, share), chance)
 
 
-def pointing(values: Tensor, evidence: Tensor, *, where: Tensor | None = None) -> Pointing:
+def pointing(values: Tensor | Attribution, evidence: Tensor, *, where: Tensor | None = None) -> Pointing:
     """Does the highest value of each map lie on the evidence? (N, C, H, W) is summed over the channels first.
 
     Arguments and errors as in `evidence_share`.
@@ -89,7 +91,7 @@ def _chance(evidence: Tensor, where: Tensor) -> Tensor:
     return torch.where(evidence.any(2).any(1), share, torch.nan)
 
 
-def _checked(values: Tensor, evidence: Tensor, where: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _checked(values: Tensor | Attribution, evidence: Tensor, where: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     values = as_map("values", values)
     where = torch.ones_like(values, dtype=torch.bool) if where is None else where
     for name, mask in (("evidence", evidence), ("where", where)):
@@ -100,8 +102,9 @@ def _checked(values: Tensor, evidence: Tensor, where: Tensor | None) -> tuple[Te
     return values, evidence & where, where
 
 
-def as_map(name: str, values: Tensor, size: tuple[int, int, int] | None = None) -> Tensor:
-    """Attribution (N, C, H, W) or (N, H, W) -> detached float64 (N, H, W), summed over channels; finite; of `size`."""
+def as_map(name: str, values: Tensor | Attribution, size: tuple[int, int, int] | None = None) -> Tensor:
+    """Values (N, C, H, W) or (N, H, W) -> detached float64 (N, H, W), summed over channels; finite; of `size`."""
+    values = values.pixels if isinstance(values, Attribution) else values
     shape = "(N, C, H, W) or (N, H, W)" + ("" if size is None else f" with (N, H, W) = {size}, like the images")
     if not isinstance(values, Tensor) or values.ndim not in (3, 4):
         error = ValueError if isinstance(values, Tensor) else TypeError

@@ -18,15 +18,15 @@ from perpixel.checks import complain
 class Again:
     """`call(network, images)` gives values for another network; with `baselines=`, too, if `takes_baselines`."""
 
-    call: Callable[..., Tensor]
+    call: Callable[..., Tensor | Attribution]
     takes_baselines: bool
 
-    def with_baseline(self, network: nn.Module, images: Tensor, baseline: Tensor) -> Tensor:
+    def with_baseline(self, network: nn.Module, images: Tensor, baseline: Tensor) -> Tensor | Attribution:
         return self.call(network, images, baselines=baseline)
 
 
 def explainer_of(
-    explainer: Callable[..., Tensor] | str | None,
+    explainer: Callable[..., Tensor | Attribution] | str | None,
     attribution: Attribution | Tensor,
     label: Tensor,
     region: Tensor,

@@ -38,7 +38,7 @@ def faithfulness(
     batch_size: int = 16,
     freeze_object: bool = True,
     exclude_border: float = 0,
-    explainer: Callable[..., Tensor] | str | None = None,
+    explainer: Callable[..., Tensor | Attribution] | str | None = None,
     stages: int = 5,
     compare_baselines: Sequence[Baselines] = ("zero", "mean", "blur"),
     samples: int = 0,
@@ -57,9 +57,10 @@ def faithfulness(
         `explain`; "mean" hides colours, which "blur" keeps. seeds: random orders, a number or the seeds.
     freeze_object: the region, and `exclude_border` pixels around it, never change; only context is removed. Without,
         everything is. batch_size: pictures per forward pass.
-    explainer: `explainer(network, images) -> values`, or a method of `explain`; by default that of the attribution.
-        Needed for the randomised-weights check, at `stages` resets (0: skip), and for the comparison of baselines
-        (empty: skip), for which a callable must take `baselines=`, images. Plain values without it: neither is run.
+    explainer: `explainer(network, images) -> values` (or an `Attribution`), or the name of a method of `explain`; by
+        default that of the attribution. Needed for the randomised-weights check, at `stages` resets (0: skip), and for
+        the comparison of baselines (empty: skip), for which a callable must take `baselines=`, images. Plain values
+        without it: neither is run.
     samples: draws for captum's infidelity and, with an explainer, sensitivity_max; 0: skip.
 
     Passes per image: (2 · orders + seeds) · (steps - 1) + seeds + 5, orders being up to 3 (`Faithfulness.deletion`),
@@ -186,9 +187,11 @@ def _completeness(
     baseline: Tensor,
     scores: RegionScores,
     score: str,
-) -> Completeness:
-    """By what `explain` found for its own baseline, where it did; else for the baseline at hand."""
-    if isinstance(attribution, Attribution) and attribution.delta is not None and attribution.layer is None:
+) -> Completeness | None:
+    """As `explain` found for its own baseline, if the method promises a sum; plain values: for the one at hand."""
+    if isinstance(attribution, Attribution):
+        if attribution.delta is None or attribution.layer is not None:
+            return None
         total = values.sum((1, 2))
         return Completeness(total, total - attribution.delta.to(total))
     return completeness(values, images, baseline, scores, score)

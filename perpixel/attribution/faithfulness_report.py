@@ -32,8 +32,8 @@ class Faithfulness:
     deletion, insertion: `Curve`s, with random orders and the orders "nearest first" (patches nearest to the region;
         only if the object is frozen) and "reset network" (the attribution of the network with all layers reset).
     randomised: the randomised-weights check; baseline_sensitivity: the spread over baselines; completeness: whether
-        the values add up; object_alone: the region's labels with all context hidden; infidelity, sensitivity: (N,),
-        captum's. None: not run.
+        the values add up (None: the method does not promise it); object_alone: the region's labels with all context
+        hidden; infidelity, sensitivity (N,): captum's. None: not run.
     context_share: (N,), share of |values| (summed over channels first) outside the region; context_share_reset: the
         same of the network with all layers reset, None if not run; context_area: (N,), share of the pixels. The share
         alone proves nothing: a network that has learnt nothing can have the same.
@@ -50,7 +50,7 @@ class Faithfulness:
     deletion: Curve
     insertion: Curve
     object_alone: ObjectAlone
-    completeness: Completeness
+    completeness: Completeness | None
     context_share: Tensor
     context_area: Tensor
     context_share_reset: Tensor | None = None
@@ -78,8 +78,9 @@ class Faithfulness:
                 found[name].setdefault("areas", {})[score] = _plain(summed)
         if self.baseline_sensitivity is not None:
             found["baseline_sensitivity"]["mean_correlation"] = _plain(self.baseline_sensitivity.mean_correlation)
-        found["completeness"] |= {"gap": _plain(self.completeness.gap)}
-        found["completeness"] |= {"relative_gap": _plain(self.completeness.relative_gap)}
+        if self.completeness is not None:
+            found["completeness"]["gap"] = _plain(self.completeness.gap)
+            found["completeness"]["relative_gap"] = _plain(self.completeness.relative_gap)
         return dict(found)
 
     def summary(self) -> str:
@@ -109,8 +110,11 @@ class Faithfulness:
         if self.infidelity is not None:
             value, shuffled = _mean(self.infidelity.value), _mean(self.infidelity.shuffled)
             lines.append(f"Infidelity: {value} (0 is best, 1 no better than nothing); with shuffled values {shuffled}.")
-        total, change = _mean(self.completeness.total), _mean(self.completeness.difference)
-        lines.append(f"Completeness: the values add up to {total}; the score changes by {change} from the baseline.")
+        if self.completeness is not None:
+            total, change = _mean(self.completeness.total), _mean(self.completeness.difference)
+            lines.append(
+                f"Completeness: the values add up to {total}; from the baseline the score changes by {change}."
+            )
         return "\n".join(line for line in lines if line)
 
     def _curve_line(self, curve: Curve, score: str) -> str:

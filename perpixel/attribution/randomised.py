@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from perpixel.attribution.context import Attribution
 from perpixel.attribution.evidence import as_map
 from perpixel.attribution.targets import check_images
 from perpixel.checks import check_integer, check_option, complain
 from perpixel.outputs import dense_logits
 from perpixel.wrappers import unwrap
 
-_PROBE = 0xB1A5  # seed that nobody has built a network with
-Explainer = Callable[[nn.Module, Tensor], Tensor]
+SALT = 0xB1A50000  # added to seeds, so that no reset repeats how somebody built the network (torch takes 32 bits)
+Explainer = Callable[[nn.Module, Tensor], Tensor | Attribution]
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def randomised_weights(
 ) -> RandomisedWeights:
     """Compare the maps of `explainer(network, images)` before and after layers of a copy of `model` are reset.
 
-    explainer: returns (N, C, H, W) or (N, H, W) for the network it is given, which is the copy, in evaluation mode;
+    explainer: returns (N, C, H, W), (N, H, W) or an `Attribution` for the network it gets: the copy, evaluating;
         its random numbers are the same each time. Fix the region beforehand: a reset network may predict the label
         nowhere.
     layers: dotted names, reset in this order, each with everything inside; None: all that the logits depend on, last
@@ -78,7 +79,7 @@ def randomised_weights(
     for number, (name, group) in enumerate(groups):
         if mode == "independent" and number not in shown:
             continue
-        with _reset(group, seed + number, images.device, put_back=mode == "independent"):
+        with _reset(group, SALT + seed + number, images.device, put_back=mode == "independent"):
             if number in shown:
                 now = explained(explainer, network, images, seed)
                 pairs = ((trained, now), (trained.abs(), now.abs()))
@@ -233,8 +234,11 @@ def _can_reset(module: nn.Module, device: torch.device) -> bool:
         return False
     weights = [p for p in module.parameters(recurse=False) if p.ndim > 1]
     before = [p.detach().clone() for p in weights]
-    with _reset([module], _PROBE, device, put_back=True):
-        return not any(torch.equal(p, value) for p, value in zip(weights, before))
+    try:
+        with _reset([module], SALT - 1, device, put_back=True):
+            return not any(torch.equal(p, value) for p, value in zip(weights, before))
+    except TypeError:  # it wants arguments that nobody but its author knows
+        return False
 
 
 @contextmanager
@@ -259,7 +263,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     drawn = np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
+        np.random.seed(seed % 2**32)  # noqa: NPY002
         try:
             yield
         finally:

@@ -1,0 +1,200 @@
+"""The randomised-weights check: which layers are reset, in which order, and what it compares."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from attribution_nets import LABEL, Conv, GradientTimesInput, Linear, region_of, state_of
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+from perpixel.attribution.randomised import SALT, randomised_weights, rank_correlation
+
+
+class Scene(nn.Module):
+    """Layers of every awkward kind: registered out of order, reused, unused, without a way to be reset, wrapped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(4, 3, 1)
+        self.stem = nn.Conv2d(2, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.twice = nn.Conv2d(4, 4, 1)
+        self.aux = nn.Conv2d(4, 3, 1)
+        self.gain = Gain()
+        self.tied = nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 1))
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        x = self.norm(self.stem(images))
+        x = self.tied(self.twice(self.twice(x)).tanh())
+        tokens = x.flatten(2).transpose(1, 2)
+        mixed = self.attention(tokens, tokens, tokens)[0].transpose(1, 2).view_as(x)
+        return {"out": self.head(self.gain(x + mixed)), "aux": self.aux(x)}
+
+
+class Gain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1, 4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+def scene() -> tuple[Scene, Tensor, GradientTimesInput]:
+    model, images = Scene(), torch.randn(2, 2, 6, 6)
+    model.train()
+    for _ in range(3):
+        model(images)
+    return model.eval(), images, GradientTimesInput(LABEL, region_of(images))
+
+
+def test_layers_are_reset_from_the_output_down_and_the_rest_is_named() -> None:
+    model, images, explainer = scene()
+    before = state_of(model)
+    found = randomised_weights(model, images, explainer)
+    assert found.layers == ("head", "attention.out_proj", "attention", "twice", "norm", "stem")
+    assert {"gain", "tied"} <= {name.split(".")[0] for name in found.kept}
+    assert not any("aux" in name for name in (*found.layers, *found.kept))
+    assert found.correlation.shape == found.magnitude.shape == (6, 2)
+    assert state_of(model) == before
+
+
+def test_correlations_are_those_of_copies_reset_by_hand() -> None:
+    model, images = Conv().eval(), torch.randn(2, 2, 6, 6, dtype=torch.float64)
+    model.norm.running_mean += 0.3
+    model.norm.running_var *= 2
+    explainer = GradientTimesInput(LABEL, region_of(images))
+    found = randomised_weights(model, images, explainer, seed=5)
+    assert found.layers == ("last", "norm", "first")
+    copied = copy.deepcopy(model)
+    start = explainer(copied, images).sum(1)
+    torch.testing.assert_close(found.trained, start)
+    for step, name in enumerate(found.layers):
+        torch.manual_seed(SALT + 5 + step)
+        copied.get_submodule(name).reset_parameters()
+        now = explainer(copied, images).sum(1)
+        for n in range(2):
+            signed = spearmanr(start[n].flatten(), now[n].flatten()).statistic
+            absolute = spearmanr(start[n].abs().flatten(), now[n].abs().flatten()).statistic
+            assert float(found.correlation[step, n]) == pytest.approx(signed)
+            assert float(found.magnitude[step, n]) == pytest.approx(absolute)
+    torch.testing.assert_close(found.reset, now)
+    assert copied.norm.running_mean.abs().max() == 0
+
+
+def test_independent_resets_put_each_layer_back() -> None:
+    model, images = Conv().eval(), torch.randn(2, 2, 6, 6, dtype=torch.float64)
+    reference = copy.deepcopy(model)
+    explainer = GradientTimesInput(LABEL, region_of(images))
+    changed: list[list[str]] = []
+
+    def watching(network: nn.Module, x: Tensor) -> Tensor:
+        assert network is not model
+        assert not network.training
+        now = dict(network.named_parameters())
+        changed.append([n for n, p in reference.named_parameters() if p.ndim > 1 and not torch.equal(p, now[n])])
+        return explainer(network, x)
+
+    found = randomised_weights(model, images, watching, mode="independent", layers=["first", "last"])
+    assert changed == [[], ["first.weight"], ["last.weight"]]
+    again = randomised_weights(model, images, explainer, mode="cascade", layers=["first"])
+    torch.testing.assert_close(found.correlation[0], again.correlation[0])
+
+
+def test_stages_pick_among_the_resets_and_seeds_repeat() -> None:
+    model, images, explainer = scene()
+    full, few, other = (
+        randomised_weights(model, images, explainer, **how)  # type: ignore[arg-type]
+        for how in ({}, {"stages": 2}, {"seed": 9})
+    )
+    assert few.layers == (full.layers[2], full.layers[5])
+    torch.testing.assert_close(few.correlation, full.correlation[[2, 5]])
+    assert not torch.allclose(other.correlation, full.correlation)
+    whole = randomised_weights(nn.Sequential(model, Out()), images, explainer, layers=["0"], stages=1)
+    assert whole.layers == ("0",)
+
+
+class Out(nn.Module):
+    def forward(self, output: dict[str, Tensor]) -> Tensor:
+        return output["out"]
+
+
+def test_ranks_may_count_only_outside_the_object() -> None:
+    model, images, explainer = scene()
+    where = ~region_of(images)
+    found = randomised_weights(model, images, explainer, where=where)
+    for n in range(2):
+        expected = spearmanr(found.trained[n][where[n]], found.reset[n][where[n]]).statistic
+        assert float(found.correlation[-1, n]) == pytest.approx(expected)
+    flat = torch.zeros(1, 2, 2)
+    assert bool(rank_correlation(flat, torch.rand(1, 2, 2)).isnan().all())
+    assert rank_correlation(torch.rand(1, 2, 2).cumsum(2), torch.ones(1, 2, 2).cumsum(2)).numel() == 1
+
+
+def test_an_explainer_of_another_network_is_noticed() -> None:
+    model, images, explainer = scene()
+    with pytest.warns(UserWarning, match="explainer: resetting every layer leaves the map bitwise"):
+        found = randomised_weights(model, images, lambda _, x: explainer(model, x))
+    torch.testing.assert_close(found.correlation, torch.ones(6, 2, dtype=torch.float64))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        randomised_weights(model, images, explainer)
+
+
+def test_what_cannot_be_reset_or_explained_is_refused() -> None:
+    model, images, explainer = scene()
+    before = state_of(model)
+    with pytest.raises(ValueError, match="layers: expected dotted names of layers with weights"):
+        randomised_weights(model, images, explainer, layers=["nowhere"])
+    with pytest.raises(ValueError, match="layers: expected at least one name"):
+        randomised_weights(model, images, explainer, layers=[])
+    with pytest.raises(ValueError, match="mode: expected one of 'cascade', 'independent'"):
+        randomised_weights(model, images, explainer, mode="both")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="stages: expected an integer >= 1"):
+        randomised_weights(model, images, explainer, stages=0)
+    with pytest.raises(ValueError, match="explainer: expected shape"):
+        randomised_weights(model, images, lambda _, x: x[:, :, :3])
+    with pytest.raises(ValueError, match="explainer: expected finite values"):
+        randomised_weights(model, images, lambda _, x: x / 0)
+    with pytest.raises(
+        ValueError, match=r"model: expected layers that reset_parameters resets, got none \(weight|none"
+    ):
+        randomised_weights(Linear(), torch.randn(1, 1, 6, 6, dtype=torch.float64), lambda _, x: x)
+    with pytest.raises(ValueError, match="where: expected a bool tensor"):
+        randomised_weights(model, images, explainer, where=torch.ones(2, 5, 6, dtype=torch.bool))
+    with pytest.raises(TypeError, match=r"model: expected a torch\.nn\.Module"):
+        randomised_weights(len, images, explainer)  # type: ignore[arg-type]
+    model.cache = model(images)["out"]
+    with pytest.raises(ValueError, match=r"model: expected a network that copy\.deepcopy can copy"):
+        randomised_weights(model, images, explainer)
+    del model.cache
+    assert state_of(model) == before
+
+
+def test_under_no_grad_and_inference_mode() -> None:
+    model, images, explainer = scene()
+    expected = randomised_weights(model, images, explainer, stages=1).correlation
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            found = randomised_weights(model, images.clone(), explainer, stages=1).correlation
+            assert not torch.is_grad_enabled()
+        torch.testing.assert_close(found, expected)
+
+
+class Picky(nn.Conv2d):
+    def reset_parameters(self, gain: float | None = None) -> None:
+        if gain is None and hasattr(self, "built"):
+            raise TypeError("gain")
+        super().reset_parameters()
+
+
+def test_a_reset_that_wants_arguments_is_left_alone() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 3, 1), Picky(3, 3, 1))
+    model[1].built = True
+    images = torch.randn(1, 2, 6, 6)
+    found = randomised_weights(model, images, GradientTimesInput(LABEL, region_of(images)))
+    assert found.kept == ("1",)
+    assert found.layers == ("0",)
