@@ -152,6 +152,9 @@ def check_answer(at: Driver, region: Tensor, why: int, bound: float, rival: int 
     doubtful = int((best[0] - best[1] < 2 * bound).sum())
     assert sorted(first, key=lambda c: -int(counts[c]))[:1] == first[:1] or doubtful
     assert set(first) >= {c for c in range(len(counts)) if counts[c] > doubtful}
+    parts = at.browser.run("[...document.querySelectorAll('#verdict data')].map(d => Number(d.value))")
+    for c, part in zip(first, parts):
+        assert part * int(region.sum()) == pytest.approx(int(counts[c]), abs=doubtful + 1e-6)
     assert at.value("#logit-after") == pytest.approx(float(hidden[why].mean()), abs=bound + 1e-5)
 
 
@@ -275,6 +278,9 @@ def test_another_class_and_a_rival_can_be_asked_for(at: Driver, page: ExplorerPa
     at.choose("#rival", "runner-up")
     check_answer(at, pixel(10, 33), why, page.error, label)
     assert at.text("#context-caption") == f"Context: why {cases.CLASSES[why]} rather than {cases.CLASSES[label]}?"
+    assert at.browser.run("document.querySelector('#rival').value") == "runner-up"
+    at.choose("#rival", "")
+    check_answer(at, pixel(10, 33), why, page.error)
 
 
 def test_the_picture_can_be_seen_with_a_patch_hidden(at: Driver, page: ExplorerPage) -> None:
@@ -287,7 +293,7 @@ def test_the_picture_can_be_seen_with_a_patch_hidden(at: Driver, page: ExplorerP
         sure = best[0] - best[1] > 2 * page.error
         assert torch.equal(at.labels()[sure], expected.argmax(0)[sure])
         changed = float((expected.argmax(0) != labels).double().mean())
-        assert f"{round(100 * changed)} % of the picture" in at.text("#changed")
+        assert f"{int(100 * changed + 0.5)} % of the picture" in at.text("#changed")
     assert at.text("#labels-caption") == "Labels with patch A hidden"
     at.press_button("#opponents .patch")
     assert torch.equal(at.labels(), labels)
@@ -301,6 +307,12 @@ def test_the_truth_can_be_shown(at: Driver) -> None:
     assert at.text("#was") == ("truth: car ✗ wrong" if wrong else "truth: car ✓ right")
     at.hover(2, 2)
     assert at.text("#was") == "truth: void"
+    region = truths()[2] == 1
+    valid = region & (torch.arange(HEIGHT) >= 5)[:, None]
+    right = float((truth == 1)[valid].double().mean())
+    at.press_button("#classes [data-class='1']")
+    assert at.text("#was") == f"{int(100 * right + 0.5)} % of its pixels are labelled right"
+    at.browser.press("Escape")
     at.press_button("#truth")
     at.opaque()
     palette = torch.tensor(at.browser.run("JSON.parse(document.querySelector('#data').textContent).palette"))

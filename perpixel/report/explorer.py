@@ -68,7 +68,7 @@ def context_explorer(
     """Write a self-contained HTML page that answers, for any pixel, region or class, which patches decide its label.
 
     An effect is the logit with nothing hidden minus the logit with the patch hidden: positive where the patch supports
-    the class. The page needs no server and is forbidden to load anything; a browser of 2023 or newer opens it.
+    the class. The page needs no server and is forbidden to load anything; a browser of 2024 or newer opens it.
 
     Args:
         path: the file to write, in a folder that exists.

@@ -38,7 +38,7 @@ class Words {
   tagged(c) {
     const swatch = element("span", { class: "swatch" });
     swatch.style.background = this.css(c);
-    return element("span", {}, swatch, this.name(c));
+    return element("span", { class: "tagged" }, swatch, this.name(c));
   }
 
   writePatches(answer, chosen) {
