@@ -257,6 +257,43 @@ def test_no_pass_holds_more_images_than_asked_for() -> None:
     assert max(sizes) <= 8
     explain(net, x, 1, region=regions(), internal_batch_size=30, n_steps=10)
     assert max(sizes) == 30
+    sizes.clear()
+    explain(net, x, 1, region=regions(), internal_batch_size=2, n_steps=4)
+    assert max(sizes[1:]) == 2  # after the pass that freezes the region
+
+
+def test_many_images_are_explained_in_groups_and_large_ones_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x, labels = Net("out"), images(11), torch.arange(11) % 4
+    region = regions().repeat(4, 1, 1)[:11]
+    sizes: list[int] = []
+    net.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    bases = images(11, seed=5)
+    options: dict[str, Any] = {"n_steps": 3, "baselines": bases}
+    found = explain(net, x, labels, region=region, **options)
+    assert max(sizes[1:]) <= 8
+    for n in (0, 7, 8, 10):
+        own = {"n_steps": 3, "baselines": bases[n : n + 1]}
+        alone = explain(net, x[n : n + 1], int(labels[n]), region=region[n], **own)
+        torch.testing.assert_close(found.values[n : n + 1], alone.values)
+        torch.testing.assert_close(found.delta[n : n + 1], alone.delta, rtol=1e-5, atol=1e-7)
+    drawn = explain(net, x, labels, region=region, method="DeepLiftShap", baselines=images(11, seed=6))
+    alone = explain(net, x[9:10], int(labels[9]), region=region[9], method="DeepLiftShap", baselines=images(11, seed=6))
+    torch.testing.assert_close(drawn.values[9:10], alone.values)
+    monkeypatch.setattr("perpixel.attribution.defaults.PIXELS", 12 * 16 * 2)
+    sizes.clear()
+    small = explain(net, x, labels, region=region, **options)
+    assert max(sizes[1:]) == 2
+    torch.testing.assert_close(small.values, found.values)
+
+
+def test_what_came_from_inference_mode_can_be_explained() -> None:
+    net = Net("out")
+    with torch.inference_mode():
+        x, labels, region = images() + 0, LABELS + 0, net(images())["out"].argmax(1) >= 0
+        inside = explain(net, x, labels, region=region, n_steps=2, score="margin")
+    outside = explain(net, x, labels, region=region, n_steps=2, score="margin")
+    torch.testing.assert_close(inside.values, outside.values)
+    assert not inside.region.is_inference()
 
 
 def test_the_default_region_is_the_prediction() -> None:

@@ -10,14 +10,32 @@ from perpixel.attribution.methods import Method
 from perpixel.checks import check_tensor, complain
 from perpixel.outputs import maps_in
 
-ROWS = 8  # images in one forward pass
+ROWS, PIXELS = 8, 1 << 19  # images in one forward pass, and the pixels of all
 PATCH = 32  # pixels
 DISTRIBUTION = ("DeepLiftShap", "GradientShap", "LayerDeepLiftShap", "LayerGradientShap")
 
 
+def rows_for(images: Tensor) -> int:
+    """How many images of this size go into one forward pass."""
+    return max(1, min(ROWS, PIXELS // images.shape[-2:].numel()))
+
+
+def groups_for(method: Method, images: Tensor, baselines: list[Tensor | None], given: dict[str, Any]) -> list[slice]:
+    """The images that are explained together: as many as go into one pass, unless the caller says how many do."""
+    count = len(images)
+    if "Permutation" in method.kind.__name__ or "perturbations_per_eval" in given:
+        size = count
+    elif len(baselines) > 1:
+        size = 1
+    else:
+        size = given.get("internal_batch_size") or rows_for(images)
+    return [slice(start, start + size) for start in range(0, count, size)]
+
+
 def options_for(method: Method, images: Tensor, given: dict[str, Any]) -> dict[str, Any]:
     """The options of `attribute` for these images: what is given, and sound values for what is not."""
-    rows = max(1, ROWS // len(images))
+    most = rows_for(images)
+    rows = max(1, most // len(images))
     own, kind = method.parameters(), method.kind.__name__
     chosen: dict[str, Any] = {}
     if method.noise:
@@ -27,9 +45,9 @@ def options_for(method: Method, images: Tensor, given: dict[str, Any]) -> dict[s
     if "internal_batch_size" in own:
         times = given.get("nt_samples_batch_size", rows) if method.noise else 1
         ends = 2 if kind == "LayerConductance" else 1
-        chosen["internal_batch_size"] = max(ROWS, ends * len(images) * (times or given.get("nt_samples", 5)))
+        chosen["internal_batch_size"] = max(most, ends * len(images) * (times or given.get("nt_samples", 5)))
     if "perturbations_per_eval" in own:
-        chosen["perturbations_per_eval"] = ROWS if kind in ("Lime", "KernelShap") else rows
+        chosen["perturbations_per_eval"] = most if kind in ("Lime", "KernelShap") else rows
     if "abs" in own:
         chosen["abs"] = False
     if "interpolate_mode" in own:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from perpixel.attribution.baselines import Baselines
 from perpixel.attribution.census import census
 from perpixel.attribution.context import Attribution
-from perpixel.attribution.defaults import baselines_for, layer_squares, options_for
+from perpixel.attribution.defaults import DISTRIBUTION, baselines_for, groups_for, layer_squares, options_for
 from perpixel.attribution.layers import find_layer, last_feature_layer
 from perpixel.attribution.methods import Method
 from perpixel.attribution.targets import RegionTarget, check_images, evaluating
@@ -53,9 +53,10 @@ def explain(
         (`last_feature_layer`). Their values are summed over the layer's channels and upsampled bilinearly.
     baselines: "zero", "mean", "blur", a number, a tensor or a callable on the images; None: zero, as in captum. For
         DeepLiftShap and GradientShap a tensor (B, ...) to draw from; None: each image's own zero, mean and blur.
-    attribute_kwargs: options of captum's `attribute`. Where not given: at most max(8, N) images in one pass; signed
-        values; the convergence delta; for methods that hide parts, squares over all channels (Occlusion and
-        FeatureAblation 32 pixels, at most a quarter of the shorter side; the others a quarter; ShapleyValues half).
+    attribute_kwargs: options of captum's `attribute`. Where not given: at most 8 images, and half a million pixels, in
+        one pass of captum's; signed values; the convergence delta; for methods that hide parts, squares over all
+        channels (Occlusion and FeatureAblation 32 pixels, at most a quarter of the shorter side; the others a quarter;
+        ShapleyValues half).
 
     Sampling draws from torch's and numpy's generators, as captum does. A UserWarning says where a method does not hold
     for the network, and why: DeepLift, guided backpropagation, deconvolution, LRP. Values are float32, or float64 if
@@ -70,13 +71,12 @@ def explain(
         images = _fit(images, model)
         target = RegionTarget(model, label, region, score).freeze(images)
         bases = baselines_for(chosen, baselines, images)
-        options = options_for(chosen, images, attribute_kwargs)
         name, module = _layer(chosen, model, layer, images)
         if chosen.kind.__name__ in FAMILIES:
             _make_fit(chosen, model, images, score, module)
-        options = {**layer_squares(chosen, model, module, images), **options}
-        result, delta = _attribute(chosen, target, module, images, bases, options)
-        if getattr(options.get("layer_mask"), "shape", (0, 0))[1] == 1:
+        given = {**layer_squares(chosen, model, module, images), **attribute_kwargs}
+        result, delta = _attribute(chosen, target, module, images, bases, given)
+        if getattr(given.get("layer_mask"), "shape", (0, 0))[1] == 1:
             result = result[:, :1]  # every channel has the effect of all
         values = _on_image(result, images, chosen)
         regions = labels_on_grid(target.arguments(images)[1], (images.shape[-2], images.shape[-1]))
@@ -142,22 +142,29 @@ def _attribute(
     layer: nn.Module | None,
     images: Tensor,
     bases: list[Tensor | None],
-    options: dict[str, Any],
+    given: dict[str, Any],
 ) -> tuple[Tensor, Tensor | None]:
-    """captum's values and deltas (N,), for all images at once or, with baselines for each, one by one."""
+    """captum's values and deltas (N,), group by group."""
     labels, regions = target.arguments(images)
-    groups = [slice(None)] if len(bases) == 1 else [slice(i, i + 1) for i in range(len(images))]
     values, deltas = [], []
-    for rows, base in zip(groups, bases):
-        call = dict(options, additional_forward_args=(labels[rows], regions[rows]))
+    for rows in groups_for(chosen, images, bases, given):
+        part = images[rows].clone()
+        own = {name: value[rows] if _is_per_image(value, images) else value for name, value in given.items()}
+        options = options_for(chosen, part, own)
+        base = bases[rows.start if len(bases) > 1 else 0]
         if base is not None:
-            call["baselines"] = base
-        result = _captum(chosen, target, layer, images[rows].clone(), call)
+            options["baselines"] = base if chosen.kind.__name__ in DISTRIBUTION else base[rows]
+        options["additional_forward_args"] = (labels[rows], regions[rows])
+        result = _captum(chosen, target, layer, part, options)
         if options.get("return_convergence_delta"):
             result, delta = result
-            deltas.append(_mean_delta(delta.detach(), len(images[rows]), chosen, options))
+            deltas.append(_mean_delta(delta.detach(), len(part), chosen, options))
         values.append(_single(result, chosen).detach())
     return torch.cat(values), torch.cat(deltas) if deltas else None
+
+
+def _is_per_image(value: object, images: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.ndim == images.ndim and len(value) == len(images)
 
 
 def _mean_delta(delta: Tensor, count: int, chosen: Method, options: dict[str, Any]) -> Tensor:

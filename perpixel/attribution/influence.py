@@ -13,14 +13,7 @@ from perpixel.attribution.patches import Patches, Segments, connected_segments, 
 from perpixel.attribution.storage import allocate
 from perpixel.attribution.targets import check_images
 from perpixel.attribution.upsampling import size_of
-from perpixel.checks import (
-    check_finite,
-    check_flag,
-    check_integer,
-    check_option,
-    check_same_device,
-    complain,
-)
+from perpixel.checks import check_finite, check_flag, check_integer, check_option, complain
 from perpixel.wrappers import unwrap
 
 MODES = ("patches", "segments")
@@ -64,8 +57,9 @@ def influence(
     memory_cap: bytes; more than that is kept in a memory-mapped file in the folder `storage` (None: that for temporary
         files), on the CPU. The file goes with the result.
 
-    Besides one pass per patch: one per image as it is, and one to find the grid. Where the output is no result of
-    `F.interpolate`, the grid is the output itself, and the values need that much more room.
+    Passes: one per patch and one per image as it is; up to two more of the first batch where the grid is not what goes
+    into the first upsampling to the images' size. Where the output is no result of `F.interpolate`, the grid is the
+    output itself, and the values need that much more room.
     TypeError or ValueError for arguments that are not fit, no dense output, and NaN in the logits, naming image and
     patch; OSError where the disk is full.
     After captum's Occlusion (Zeiler and Fergus, arXiv 1311.2901), for all targets at once.
@@ -79,8 +73,9 @@ def influence(
 
     passes, logits = first_pass(unwrap(model), images, substitute, batch)
     check_finite("logits", logits, torch.ones_like(logits[:, 0], dtype=torch.bool))
+    logits = logits if logits.dtype == torch.float64 else logits.float()
     units = patches or _segments(segments, passes, logits)
-    dtype = dtype or (torch.float64 if logits.dtype == torch.float64 else torch.float32)
+    dtype = dtype or logits.dtype
     place = torch.device(device) if device is not None else images.device
     with passes.running():
         shape = (len(images), units.count, *logits.shape[1:])
@@ -108,8 +103,6 @@ def _segments(segments: Tensor | None, passes: Passes, logits: Tensor) -> Segmen
     if segments is None:
         full = passes.upsampling(logits)
         segments = connected_segments(full.argmax(1) if full.shape[1] > 1 else (full[:, 0] <= 0).long())
-    elif isinstance(segments, Tensor):
-        check_same_device(segments=segments, images=passes.images)
     return segments_of(segments, len(passes.images), size_of(passes.images))
 
 

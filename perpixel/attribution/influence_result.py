@@ -42,7 +42,7 @@ class Influence:
 
     values: (N, units, C, h, w), logit as it is minus logit with the unit hidden, on the grid; NaN where an image has
         fewer segments than another. Units are the patches, row by row, or the segments.
-    logits: (N, C, h, w), of the images as they are. units: where the units lie. file: where `values` are kept if not in
+    logits: (N, C, h, w), of the images as they are, float32 or float64. units: where the units lie. file: where `values` are kept if not in
         memory. The model and the images are kept too: `class_matrix` runs them again.
 
     Scores are float32 (float64 where the logits are) on the device of `values`, positive where the unit speaks for the
@@ -236,7 +236,7 @@ class Influence:
         return self._rounded(effects)
 
     def _rounded(self, effects: list[Tensor]) -> Tensor:
-        return torch.stack(effects).to(torch.float64 if self.logits.dtype == torch.float64 else torch.float32)
+        return torch.stack(effects).to(self.logits.dtype)
 
     def _weighted(self, image: int, label: int, weights: Tensor, rows: slice, columns: slice) -> Tensor:
         """Σ weights · values of one class over the part of the grid given: (units,)."""
@@ -256,9 +256,8 @@ class Influence:
             full = upsampling.part(grid, size, rows, columns).flatten(2).index_select(2, inside)
             return _margin(full.transpose(0, 1), label).to(precise(full.device)).sum(1)
 
-        wide = before.float() if before.dtype.itemsize < 4 else before
-        after = [margin(wide - part) for part in self.values[image].split(step)]
-        return margin(wide[None]) - torch.cat(after)
+        after = [margin(before - part) for part in self.values[image].split(step)]
+        return margin(before[None]) - torch.cat(after)
 
 
 def _margin(logits: Tensor, label: int) -> Tensor:

@@ -55,6 +55,7 @@ class RegionTarget(nn.Module):
         self._freeze(images)
         return self
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def _freeze(self, images: Tensor) -> tuple[Tensor, Tensor]:
         images = check_images(images)
@@ -67,6 +68,7 @@ class RegionTarget(nn.Module):
                 complain("score", "'logit' for a network of one class", "'margin'", "It has no other class.")
             )
         check_finite("output", logits_at(logits, region.shape[-2:]), region)
+        labels, region = (t.clone() if t.is_inference() else t for t in (labels, region))  # autograd wants to keep them
         self._frozen, self._dtype = (labels, region), images.dtype
         self.region = region[0] if self._alike else region
         return self._frozen
@@ -87,8 +89,9 @@ class RegionTarget(nn.Module):
             label, region = self._of_rows(images)
         if self._frozen is not None:  # captum's noise is float32, whatever the images are
             images = images.to(self._dtype)
-        label, region = label.to(images.device), region.to(images.device, torch.bool)  # captum's LRP adds 0 to them
-        return self.readout(self._logits(images), label=label, region=region)
+        logits = self._logits(images)
+        label, region = label.to(logits.device), region.to(logits.device, torch.bool)  # captum's LRP adds 0 to them
+        return self.readout(logits, label=label, region=region)
 
     def _of_rows(self, images: Tensor) -> tuple[Tensor, Tensor]:
         call = CaptumCall()
@@ -239,7 +242,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     Every module's own flags come back, also after an error.
     """
     flags = ("training", "inplace") if torch.is_grad_enabled() else ("training",)
-    changed = [(module, flag) for module in model.modules() for flag in flags if vars(module).get(flag) is True]
+    changed = [(module, flag) for module in model.modules() for flag in flags if getattr(module, flag, None) is True]
     for module, flag in changed:
         setattr(module, flag, False)
     try:
