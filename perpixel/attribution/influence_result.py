@@ -42,8 +42,8 @@ class Influence:
 
     values: (N, units, C, h, w), logit as it is minus logit with the unit hidden, on the grid; NaN where an image has
         fewer segments than another. Units are the patches, row by row, or the segments.
-    logits: (N, C, h, w), of the images as they are, float32 or float64. units: where the units lie. file: where `values` are kept if not in
-        memory. The model and the images are kept too: `class_matrix` runs them again.
+    logits: (N, C, h, w), of the images as they are, float32 or float64. units: where the units lie. file: where
+        `values` are kept if not in memory. The model and the images are kept too: `class_matrix` runs them again.
 
     Scores are float32 (float64 where the logits are) on the device of `values`, positive where the unit speaks for the
     label. label: an int, or ints (N,). region: bool (N, H, W) or (H, W) at the size of the images or of the output;
