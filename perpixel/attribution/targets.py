@@ -241,8 +241,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
     Every module's own flags come back, also after an error.
     """
-    flags = ("training", "inplace") if torch.is_grad_enabled() else ("training",)
-    changed = [(module, flag) for module in model.modules() for flag in flags if getattr(module, flag, None) is True]
+    changed = [(module, "training") for module in model.modules() if module.training]
+    if torch.is_grad_enabled():
+        changed += [(module, "inplace") for module in model.modules() if vars(module).get("inplace") is True]
     for module, flag in changed:
         setattr(module, flag, False)
     try:
