@@ -194,8 +194,12 @@ def _by_channels(inputs: _Inputs, looks: Looks, weight: Array, tracks: Tracks, p
         channel[part] = place
         score[part] = sums.ravel().take(np.arange(0, sums.size, channels) + place)
         if length > 1:
-            given = products.of(place, 0 if published else -np.inf)
-            tap[part] = (given if signs is None else given * signs[part, None]).argmax(1)
+            given = products.of(place)
+            if signs is not None:
+                given = given * signs[part, None]
+            if looks.valid is not None and not published:
+                given[~looks.valid[part]] = -np.inf
+            tap[part] = given.argmax(1)
     return tap, channel, score
 
 
@@ -215,7 +219,7 @@ class _Whole:
         given = torch.from_numpy(self.given).view(self.count, self.length, self.channels)
         return given.sum(1).numpy()
 
-    def of(self, channel: Array, outside: float) -> Array:
+    def of(self, channel: Array) -> Array:
         """Those of one channel each, (P, T)."""
         first = np.arange(0, self.given.size, self.channels).reshape(self.count, self.length)
         return self.given.ravel().take(first + channel[:, None])
@@ -239,9 +243,9 @@ class _Parts(_Whole):
         zeros = given.new_zeros(self.count, self.channels)
         return zeros.index_add_(0, torch.from_numpy(self.owner), given).numpy()
 
-    def of(self, channel: Array, outside: float) -> Array:
-        """Those of one channel each, (P, T); `outside` where a tap is not valid."""
-        result = np.full(self.count * self.length, outside, self.given.dtype)
+    def of(self, channel: Array) -> Array:
+        """Those of one channel each, (P, T); 0 where a tap is not valid."""
+        result = np.zeros(self.count * self.length, self.given.dtype)
         first = np.arange(0, self.given.size, self.channels)
         result[self.place] = self.given.ravel().take(first + channel.take(self.owner))
         return result.reshape(self.count, self.length)
