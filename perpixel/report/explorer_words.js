@@ -139,7 +139,8 @@ class Words {
     } else {
       shares.slice(0, 3).forEach((c, i) => {
         const share = after.counts[c] / question.pixels;
-        $("verdict").append(i ? ", " : "", number(share, "", percent(share)), " ", this.tagged(c));
+        const part = [number(share, "", percent(share)), " ", this.tagged(c)];
+        $("verdict").append(i ? ", " : "", element("span", { class: "tagged" }, ...part));
       });
       for (const c of shares) {
         const part = element("span");
