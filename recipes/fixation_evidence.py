@@ -114,23 +114,24 @@ def measure_evidence(
     indices: Sequence[int],
     settings: MeasureSettings,
     told: Callable[[int], None] | None = None,
+    trained: Subject | None = None,
 ) -> dict[str, Tensor]:
     """Sums per image (N, 5) by "network|question|kind": pixels, mass, on evidence, on own object, mass × chance.
 
-    chance: the evidence's share of the image. The first network is the trained one, whose labels tell right from
-    mistaken. Names that start alike up to "#" are pooled.
+    chance: the evidence's share of the image. trained: the network whose labels tell right from mistaken (None: the
+    first). Names that start alike up to "#" are pooled.
     """
+    trained = trained or next(iter(networks.values()))
     asked = {(n, q): s.asking(rivals) for n, s in networks.items() for q, rivals in questions.items()}
-    trained = next(iter(networks))
     sums: dict[str, Tensor] = {}
     for place, group in enumerate([indices[i : i + 16] for i in range(0, len(indices), 16)]):
         shown = {i: x[0] for i, (_, x, _, _) in zip(group, images.evaluation(batch_size=1, far=0.0, only=group))}
         trials: list[Trial] = []
         for i in group:
-            predicted = networks[trained].predict(shown[i][None])[0].cpu()
+            predicted = trained.predict(shown[i][None])[0].cpu()
             trials += find_trials(i, images.evaluation_sample(i), predicted, images, settings)
         for (name, question), subject in asked.items():
-            some = [t for t in trials if name == trained or t.kind not in BY_NETWORK]
+            some = [t for t in trials if networks[name] is trained or t.kind not in BY_NETWORK]
             for trial, row in zip(some, trace_trials(subject, shown, some, settings.batch_size) if some else ()):
                 key = f"{name.split('#')[0]}|{question}|{trial.kind}"
                 total = sums.setdefault(key, torch.zeros(len(indices), 5, dtype=torch.float64))

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from lightning_fabric import Fabric
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from perpixel.checks import complain
 from recipes import finetune
@@ -250,15 +251,16 @@ class Job:
         shown = [images.to(device) for _, images, _, _ in self.batches(self.indices[:32])]
         networks = {"trained": subject}
         for seed in settings.measure.random_seeds:
-            network = random_network(settings, images.num_classes, seed, shown).to(device)
-            networks[f"random#{seed}"] = Subject(network, network, settings.trace, device, "random weights")
+            fresh = random_network(settings, images.num_classes, seed, shown).to(device)
+            networks[f"random#{seed}"] = Subject(fresh, fresh, settings.trace, device, "random weights")
         rivals = rivals_of(images, settings.trace)
         questions: dict[str, dict[int, int]] = {"class": {}, "rival": rivals}
-        found = self.measured(
-            "evidence",
-            lambda told: measure_evidence(networks, questions, images, self.indices, settings.measure, told),
-            len(self.indices),
-        )
+        found: dict[str, Tensor] = {}
+        for name, network in networks.items():  # a stage each, so that a stopped run loses little
+            of_one = ({name: network}, questions, images, self.indices, settings.measure)
+            measure = partial(measure_evidence, *of_one, trained=subject)
+            for key, sums in self.measured(f"evidence-{name.replace('#', '')}", measure, len(self.indices)).items():
+                found[key] = found[key] + sums if key in found else sums
         rows = evidence_rows(found, settings.measure)
         save_csv(rows, self.folder / "evidence.csv")
         title = f"{settings.model.name} on {settings.data.name}: mass on what decides the label"

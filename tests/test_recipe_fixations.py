@@ -211,13 +211,13 @@ def test_stopped_run_continues_with_what_it_measured(
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
-    for name in ("shares.csv", "evidence.csv", "summary.md", "measured/evidence.pt"):
+    for name in ("shares.csv", "evidence.csv", "summary.md", "measured/evidence-random1.pt"):
         (folder / name).unlink()
     damaged = folder / "measured" / "counts.pt"
     damaged.write_bytes(damaged.read_bytes()[:-30])
     (folder / "config.yaml").write_text((folder / "config.yaml").read_text().replace(str(whole), str(folder)))
 
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
