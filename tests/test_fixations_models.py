@@ -15,6 +15,8 @@ SEGMENTATION: dict[str, Callable[[], nn.Module]] = {
     "fcn_resnet50": lambda: tv.segmentation.fcn_resnet50(**PLAIN, aux_loss=True, num_classes=5),
     "deeplabv3_resnet50": lambda: tv.segmentation.deeplabv3_resnet50(**PLAIN, num_classes=5),
     "deeplabv3_mobilenet_v3_large": lambda: tv.segmentation.deeplabv3_mobilenet_v3_large(**PLAIN, num_classes=5),
+    "fcn_resnet101": lambda: tv.segmentation.fcn_resnet101(**PLAIN, num_classes=5),
+    "deeplabv3_resnet101": lambda: tv.segmentation.deeplabv3_resnet101(**PLAIN, aux_loss=True, num_classes=5),
     "lraspp_mobilenet_v3_large": lambda: tv.segmentation.lraspp_mobilenet_v3_large(**PLAIN, num_classes=5),
     "vgg": lambda: nn.Sequential(tv.vgg11_bn(weights=None).features, nn.Conv2d(512, 5, 1), nn.Upsample(size=(48, 64))),
 }
@@ -46,7 +48,9 @@ def check(model: nn.Module, size: tuple[int, int], pixels: int) -> None:
     assert torch.equal(again.mass, fix.mass)
 
 
-@pytest.mark.parametrize("name", SEGMENTATION)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if "101" in name else ()) for name in SEGMENTATION]
+)
 def test_torchvision_segmentation(name: str) -> None:
     check(SEGMENTATION[name](), (48, 64), 48 * 64)
 
