@@ -1,5 +1,8 @@
-"""Figures for people: training curves, prediction sheets, and fixations as points, heat, flow and charts."""
+"""Pictures and pages for people: curves, prediction sheets, fixations, signed maps with their charts, the explorer."""
 
+from perpixel.report.attribution_charts import CurvePanel, class_matrix_chart, profile_chart, removal_chart
+from perpixel.report.attribution_plots import MapPanel, signed_panels
+from perpixel.report.explorer import ExplorerPage, context_explorer
 from perpixel.report.fixation_pictures import (
     PointPanel,
     animation_bytes,
@@ -11,10 +14,16 @@ from perpixel.report.fixation_pictures import (
     point_sheet,
 )
 from perpixel.report.plots import prediction_sheet, training_curves
+from perpixel.report.salient import salient_sheet
 
 __all__ = [
+    "CurvePanel",
+    "ExplorerPage",
+    "MapPanel",
     "PointPanel",
     "animation_bytes",
+    "class_matrix_chart",
+    "context_explorer",
     "count_chart",
     "fixation_backdrop",
     "interval_chart",
@@ -22,5 +31,9 @@ __all__ = [
     "picture_bytes",
     "point_sheet",
     "prediction_sheet",
+    "profile_chart",
+    "removal_chart",
+    "salient_sheet",
+    "signed_panels",
     "training_curves",
 ]
