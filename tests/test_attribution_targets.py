@@ -90,6 +90,15 @@ def test_the_region_is_frozen_on_what_captum_was_given_not_on_what_it_made_of_it
     torch.testing.assert_close(values, again, rtol=0, atol=0)
 
 
+def test_freezing_anew_forgets_the_old_images() -> None:
+    net = Net()
+    label = int(net(images())[:1].argmax(1).flatten().mode().values)
+    target = RegionTarget(net, label).freeze(images(1)).freeze(images(2, seed=4))
+    assert torch.equal(target.region, net(images(2, seed=4)).argmax(1) == label)
+    with pytest.raises(TypeError, match="both, or neither"):
+        target(images(2), torch.tensor([1, 1]))
+
+
 WINDOW = {"sliding_window_shapes": (3, 4, 4), "strides": (3, 3, 3)}
 MASK = {"feature_mask": square_features()}
 DRAWN = torch.randn(2, 3, *SIZE, dtype=torch.float64)

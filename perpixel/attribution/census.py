@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-# ATen operations, without underscores around the name, that are linear in what they are given
+# ATen operations, without the underscores around their names: values moved about; linear; a product of two arguments
 _MOVES = (
-    "alias as_strided cat channel_shuffle chunk clone col2im constant_pad_nd contiguous copy detach diagonal expand "
-    "expand_as fill flatten flip fold gather im2col index index_select movedim narrow native_channel_shuffle "
-    "permute pixel_shuffle pixel_unshuffle reflection_pad2d repeat replication_pad2d reshape reshape_alias roll "
-    "select slice split split_with_sizes squeeze stack t to to_copy transpose unbind unfold unsafe_view unsqueeze view"
+    "alias as_strided cat channel_shuffle chunk clone col2im constant_pad_nd contiguous copy cumsum detach "
+    "diagonal expand expand_as fill flatten flip fold gather im2col index index_put index_select masked_fill "
+    "movedim narrow native_channel_shuffle permute pixel_shuffle pixel_unshuffle reflection_pad2d repeat "
+    "replication_pad2d reshape reshape_alias roll scatter select select_scatter slice slice_scatter split "
+    "split_with_sizes squeeze stack t to to_copy transpose unbind unfold unsafe_view unsqueeze view"
 )
 _LINEAR = (
     "adaptive_avg_pool2d add avg_pool2d batch_norm_with_update_functional cudnn_batch_norm "
@@ -26,7 +27,7 @@ _LINEAR = (
 )
 _BILINEAR = (
     "addbmm addmm baddbmm bmm convolution cudnn_convolution div linear matmul miopen_convolution mkldnn_convolution mm "
-    "mul scaled_dot_product_attention"
+    "mul"
 )
 MOVES, LINEAR, BILINEAR = (frozenset(names.split()) for names in (_MOVES, _LINEAR, _BILINEAR))
 _QUIET = frozenset(("empty", "empty_like", "ones_like", "zeros_like", "new_zeros", "new_empty", "argmax"))

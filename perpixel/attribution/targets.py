@@ -46,12 +46,13 @@ class RegionTarget(nn.Module):
         self.model = model
         self.readout = Readout(score)
         self.training = model.training
+        self._given = self.region
         self._alike = isinstance(self.label, int) and region is not None and region.ndim == 2
         self._frozen: tuple[Tensor, Tensor] | None = None
         self._dtype = torch.float32
 
     def freeze(self, images: Tensor) -> "RegionTarget":
-        """Fix labels and regions for these unperturbed images, in one forward pass; the target itself comes back."""
+        """Fix labels and regions, anew if need be, for these unperturbed images; the target itself comes back."""
         self._freeze(images)
         return self
 
@@ -62,7 +63,7 @@ class RegionTarget(nn.Module):
         with captum_hooks_off(self.model):
             logits = self._logits(images)
         labels = labels_for(self.label, logits)
-        region = region_for(self.region, logits, labels, images.shape[-2:])
+        region = region_for(self._given, logits, labels, images.shape[-2:])
         if self.score == "margin" and logits.shape[1] < 2:
             raise ValueError(
                 complain("score", "'logit' for a network of one class", "'margin'", "It has no other class.")
@@ -85,8 +86,11 @@ class RegionTarget(nn.Module):
 
     def forward(self, images: Tensor, label: Tensor | None = None, region: Tensor | None = None) -> Tensor:
         """Scores (N,) of images (N, channels, H, W), for the label (N,) and region (N, H, W) of each row, if given."""
-        if label is None or region is None:
+        if label is None and region is None:
             label, region = self._of_rows(images)
+        if label is None or region is None:
+            came = f"no {'label' if label is None else 'region'}"
+            raise TypeError(complain("label, region", "both, or neither", came, "Pass what `arguments` gives."))
         if self._frozen is not None:  # captum's noise is float32, whatever the images are
             images = images.to(self._dtype)
         logits = self._logits(images)
