@@ -515,6 +515,17 @@ def test_a_reused_activation_counts_as_one_for_each_use(kind: str) -> None:
         assert float(found.delta.abs().max()) < 1e-6
 
 
+def test_what_stands_in_for_a_reused_layer_answers_for_it() -> None:
+    class Reads(Shared):
+        def forward(self, x: Tensor) -> Tensor:
+            assert self.relu.inplace in (True, False)
+            return super().forward(x)
+
+    net = Reads()
+    with pytest.warns(UserWarning, match="reused"):
+        assert explain(net, images(), 1, region=regions(), method="DeepLift").values.isfinite().all()
+
+
 def test_a_layer_that_lrp_refuses_gets_a_rule_for_the_call() -> None:
     net = Net("out")
     net.features[4] = nn.LeakyReLU(0.0)

@@ -132,8 +132,9 @@ def _make_fit(chosen: Method, model: nn.Module, images: Tensor, score: str, laye
     warn_if_not_valid(kind, seen, score, stacklevel=3)
     if "LRP" in kind:
         lend_rules(model, seen)
-    bare = {module: times for module, times in seen.calls.items() if times > 1 and not list(module.parameters())}
-    separate(model, {module: times for module, times in bare.items() if module is not layer})
+    hooked = set(seen.calls) if "LRP" in kind else {use.layer for use in seen.nonlinear}
+    reused = {module: times for module, times in seen.calls.items() if times > 1 and module in hooked}
+    separate(model, {m: n for m, n in reused.items() if m is not layer and not list(m.parameters())})
 
 
 def _attribute(

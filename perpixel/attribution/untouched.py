@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 
 @contextmanager
@@ -71,6 +71,12 @@ class _OneEach(nn.Module):
         self.calls = 0
         self.eval()
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         self.calls += 1
-        return self.copies[(self.calls - 1) % len(self.copies)](inputs)
+        return self.copies[(self.calls - 1) % len(self.copies)](*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:  # what the network reads off the layer itself
+            return getattr(self._modules["copies"][0], name)  # type: ignore[index]
