@@ -1,0 +1,210 @@
+"""python -m recipes.explain: which context decides which labels, beside what a network with random weights shows?"""
+
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+from lightning_fabric import Fabric
+from rich.console import Console
+from torch import nn
+
+from recipes.checkpoints import DamagedCheckpoint, load_checkpoint, save_checkpoint, write_atomically
+from recipes.command import CONFIG, Attempt, as_yaml, choose_folder, read_arguments, set_threads
+from recipes.explain_curves import measure_curves
+from recipes.explain_maps import TRAINED, Found, Meter, Row, check_methods
+from recipes.explain_numbers import RANDOM
+from recipes.explain_pictures import Gallery, slug, write_explorer
+from recipes.explain_questions import Choice, Scene, Scenes, asked_classes, choose, count_right
+from recipes.explain_results import conclude
+from recipes.explain_salient import measure_salient
+from recipes.explain_settings import ExplainSettings
+from recipes.fixation_subject import prepare_network, random_network, train_network
+from recipes.fixations import _settings_of
+from recipes.images import Images
+from recipes.interrupt import Interrupt
+from recipes.progress import Progress
+
+
+def build_parser(run: str | None = None) -> ArgumentParser:
+    """The command line: every field of ExplainSettings; data and model of the run folder `run` are the defaults."""
+    parser = ArgumentParser(
+        prog="python -m recipes.explain",
+        allow_abbrev=False,
+        usage="%(prog)s [--config FILE] [--SETTING VALUE ...]    (settings below; nested ones as --ask.labels)",
+        description=(ExplainSettings.__doc__ or "").split("Args:")[0].strip(),
+        epilog="Example: python -m recipes.explain --run RUN_FOLDER --ask.labels [pedestrian,pavement]",
+    )
+    parser.add_argument("--config", action="config", help="YAML file with settings; later arguments win.")
+    parser.add_argument("--resume", type=str | None, default=None, help="Run folder to continue, and nothing else.")
+    parser.add_class_arguments(ExplainSettings)
+    if run is not None:
+        parser.set_defaults(_settings_of(Path(run)))
+    return parser
+
+
+@dataclass
+class Job:
+    """What every part of a run needs."""
+
+    settings: ExplainSettings
+    folder: Path
+    fabric: Fabric
+    images: Images
+    progress: Progress
+    stop: Interrupt
+    told: list[str] = field(default_factory=list)
+    ready: tuple[nn.Module, str] | None = None
+    choice: Choice | None = None
+
+    def prepare(self) -> None:
+        """Read the weights and try the settings, so that mistakes show before anything is written."""
+        settings, images = self.settings, self.images
+        asked_classes(images, settings.ask)
+        self.ready = prepare_network(settings.subject(), images.num_classes)
+        network = random_network(settings.subject(), images.num_classes, 0, [])
+        check_methods(network, settings, self.fabric.device)
+        if self.ready is None:
+            images.steps_per_epoch(settings.pretrain.batch_size)
+        else:
+            self.choice = self._choose(self.ready[0].to(self.fabric.device).eval())
+
+    def _choose(self, network: nn.Module) -> Choice:
+        found, right = count_right(network, self.fabric.device, self.images)
+        return choose(self.settings, self.images, found, right)
+
+    def everything(self) -> None:
+        """Network, controls, measurements, pictures, words."""
+        settings, device = self.settings, self.fabric.device
+        if self.ready is None:
+            training = (settings.subject(), self.folder / "training", self.fabric, self.images, self.progress)
+            self.ready = train_network(*training, self.stop)
+        network, about = self.ready
+        network = network.to(device).eval()
+        choice = self.choice or self._choose(network)
+        networks = {TRAINED: network, **self._controls(choice)}
+        meter = Meter(networks, settings, self.images.classes, device, self.images.ignore_index)
+        scenes = Scenes(settings, self.images, network, device)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            drawn = [scenes.drawn(i, labels) for i, labels in choice.drawn.items()]
+            drawn += [scenes.file(path, choice.asked) for path in choice.files]
+            shown = self._measure(meter, drawn, settings.maps.methods, keep=True)
+            many = [scenes.evaluation(i, choice.asked) for i in choice.measured] if settings.measure.images else []
+            measured = self._measure(meter, many, settings.measured_methods) if many else shown
+            curves = self._curves(meter, drawn, shown) if settings.curves.draw else ([], [])
+        self.told += dict.fromkeys(str(w.message).strip() for w in caught if issubclass(w.category, UserWarning))
+        gallery, salient = Gallery(self.folder, settings, self.images, meter), list[Row]()
+        for scene, found in zip(drawn, shown):
+            gallery.panels(scene, found)
+            parts, objects = measure_salient(networks, scene, meter.names, device)
+            salient += parts
+            if objects is not None:
+                gallery.salient(scene, objects)
+            if settings.explorer and found.effects is not None:
+                write_explorer(self.folder, scene, found.effects, settings, self.images, about)
+        conclude(gallery, about, choice.asked, (many or drawn, measured), (drawn, shown), (*curves, salient), self.told)
+        self.progress.report((self.folder / "summary.md").read_text())
+        self.progress.report(f"Summary, tables, pictures and pages: {self.folder}")
+
+    def _controls(self, choice: Choice) -> dict[str, nn.Module]:
+        """Networks with random weights, whose normalisation layers know the statistics of some of the images."""
+        some = (choice.measured or list(choice.drawn))[:32] or list(range(min(8, self.images.evaluated)))
+        batches = [batch for _, batch, _, _ in self.images.evaluation(batch_size=8, far=0.0, only=some)]
+        subject, classes = self.settings.subject(), self.images.num_classes
+        found: dict[str, nn.Module] = {}
+        for seed in self.settings.measure.random_seeds:
+            found[f"{RANDOM} {seed}"] = random_network(subject, classes, seed, batches).to(self.fabric.device)
+        return found
+
+    def _measure(
+        self, meter: Meter, scenes: Sequence[Scene], methods: Sequence[str], *, keep: bool = False
+    ) -> list[Found]:
+        found = []
+        self.progress.begin("drawn images" if keep else "measured images", 0, len(scenes))
+        try:
+            for number, scene in enumerate(scenes):
+                found.append(meter.measure(scene, methods, keep=True) if keep else self.measured(meter, scene, methods))
+                self.progress.advance(number + 1, {}, 0.0)
+                self._stop_if_asked()
+        finally:
+            self.progress.end()
+        return found
+
+    def measured(self, meter: Meter, scene: Scene, methods: Sequence[str]) -> Found:
+        """What is measured on one image, or what was before this run was stopped."""
+        path = self.folder / "measured" / f"{slug(scene.name)}.pt"
+        try:
+            if path.exists():
+                return Found(**load_checkpoint(path))
+        except DamagedCheckpoint as error:
+            self.progress.report(f"damaged result: {error}; it is measured again")
+        found = meter.measure(scene, methods)
+        path.parent.mkdir(exist_ok=True)
+        save_checkpoint(path, {name: getattr(found, name) for name in ("shares", "profiles", "alone", "matrix")})
+        return found
+
+    def _curves(self, meter: Meter, scenes: Sequence[Scene], shown: Sequence[Found]) -> tuple[list[Row], list[Row]]:
+        areas, points = list[Row](), list[Row]()
+        for scene, found in zip(scenes, shown):
+            for question in scene.questions:
+                if question.kind != "label":
+                    continue
+                for method in self.settings.maps.methods:
+                    self._stop_if_asked()
+                    values = found.maps[TRAINED, method, question.kind, question.label]
+                    network = meter.networks[TRAINED]
+                    parts = measure_curves(network, meter, scene, question, method, values, self.settings)
+                    areas += parts[0]
+                    points += parts[1]
+        return areas, points
+
+    def _stop_if_asked(self) -> None:
+        if self.stop.asked:
+            raise KeyboardInterrupt
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the recipe; the exit status is 0, 1 after a mistake of the user or a full disk, 130 when interrupted."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    console = Console(width=None if sys.stdout.isatty() else 118)
+    return Attempt(console, "python -m recipes.explain").status(lambda attempt: _run(given, attempt))
+
+
+def understand(parser: ArgumentParser, parsed: Namespace) -> ExplainSettings:
+    """The settings, checked."""
+    ready = parser.instantiate(parsed)
+    return ExplainSettings(**{name: ready[name] for name in ExplainSettings.__dataclass_fields__})
+
+
+def _run(arguments: list[str], attempt: Attempt) -> None:
+    parser = build_parser()
+    parsed, resumed = read_arguments(parser, arguments)
+    if resumed is None and parsed.run is not None:
+        parser = build_parser(parsed.run)
+        parsed, _ = read_arguments(parser, arguments)
+    settings = understand(parser, parsed)
+    hardware = settings.hardware
+    set_threads(hardware)
+    fabric = Fabric(accelerator=hardware.accelerator, devices=1, precision=hardware.precision)  # type: ignore[arg-type]
+    fabric.launch()
+    folder = resumed or choose_folder(settings.folder, settings.out, settings.name)
+    data = settings.data
+    if settings.run is not None or settings.model.checkpoint or settings.model.weights:
+        # the training part is then not asked for, and need not exist
+        data = replace(data, train_split=data.eval_split, train_images=data.eval_images)
+    job = Job(settings, folder, fabric, Images(data), Progress(attempt.console), Interrupt())
+    job.prepare()
+    attempt.folder = folder
+    with job.stop:
+        if resumed is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / CONFIG, as_yaml(parser, parsed).encode())
+        job.progress.report(f"run folder: {folder}")
+        job.everything()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

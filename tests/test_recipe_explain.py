@@ -1,0 +1,422 @@
+"""python -m recipes.explain at a tiny size: what is written, numbers against their definitions, mistakes, resuming."""
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+from lightning_fabric import Fabric
+from rich.console import Console
+from torch import nn
+
+from perpixel.attribution import context_share, evidence_share, influence
+from perpixel.models import small_fcn
+from recipes import explain_pictures
+from recipes.explain import Job, build_parser, main, understand
+from recipes.explain_maps import TRAINED, Found, Meter
+from recipes.explain_numbers import FEWEST, RANDOM, Matrix, Means, matrix_rows, mean_rows
+from recipes.explain_questions import Scenes, choose, evenly
+from recipes.explain_settings import DataSetSettings, ExplainSettings
+from recipes.images import Images
+from recipes.interrupt import Interrupt
+from recipes.progress import Progress
+from recipes.settings import ModelSettings
+
+ROOT = Path(__file__).parents[1]
+CPU = torch.device("cpu")
+TINY = {
+    "data.train_images": "6",
+    "data.eval_images": "6",
+    "data.size": "[48,64]",
+    "model.options": "{width: 12}",
+    "ask.pictures": "1",
+    "ask.least": "12",
+    "maps.methods": "[Influence, LayerGradCam, IntegratedGradients]",
+    "maps.steps": "4",
+    "curves.steps": "3",
+    "curves.seeds": "2",
+    "measure.images": "6",
+    "measure.far": "6",
+    "measure.bins": "4",
+    "measure.resamples": "100",
+}
+TABLES = ["shares", "profiles", "alone", "means", "profile_means", "alone_means", "matrix", "faithfulness", "curves"]
+TABLES += ["salient"]
+
+
+def given(folder: Path | None, weights: Path | None, **changes: str) -> list[str]:
+    settings = {**TINY, **{k.replace("__", "."): v for k, v in changes.items()}}
+    settings |= {} if folder is None else {"folder": str(folder)}
+    settings |= {} if weights is None else {"model.checkpoint": str(weights)}
+    return [f"--{name}={value}" for name, value in settings.items()]
+
+
+def settings_of(arguments: list[str]) -> ExplainSettings:
+    parser = build_parser()
+    return understand(parser, parser.parse_args(arguments))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network that knows the six evaluation images by heart, so that there is something to explain."""
+    torch.manual_seed(0)
+    images = Images(settings_of(given(None, None)).data)
+    _, batch, labels, _ = next(iter(images.evaluation(batch_size=6, far=0.0)))
+    network = small_fcn(images.num_classes, width=12)
+    optimizer = torch.optim.Adam(network.parameters(), 0.02)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(batch), labels).backward()
+        optimizer.step()
+    path = tmp_path_factory.mktemp("weights") / "network.pt"
+    torch.save(network.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    torch.manual_seed(0)
+    assert main(given(folder, weights, measure__methods="[Influence, LayerGradCam]")) == 0
+    return folder
+
+
+def rows(folder: Path, name: str) -> list[dict[str, Any]]:
+    def value(text: str) -> Any:
+        try:
+            return float(text) if text else float("nan")
+        except ValueError:
+            return text
+
+    with (folder / f"{name}.csv").open() as file:
+        return [{key: value(row[key]) for key in row} for row in csv.DictReader(file)]
+
+
+@pytest.fixture
+def loaded(weights: Path) -> tuple[ExplainSettings, Images, nn.Module]:
+    settings = settings_of(given(None, weights))
+    images = Images(settings.data)
+    network = small_fcn(images.num_classes, width=12)
+    network.load_state_dict(torch.load(weights))
+    return settings, images, network.eval()
+
+
+@pytest.mark.slow
+def test_run_folder_holds_what_was_promised(whole: Path) -> None:
+    for name in TABLES:
+        assert rows(whole, name), name
+    pictures = sorted(path.name for path in whole.glob("*.png"))
+    drawn = json.loads((whole / "numbers.json").read_text())["drawn"]
+    assert len(drawn) == 1
+    for name in drawn:
+        assert {f"{kind}-{name.replace(' ', '-')}.png" for kind in ("panels", "curves", "salient")} <= set(pictures)
+        page = (whole / f"explorer-{name.replace(' ', '-')}.html").read_text()
+        assert name in page
+        assert "http://" not in page.replace("http://www.w3.org", "")
+    assert {"matrix.png", "matrix_random.png", "evidence.png", "profiles-Influence.png"} <= set(pictures)
+    for name in pictures:
+        picture = matplotlib.image.imread(whole / name)
+        assert min(picture.shape[:2]) > 200
+        assert picture[..., :3].std() > 0.03, name  # not a blank sheet
+    assert not list(whole.rglob(".*")), "something half-written was left"
+    numbers = json.loads((whole / "numbers.json").read_text())
+    assert [len(numbers[name]) for name in TABLES] == [len(rows(whole, name)) for name in TABLES]
+
+
+@pytest.mark.slow
+def test_summary_says_what_was_found_and_what_was_not(whole: Path) -> None:
+    text = (whole / "summary.md").read_text()
+    for title in ("Which context decides", "keep its label alone", "Do the maps find", "What this does not say"):
+        assert title in text
+    for name in re.findall(r"`([^`]+\.(?:png|csv|json|html))`", text):
+        assert (whole / name).is_file(), name
+    assert not re.search(r"\bnan\b", text)
+    assert "random weights" in text
+
+
+@pytest.mark.slow
+def test_shares_are_those_of_the_maps(whole: Path, loaded: tuple[ExplainSettings, Images, nn.Module]) -> None:
+    _, images, network = loaded
+    checked = 0
+    for row in rows(whole, "shares"):
+        if (row["network"], row["method"], row["set"]) != (TRAINED, "Influence", "measured"):
+            continue
+        index, label = int(row["image"].split()[1]), images.classes.index(row["label"])
+        _, batch, _, _ = next(iter(images.evaluation(batch_size=1, far=0.0, only=[index])))
+        region = network(batch).argmax(1) == label
+        if row["kind"] != "label":
+            continue
+        assert row["pixels"] == int(region.sum())
+        values = influence(network, batch, patch=6).of(label, region, "margin", pixels=True)
+        share = context_share(values, region, exclude_border=6)
+        assert row["context_share"] == pytest.approx(100 * float(share), rel=1e-4)
+        assert row["positive"] == pytest.approx(float(values.clamp(min=0).sum()), rel=1e-4)
+        checked += 1
+    assert checked >= 6
+
+
+@pytest.mark.slow
+def test_evidence_is_that_of_the_data(whole: Path, loaded: tuple[ExplainSettings, Images, nn.Module]) -> None:
+    _, images, network = loaded
+    found = [
+        r for r in rows(whole, "shares") if (r["kind"], r["network"], r["method"]) == ("local", TRAINED, "Influence")
+    ]
+    assert found
+    for row in found:
+        index, label = int(row["image"].split()[1]), images.classes.index(row["label"])
+        sample = images.evaluation_sample(index)
+        _, batch, _, _ = next(iter(images.evaluation(batch_size=1, far=0.0, only=[index])))
+        blossoms = [sample.instances == n for n in sample.instances.unique() if n > 0]
+        mine = [m for m in blossoms if int(sample.labels[m][0]) == label]
+        effects = influence(network, batch, patch=6)
+        possible = []
+        for region in mine:
+            values = effects.of(label, region[None], "margin", pixels=True)
+            possible.append(100 * float(evidence_share(values, region[None], part="positive").share))
+        assert any(row["evidence"] == pytest.approx(value, rel=1e-4) for value in possible)
+        assert row["evidence_chance"] == pytest.approx(100 * row["pixels"] / (48 * 64))
+
+
+@pytest.mark.slow
+def test_matrix_pools_the_images(whole: Path, loaded: tuple[ExplainSettings, Images, nn.Module]) -> None:
+    _, images, network = loaded
+    measured = json.loads((whole / "numbers.json").read_text())["measured"]
+    numbers = [int(name.split()[1]) for name in measured]
+    _, batch, labels, _ = next(iter(images.evaluation(batch_size=6, far=0.0, only=numbers)))
+    expected = influence(network, batch, patch=6).class_matrix(labels, least=0.25)
+    found = [r for r in rows(whole, "matrix") if r["network"] == TRAINED]
+    assert len(found) == int((expected.counts > 0).sum())
+    for row in found:
+        c, k = images.classes.index(row["class"]), images.classes.index(row["hidden"])
+        assert row["pixels"] == int(expected.counts[c, k])
+        assert row["loss"] == pytest.approx(float(expected.values[c, k]), rel=1e-3, abs=1e-4)
+        assert (row["excess_low"] != row["excess_low"]) == (row["images"] < FEWEST)
+
+
+@pytest.mark.slow
+def test_means_and_areas_follow_from_the_tables_beside_them(whole: Path) -> None:
+    shares = [r for r in rows(whole, "shares") if r["set"] == "measured"]
+    for row in rows(whole, "means"):
+        mine = [
+            r[row["quantity"]]
+            for r in shares
+            if (r["kind"], r["method"]) == (row["kind"], row["method"])
+            and r["network"].startswith(row["network"])
+            and row["label"] in ("all", r["label"])
+        ]
+        mine = [v for v in mine if v == v]
+        assert row["value"] == pytest.approx(np.mean(mine) if mine else float("nan"), rel=1e-6, nan_ok=True)
+    points = rows(whole, "curves")
+    for row in rows(whole, "faithfulness"):
+        keys = ("image", "label", "method", "curve", "score")
+        line = [p for p in points if all(p[k] == row[k] for k in keys)]
+        area = np.trapezoid([p["value"] for p in line], [p["fraction"] for p in line])
+        random = np.trapezoid([p["random"] for p in line], [p["fraction"] for p in line])
+        assert row["area"] == pytest.approx(area, rel=1e-4, abs=1e-5, nan_ok=True)
+        gain = area - random if row["curve"] == "insertion" else random - area
+        assert row["gain"] == pytest.approx(gain, rel=1e-3, abs=1e-4, nan_ok=True)
+
+
+@pytest.mark.slow
+def test_nothing_of_the_photograph_is_shown_where_it_must_not(
+    whole: Path, loaded: tuple[ExplainSettings, Images, nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, images, network = loaded
+    shown: list[torch.Tensor] = []
+
+    def written(path: Path, image: torch.Tensor, *rest: object, **more: object) -> None:
+        shown.append(image)
+        path.write_text("page")
+
+    monkeypatch.setattr(explain_pictures, "context_explorer", written)
+    for backdrop, few in (("photograph", False), ("labels", True), ("outlines", True)):
+        settings.backdrop = backdrop  # type: ignore[assignment]
+        scene = Scenes(settings, images, network, CPU).drawn(0, [0])
+        meter = Meter({TRAINED: network}, settings, images.classes, CPU, 255)
+        effects = meter.influence(network, scene)
+        assert explain_pictures.write_explorer(tmp_path, scene, effects, settings, images, "a test")
+        behind = torch.from_numpy(explain_pictures.Gallery(tmp_path, settings, images, meter).backdrop(scene))
+        for picture in (behind.flatten(0, 1), shown[-1].flatten(1).T):
+            assert (len(picture.unique(dim=0)) <= images.num_classes + 1) == few
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["explorer-image-0.html"]
+
+
+def test_a_measured_image_is_not_measured_again_unless_its_file_is_damaged(
+    loaded: tuple[ExplainSettings, Images, nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings, images, network = loaded
+    meter = Meter({TRAINED: network}, settings, images.classes, CPU, 255)
+    scene = Scenes(settings, images, network, CPU).evaluation(0, list(range(1, images.num_classes)))
+    assert scene.questions
+    fabric = Fabric(accelerator="cpu", devices=1)
+    job = Job(settings, tmp_path, fabric, images, Progress(Console()), Interrupt())
+    first = job.measured(meter, scene, ["Influence"])
+    meter.networks = {}  # whatever is measured from now on is empty
+    again = job.measured(meter, scene, ["Influence"])
+    assert str(again.shares) == str(first.shares)
+    assert all(torch.equal(a, b) for a, b in zip(again.matrix[TRAINED], first.matrix[TRAINED]))
+    (file,) = (tmp_path / "measured").iterdir()
+    damaged = bytearray(file.read_bytes())
+    damaged[len(damaged) // 2] ^= 0xFF
+    file.write_bytes(damaged)
+    assert job.measured(meter, scene, ["Influence"]).shares == []
+    assert "damaged result" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_an_image_file_is_explained_without_truth(whole: Path, weights: Path, tmp_path: Path) -> None:
+    images = Images(settings_of(given(None, None)).data)
+    file = tmp_path / "my picture <1>.png"
+    matplotlib.image.imsave(file, images.evaluation_sample(3).image.permute(1, 2, 0).numpy())
+    folder = tmp_path / "run"
+    changes = {"ask__images": f'["{file}"]', "measure__images": "0", "maps__methods": "[Influence]"}
+    assert main(given(folder, weights, **changes, curves__draw="false", explorer="false")) == 0
+    assert (folder / "panels-my-picture-1-png.png").exists()
+    assert not list(folder.glob("*.html"))
+    assert not (folder / "curves.csv").exists()
+    assert {row["image"] for row in rows(folder, "shares")} == {file.name}
+    assert "too few" in (folder / "summary.md").read_text()
+
+
+@pytest.mark.slow
+def test_without_weights_it_trains_first_and_continues_when_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    changes = {
+        "pretrain__epochs": "1",
+        "pretrain__batch_size": "3",
+        "ask__labels": "[background]",
+        "ask__images": "[0]",
+    }
+    changes |= {"measure__images": "0", "maps__methods": "[Influence]", "explorer": "false", "ask__least": "1"}
+
+    def interrupted(*_: object, **__: object) -> Found:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Meter, "measure", interrupted)
+        assert main(given(folder, None, **changes)) == 130
+    assert f"--resume {folder}" in capsys.readouterr().out
+    assert not (folder / "summary.md").exists()
+    assert main(["--resume", str(folder)]) == 0
+    assert "a training of 1 epochs" in (folder / "summary.md").read_text()
+
+
+def test_a_run_folder_is_never_overwritten(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text("name: mine\n")
+    assert main(given(tmp_path, weights)) == 1
+    assert "expected a new or empty folder" in capsys.readouterr().out
+    assert (tmp_path / "config.yaml").read_text() == "name: mine\n"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ask__labels": "[unicorn]"}, "ask.labels: expected names among background"),
+        ({"ask__images": "[6]"}, "ask.images: expected numbers in [0, 6)"),
+        ({"ask__images": "[/nowhere.png]"}, "ask.images: expected image files"),
+        ({"ask__images": "[1, 1]"}, "ask.images: expected null, or one or more different ones"),
+        ({"maps__methods": "[IntegratedGradient]"}, "Did you mean IntegratedGradients"),
+        ({"maps__methods": "[]"}, "maps.methods: expected one or more different names"),
+        ({"measure__methods": "[Occlusion]"}, "measure.methods: expected one of"),
+        ({"ask__least": "9999"}, "ask.labels: expected labels right on 9999 pixels"),
+        ({"maps__patch": "0"}, "maps.patch: expected an integer >= 1"),
+        ({"run": "/nowhere"}, "run: expected a run folder of recipes.finetune"),
+        ({"hardware__devices": "2"}, "hardware.devices: expected 1"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_written(
+    changes: dict[str, str], message: str, tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    assert main(given(folder, weights, **changes)) == 1
+    assert message in capsys.readouterr().out
+    assert not folder.exists()
+
+
+def found_with(matrix: torch.Tensor, counts: torch.Tensor) -> Found:
+    return Found(matrix={TRAINED: (matrix * counts, counts), f"{RANDOM} 0": (matrix * 0, counts)})
+
+
+def test_excess_is_loss_minus_control_over_images_with_both() -> None:
+    generator = torch.Generator().manual_seed(1)
+    parts = []
+    for _ in range(7):
+        losses = torch.randn(2, 3, 3, generator=generator, dtype=torch.float64)
+        parts.append(found_with(losses, torch.randint(0, 4, (2, 3, 3), generator=generator).double()))
+    matrix = Matrix(parts, TRAINED)
+    for c in range(3):
+        for k in range(3):
+            top, bottom = np.zeros(2), np.zeros(2)
+            for part in parts:
+                sums, counts = part.matrix[TRAINED]
+                if counts[0, c, k] > 0 and counts[1, c, k] > 0:
+                    top += sums[:, c, k].numpy()
+                    bottom += counts[:, c, k].numpy()
+            expected = top[0] / bottom[0] - top[1] / bottom[1]
+            assert float(matrix.excess(c, k)(np.ones((1, 7)))[0]) == pytest.approx(expected)
+    table = matrix_rows({TRAINED: matrix, RANDOM: Matrix(parts, RANDOM)}, "abc", DataSetSettings(resamples=100))
+    assert {row["network"] for row in table} == {TRAINED, RANDOM}
+    for row in table:
+        assert (row["excess_low"] != row["excess_low"]) == (row["images"] < FEWEST)
+        if row["network"] == RANDOM:
+            assert row["loss"] == 0
+
+
+def test_means_count_questions_not_images_and_skip_what_is_unknown() -> None:
+    table = []
+    for network, shift in ((TRAINED, 0.0), (f"{RANDOM} 0", 10.0), (f"{RANDOM} 1", 20.0)):
+        for image, values in (("a", [1.0, 2.0]), ("b", [6.0]), ("c", [float("nan")])):
+            for value in values:
+                common = {"image": image, "network": network, "kind": "label", "label": "x", "method": "M"}
+                table.append(
+                    {**common, "context_share": value + shift, "context_area": 50.0, "r50": 1.0, "r50_area": 2.0}
+                )
+    found = mean_rows(table, "abc", DataSetSettings(resamples=100))
+    row = next(r for r in found if (r["network"], r["quantity"], r["label"]) == (TRAINED, "context_share", "all"))
+    assert (row["value"], row["chance"], row["minus_random"]) == (3.0, 50.0, -15.0)
+    assert row["value_low"] != row["value_low"]  # three images are too few
+    assert float(Means(table, "abc").of("context_share", {"network": TRAINED})(np.array([[0.0, 2.0, 1.0]]))[0]) == 6.0
+
+
+def test_each_label_is_drawn_where_most_of_it_is_right(loaded: tuple[ExplainSettings, Images, nn.Module]) -> None:
+    settings, images, _ = loaded
+    right = torch.zeros(6, images.num_classes, dtype=torch.long)
+    first, second = images.pairs[0].first, images.pairs[1].first
+    right[2, first], right[4, first], right[2, second] = 100, 90, 80
+    settings.ask.pictures = 2
+    chosen = choose(settings, images, right + 20, right)
+    assert list(chosen.drawn) == [2, 4]  # the image of `second` is taken: the next best of `first`
+    assert chosen.drawn[2][0] == first or second in chosen.drawn[2]
+    assert chosen.measured == [2, 4]
+    assert evenly(list(range(10)), 4) == [0, 3, 6, 9]
+    assert evenly([5, 7], 4) == [5, 7]
+
+
+def test_weights_come_from_one_place() -> None:
+    with pytest.raises(ValueError, match=r"run, model.checkpoint, model.weights: expected one of them"):
+        ExplainSettings(run="somewhere", model=ModelSettings(checkpoint="w.pt"))
+
+
+def test_every_setting_survives_its_file_and_is_explained(tmp_path: Path) -> None:
+    parser = build_parser()
+    parsed = parser.parse_args(["--ask.labels=[eel]", "--maps.patch=9", "--measure.view=null", "--backdrop=labels"])
+    path = tmp_path / "config.yaml"
+    path.write_text(parser.dump(parsed, skip_unset=False))
+    assert understand(parser, parser.parse_path(path)) == understand(parser, parsed)
+    text = parser.format_help()
+    for name in ("--ask.labels", "--maps.methods", "--backdrop", "--measure.random_seeds", "--explorer", "--resume"):
+        assert name in text
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "recipes/configs").glob("explain*.yaml")))
+def test_configurations_that_come_along_are_valid(name: str) -> None:
+    parser = build_parser()
+    settings = understand(parser, parser.parse_args(["--config", str(ROOT / f"recipes/configs/{name}.yaml")]))
+    assert settings.name == name
