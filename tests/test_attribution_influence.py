@@ -137,6 +137,24 @@ def test_regions_add_up_and_images_do_not_mix() -> None:
         torch.testing.assert_close(alone.on_pixel(7, 9)[0], found.on_pixel(7, 9)[n])
 
 
+@pytest.mark.parametrize("small_and_chunk", [(0, 1 << 22), (0, 1), (1 << 18, 300)])
+def test_large_ones_are_read_in_parts(small_and_chunk: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = small(double=True), images_of(2, SIZE).double()
+    region = torch.zeros(2, *SIZE, dtype=torch.bool)
+    region[0, 3:9, 5:7] = True
+    region[1, 20:, :3] = True
+    found = influence(model, images, patch=8)
+    whole = {score: found.of(torch.tensor([1, 2]), region, score) for score in ("logit", "margin")}
+    pixel = found.on_pixel(9, 9)
+    found = influence(model, images, patch=8)
+    for name, value in zip(("influence_result._SMALL", "influence_result._CHUNK"), small_and_chunk):
+        monkeypatch.setattr(f"perpixel.attribution.{name}", value)
+    monkeypatch.setattr("perpixel.attribution.upsampling._CHUNK", small_and_chunk[1])
+    for score, effect in whole.items():
+        torch.testing.assert_close(found.of(torch.tensor([1, 2]), region, score), effect)
+    torch.testing.assert_close(found.on_pixel(9, 9), pixel)
+
+
 def test_what_a_network_does_not_see_has_no_influence() -> None:
     class Blind(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

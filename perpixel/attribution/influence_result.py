@@ -15,6 +15,7 @@ from perpixel.attribution.upsampling import Upsampling, precise
 from perpixel.checks import check_flag, check_integer, check_number, check_option, complain
 
 _CHUNK = 1 << 22  # numbers worked on at once
+_SMALL = 1 << 18  # numbers of one class: up to here adding up all is faster than looking for zero weights
 Label = int | Tensor
 
 
@@ -225,14 +226,17 @@ class Influence:
 
     def _effect(self, labels: Tensor, region: Tensor, score: str) -> Tensor:
         """(N, units): the loss of each image's score; labels (N,), regions (N, H, W)."""
+        if score == "margin":
+            effects = [self._margin_effect(n, label, region[n]) for n, label in enumerate(labels.tolist())]
+            return self._rounded(effects)
+        weights = self.upsampling.weights(region)
+        if self.values[:, :, 0].numel() <= _SMALL:
+            found = self.values[torch.arange(len(labels), device=labels.device), :, labels].to(weights.dtype)
+            return (found.flatten(2) @ weights.flatten(1)[:, :, None])[:, :, 0].to(self.logits.dtype)
         effects = []
         for image, label in enumerate(labels.tolist()):
-            if score == "margin":
-                effects.append(self._margin_effect(image, label, region[image]))
-            else:
-                weights = self.upsampling.weights(region[image])
-                rows, columns = _extent(weights != 0)
-                effects.append(self._weighted(image, label, weights[rows, columns], rows, columns))
+            rows, columns = _extent(weights[image] != 0)
+            effects.append(self._weighted(image, label, weights[image, rows, columns], rows, columns))
         return self._rounded(effects)
 
     def _rounded(self, effects: list[Tensor]) -> Tensor:
