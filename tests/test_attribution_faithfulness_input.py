@@ -156,3 +156,20 @@ def test_report_is_in_words_and_in_numbers() -> None:
     assert numbers["context_share_reset"] == pytest.approx(full.context_share_reset.tolist())
     assert "region" not in numbers
     assert bare.to_dict()["randomised"] is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_as_on_the_cpu() -> None:
+    model, images, values, region = case()
+    explainer = GradientTimesInput(LABEL, region)
+    expected = faithfulness(model, images, values, LABEL, region=region, explainer=explainer, steps=4, samples=4)
+    far = GradientTimesInput(LABEL, region.cuda())
+    found = faithfulness(
+        model.cuda(), images.cuda(), values.cuda(), LABEL, region=region.cuda(), explainer=far, steps=4, samples=4
+    )
+    assert found.deletion.scores["logit"].is_cuda
+    for name in ("logit", "margin", "iou"):
+        for mine, theirs in ((found.deletion, expected.deletion), (found.insertion, expected.insertion)):
+            torch.testing.assert_close(mine.scores[name].cpu(), theirs.scores[name])
+            torch.testing.assert_close(mine.random[name].cpu(), theirs.random[name])
+    torch.testing.assert_close(found.object_alone.kept_elsewhere.cpu(), expected.object_alone.kept_elsewhere)

@@ -82,6 +82,8 @@ def test_correlations_are_those_of_copies_reset_by_hand() -> None:
             assert float(found.correlation[step, n]) == pytest.approx(signed)
             assert float(found.magnitude[step, n]) == pytest.approx(absolute)
     torch.testing.assert_close(found.reset, now)
+    torch.testing.assert_close(found.trained_mass, explainer(model, images).abs().sum(1))
+    torch.testing.assert_close(found.reset_mass, explainer(copied, images).abs().sum(1))
     assert copied.norm.running_mean.abs().max() == 0
 
 

@@ -62,10 +62,7 @@ def evidence_share(
     other sizes.
     """
     check_option("part", part, ("absolute", "positive", "negative"))
-    values = parted = values.values if isinstance(values, Attribution) else values
-    if isinstance(values, Tensor) and values.is_floating_point():
-        parted = {"absolute": values.abs, "positive": values.relu, "negative": values.neg().relu}[part]()
-    weight, evidence, where = _checked(parted, evidence, where)
+    weight, evidence, where = _checked(_parted(values, part), evidence, where)
     weight = torch.where(where, weight, 0)
     share = torch.where(evidence, weight, 0).sum((1, 2)) / weight.sum((1, 2))  # 0 / 0 is the NaN that is meant
     chance = _chance(evidence, where)
@@ -85,6 +82,14 @@ def pointing(values: Tensor | Attribution, evidence: Tensor, *, where: Tensor | 
     return Pointing(torch.where(chance.isnan(), torch.nan, hit), chance)
 
 
+def _parted(values: Tensor | Attribution, part: str) -> Tensor:
+    """The part of every value, before the channels are summed; what are no numbers is left to be refused."""
+    values = values.values if isinstance(values, Attribution) else values
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        return values
+    return {"absolute": values.abs, "positive": values.relu, "negative": values.neg().relu}[part]()
+
+
 def _chance(evidence: Tensor, where: Tensor) -> Tensor:
     """Share of the pixels that count which are evidence; NaN where there is no evidence among them."""
     share = evidence.sum((1, 2)).double() / where.sum((1, 2))
@@ -100,6 +105,11 @@ def _checked(values: Tensor | Attribution, evidence: Tensor, where: Tensor | Non
             raise ValueError(complain(name, expected, mask, "Compare integer masks with == 1 first."))
     check_same_device(values=values, evidence=evidence, where=where)
     return values, evidence & where, where
+
+
+def as_mass(name: str, values: Tensor | Attribution, size: tuple[int, int, int] | None = None) -> Tensor:
+    """|values|, summed over channels after that, as `context_share` has it; otherwise `as_map`."""
+    return as_map(name, _parted(values, "absolute"), size)
 
 
 def as_map(name: str, values: Tensor | Attribution, size: tuple[int, int, int] | None = None) -> Tensor:

@@ -12,7 +12,7 @@ from perpixel.attribution.baselines import Baselines, baseline_images
 from perpixel.attribution.captum_metrics import infidelity, sensitivity
 from perpixel.attribution.context import Attribution, context_share, distances
 from perpixel.attribution.curves import Cells, Curve, removal_curves
-from perpixel.attribution.evidence import as_map
+from perpixel.attribution.evidence import as_map, as_mass
 from perpixel.attribution.explain_again import Again, explainer_of
 from perpixel.attribution.faithfulness_report import Faithfulness
 from perpixel.attribution.object_alone import alone, context_of
@@ -80,8 +80,7 @@ def faithfulness(
     )
     check_flag("freeze_object", freeze_object)
     label, region, score = _explained(attribution, label, region, score)
-    signed = attribution.pixels if isinstance(attribution, Attribution) else attribution
-    values = as_map("attribution", signed, (len(images), *images.shape[-2:])).to(images.device)
+    values = as_map("attribution", attribution, (len(images), *images.shape[-2:])).to(images.device)
     baseline = baseline_images(baselines, images)
     with untouched(_network(model)):
         scores = RegionScores(model, images, label, region, batch_size)
@@ -97,7 +96,9 @@ def faithfulness(
         found["completeness"] = _completeness(attribution, values, images, baseline, scores, score)
         if samples:
             found["infidelity"] = infidelity(model, images, values, baseline, scores, cells, score, samples, batch_size)
-    for name, each in (("share", values), ("area", torch.ones_like(values)), ("share_reset", reset)):
+    mass = as_mass("attribution", attribution).to(images.device)
+    left = None if found["randomised"] is None else found["randomised"].reset_mass
+    for name, each in (("share", mass), ("area", torch.ones_like(mass)), ("share_reset", left)):
         share = None if each is None else context_share(each, scores.region, exclude_border=exclude_border)
         found[f"context_{name}"] = share
     return Faithfulness(

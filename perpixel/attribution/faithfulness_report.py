@@ -14,7 +14,7 @@ from perpixel.attribution.curves import Curve
 from perpixel.attribution.object_alone import ObjectAlone
 from perpixel.attribution.randomised import RandomisedWeights
 
-_MAPS = {"region", "trained", "reset", "maps"}  # a value per pixel: not for a table
+_MAPS = {"region", "trained", "reset", "trained_mass", "reset_mass", "maps"}  # a value per pixel: not for a table
 _WORDS = {
     "logit": "the label's logit",
     "margin": "its margin over the next label",
@@ -34,7 +34,7 @@ class Faithfulness:
     randomised: the randomised-weights check; baseline_sensitivity: the spread over baselines; completeness: whether
         the values add up (None: the method does not promise it); object_alone: the region's labels with all context
         hidden; infidelity, sensitivity (N,): captum's. None: not run.
-    context_share: (N,), share of |values| (summed over channels first) outside the region; context_share_reset: the
+    context_share: (N,), share of |values| outside the region, as `Attribution.context_share`; context_share_reset: the
         same of the network with all layers reset, None if not run; context_area: (N,), share of the pixels. The share
         alone proves nothing: a network that has learnt nothing can have the same.
     """

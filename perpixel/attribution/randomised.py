@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from perpixel.attribution.context import Attribution
-from perpixel.attribution.evidence import as_map
+from perpixel.attribution.evidence import as_map, as_mass
 from perpixel.attribution.targets import check_images
 from perpixel.checks import check_integer, check_option, complain
 from perpixel.outputs import dense_logits
@@ -31,7 +31,8 @@ class RandomisedWeights:
     layers: (L names) the layer reset last when the map was compared. correlation: (L, N), Spearman's rank correlation
     of the signed maps with those of the trained network; magnitude: (L, N), of their absolute values. NaN: a map
     without any contrast. kept: layers with weights that have no way to be reset and stayed as they were.
-    trained, reset: (N, H, W), the maps of the network as it is and of the last step, all layers reset in "cascade".
+    trained, reset: (N, H, W), the maps of the network as it is and of the last step, all layers reset in "cascade";
+    trained_mass, reset_mass: the same of |values|, summed over channels after that.
 
     A map that does not depend on what was learnt stays near 1. Adebayo et al. 2018 (arXiv 1810.03292).
     """
@@ -43,6 +44,8 @@ class RandomisedWeights:
     kept: tuple[str, ...]
     trained: Tensor
     reset: Tensor
+    trained_mass: Tensor
+    reset_mass: Tensor
 
 
 def randomised_weights(
@@ -74,14 +77,15 @@ def randomised_weights(
     network = detached_copy(model)
     groups, kept = _plan(network, images, layers)
     shown = _spread(len(groups), stages)
-    trained = now = explained(explainer, network, images, seed)
+    raw = _values(explainer, network, images, seed)
+    (trained, mass), (now, left) = raw, raw
     found = []
     for number, (name, group) in enumerate(groups):
         if mode == "independent" and number not in shown:
             continue
         with _reset(group, SALT + seed + number, images.device, put_back=mode == "independent"):
             if number in shown:
-                now = explained(explainer, network, images, seed)
+                now, left = _values(explainer, network, images, seed)
                 pairs = ((trained, now), (trained.abs(), now.abs()))
                 found.append((name, *(rank_correlation(*pair, where) for pair in pairs)))
     if mode == "cascade" and torch.equal(now, trained):
@@ -91,7 +95,9 @@ def randomised_weights(
             stacklevel=2,
         )
     names, correlation, magnitude = zip(*found)
-    return RandomisedWeights(mode, names, torch.stack(correlation), torch.stack(magnitude), kept, trained, now)
+    return RandomisedWeights(
+        mode, names, torch.stack(correlation), torch.stack(magnitude), kept, trained, now, mass, left
+    )
 
 
 def rank_correlation(first: Tensor, second: Tensor, where: Tensor | None = None) -> Tensor:
@@ -112,10 +118,16 @@ def rank_correlation(first: Tensor, second: Tensor, where: Tensor | None = None)
 
 def explained(explainer: Explainer, network: nn.Module, images: Tensor, seed: int) -> Tensor:
     """The explainer's maps (N, H, W), checked; the caller's random state stays as it was."""
+    return _values(explainer, network, images, seed)[0]
+
+
+def _values(explainer: Explainer, network: nn.Module, images: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Maps and masses, each (N, H, W)."""
     with torch.inference_mode(False), torch.enable_grad(), seeded(seed, images.device):
         values = explainer(network, images.clone())
-    values = as_map("explainer", values, (len(images), *images.shape[-2:]))
-    return values.to(images.device)
+    size = (len(images), *images.shape[-2:])
+    shown, mass = (read("explainer", values, size) for read in (as_map, as_mass))
+    return shown.to(images.device), mass.to(images.device)
 
 
 def detached_copy(model: nn.Module) -> nn.Module:
