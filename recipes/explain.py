@@ -16,8 +16,8 @@ from recipes.command import CONFIG, Attempt, as_yaml, choose_folder, read_argume
 from recipes.explain_curves import measure_curves
 from recipes.explain_maps import TRAINED, Found, Meter, Row, check_methods
 from recipes.explain_numbers import RANDOM
-from recipes.explain_pictures import Gallery, slug, write_explorer
-from recipes.explain_questions import Choice, Scene, Scenes, asked_classes, choose, count_right
+from recipes.explain_pictures import Gallery, write_explorer
+from recipes.explain_questions import Choice, Scene, Scenes, asked_classes, choose, count_right, with_distinct_names
 from recipes.explain_results import conclude
 from recipes.explain_salient import measure_salient
 from recipes.explain_settings import ExplainSettings
@@ -91,6 +91,7 @@ class Job:
             warnings.simplefilter("always", UserWarning)
             drawn = [scenes.drawn(i, labels) for i, labels in choice.drawn.items()]
             drawn += [scenes.file(path, choice.asked) for path in choice.files]
+            drawn = with_distinct_names(drawn)
             shown = self._measure(meter, drawn, settings.maps.methods, keep=True)
             many = [scenes.evaluation(i, choice.asked) for i in choice.measured] if settings.measure.images else []
             measured = self._measure(meter, many, settings.measured_methods) if many else shown
@@ -135,7 +136,7 @@ class Job:
 
     def measured(self, meter: Meter, scene: Scene, methods: Sequence[str]) -> Found:
         """What is measured on one image, or what was before this run was stopped."""
-        path = self.folder / "measured" / f"{slug(scene.name)}.pt"
+        path = self.folder / "measured" / f"{scene.slug}.pt"
         try:
             if path.exists():
                 return Found(**load_checkpoint(path))

@@ -1,6 +1,5 @@
 """The pictures of an explanation run: panels, matrix, profiles, curves, evidence; and the pages to ask any pixel."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,17 +23,12 @@ from perpixel.weighting import SalientParts
 from recipes.checkpoints import write_atomically
 from recipes.explain_maps import TRAINED, Found, Meter, Row
 from recipes.explain_numbers import RANDOM, Matrix, pool
-from recipes.explain_questions import EVIDENCE, Scene
+from recipes.explain_questions import EVIDENCE, Scene, slug
 from recipes.explain_settings import INFLUENCE, ExplainSettings
 from recipes.images import Images
 
 EVIDENCE_COLOR = "#1f6fd0"
 CURVE_COLUMNS = ("fraction", "value", "random", "random_low", "random_high", "nearest")
-
-
-def slug(text: str) -> str:
-    """A file name of letters, digits and hyphens."""
-    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-") or "image"
 
 
 class Gallery:
@@ -89,7 +83,7 @@ class Gallery:
             title=f"{scene.name}: what speaks for (orange) and against (purple) the label",
             note=f"black line: the region asked about{known}. Every map has a scale of its own.",
         )
-        self._save(figure, f"panels-{slug(scene.name)}.png", f"{scene.name}: signed maps, trained and random weights")
+        self._save(figure, f"panels-{scene.slug}.png", f"{scene.name}: signed maps, trained and random weights")
 
     def _outlines(self, scene: Scene) -> Any:
         return fixation_backdrop(None, scene.predicted, self.images.colors, style="outlines")
@@ -157,7 +151,7 @@ class Gallery:
         picture = torch.from_numpy(self.backdrop(scene)).permute(2, 0, 1).float()[None]
         title = f"{scene.name}: objects with and without the tenth of them that has the most activation"
         figure = objects.figure(classes=self.images.classes, colors=self.images.colors, pictures=picture, title=title)
-        name = f"salient-{slug(scene.name)}.png"
+        name = f"salient-{scene.slug}.png"
         self._save(figure, name, f"{scene.name}: objects without their discriminative region")
 
     def _subject(self) -> str:
@@ -212,7 +206,7 @@ def write_explorer(
     folder: Path, scene: Scene, effects: Influence, settings: ExplainSettings, images: Images, about: str
 ) -> str:
     """explorer-IMAGE.html, in which any pixel, region or class can be asked; its name."""
-    name = f"explorer-{slug(scene.name)}.html"
+    name = f"explorer-{scene.slug}.html"
     shown = scene.shown.clamp(0, 1)
     if settings.backdrop != "photograph":
         painted = fixation_backdrop(None, scene.predicted, images.colors, style=settings.backdrop)

@@ -1,5 +1,6 @@
 """Which images are looked at, and what is asked of each: a label, and the region where the network sees it."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -38,7 +39,7 @@ class Question:
 class Scene:
     """An image (3, H, W), normalised, as it looks (in [0, 1]), its truth, and the labels of the explained network.
 
-    questions: those about labels; trials: those with known evidence. drawn: labels whose maps are drawn.
+    questions: those about labels; trials: those with known evidence.
     """
 
     name: str
@@ -48,7 +49,28 @@ class Scene:
     predicted: Tensor
     questions: list[Question]
     trials: list[Question] = field(default_factory=list)
-    drawn: list[int] = field(default_factory=list)
+
+    @property
+    def slug(self) -> str:
+        """The name in a file name: letters, digits and hyphens."""
+        return slug(self.name)
+
+
+def slug(text: str) -> str:
+    """Letters, digits and hyphens."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-") or "image"
+
+
+def with_distinct_names(scenes: Sequence[Scene]) -> list[Scene]:
+    """The scenes; where file names would be the same (files of one name in two folders), numbered."""
+    result, taken = list[Scene](), set[str]()
+    for scene in scenes:
+        name, number = scene.name, 2
+        while slug(name) in taken:
+            name, number = f"{scene.name} {number}", number + 1
+        taken.add(slug(name))
+        result.append(replace(scene, name=name))
+    return result
 
 
 @dataclass(frozen=True)
@@ -156,7 +178,7 @@ class Scenes:
             known = [t.evidence for t in scene.trials if t.label == label and t.evidence is not None]
             evidence = torch.stack(known).any(0) if known else None
             questions.append(Question("label", label, scene.predicted == label, evidence))
-        return replace(scene, questions=questions, trials=[] if whole else scene.trials, drawn=list(labels))
+        return replace(scene, questions=questions, trials=[] if whole else scene.trials)
 
     def evaluation(self, index: int, asked: Sequence[int]) -> Scene:
         """Evaluation image number `index`, asked about those of the labels that are right on enough pixels."""
@@ -187,7 +209,7 @@ class Scenes:
         labels = sorted((c for c in asked if here[c] >= ask.least), key=lambda c: -int(here[c]))[: ask.most]
         questions = [Question("label", c, predicted == c) for c in labels]
         shown = self.images.displayed(batch[0])
-        return Scene(name, batch[0], shown, None, predicted, questions, [], labels)
+        return Scene(name, batch[0], shown, None, predicted, questions)
 
     @torch.no_grad()
     def _predict(self, batch: Tensor) -> Tensor:

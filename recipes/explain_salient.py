@@ -34,6 +34,6 @@ def measure_salient(
             shares = {key: 100 * row[key] for key in ("kept", "iou_before", "iou_after")}
             rows.append({**row, **shares, "image": scene.name, "label": names[int(row["label"])], "network": name})
         if name == TRAINED:
-            joined = {key: torch.cat([getattr(part, key) for part in parts]) for key in JOINED}
-            drawn = replace(parts[0], **joined)  # type: ignore[arg-type]
+            joined = {key: torch.cat([getattr(part, key) for part in parts]).cpu() for key in JOINED}
+            drawn = replace(parts[0], labels=parts[0].labels.cpu(), **joined)  # type: ignore[arg-type]
     return rows, drawn

@@ -178,7 +178,7 @@ class ExplainSettings:
         seed: Seed of the training, if there is one, and of random choices.
         backdrop: What stands behind regions and patches: photograph (the image), labels (pale colours of the predicted
             labels) or outlines (their borders on white): the last two show nothing of the image, for data whose images
-            must not be published.
+            must not be published; maps by pixel, such as those of IntegratedGradients, trace its edges all the same.
         explorer: Whether to write a page (HTML) per drawn image in which any pixel can be asked.
         data: Which images.
         model: Which network.

@@ -51,7 +51,7 @@ def verdict(row: Row, name: str, more: str, less: str) -> str:
     return more if row[f"{name}_low"] > 0 else less if row[f"{name}_high"] < 0 else "undecided"
 
 
-def context_words(tables: Tables) -> list[str]:
+def context_words(tables: Tables, level: float) -> list[str]:
     """Per label asked about: the classes whose hiding costs it the most beyond as much hidden at random."""
     own = [r for r in tables.matrix if r["network"] == TRAINED and r["class"] != r["hidden"]]
     random = {(r["class"], r["hidden"]): r for r in tables.matrix if r["network"] == RANDOM}
@@ -80,11 +80,11 @@ def context_words(tables: Tables) -> list[str]:
         words.append(text)
     entries = [r for r in own if r["excess_low"] == r["excess_low"]]
     if entries:
-        expected = len(entries) / 40
+        expected = len(entries) * (1 - level) / 2
         outside = sum(r["excess_low"] > 0 for r in entries)
         words.append(
             f"\nOf {len(entries)} pairs of different classes, {outside} have an interval above zero; about "
-            f"{expected:.0f} would by luck alone, if every interval covered 95 % and nothing leaned on anything."
+            f"{expected:.1f} would by luck alone, if every interval held what it says and nothing leaned on anything."
         )
     return words
 
@@ -230,7 +230,7 @@ def summary(settings: ExplainSettings, tables: Tables) -> str:
         "the label.",
     ]
     sections = [
-        ("Which context decides", _context_note(settings), context_words(tables)),
+        ("Which context decides", _context_note(settings), context_words(tables, settings.measure.level)),
         ("Does the object keep its label alone?", "", alone_words(tables)),
         ("How much lies outside the region", _share_note(settings), share_words(tables)),
         ("Do the maps find what decides?", "", evidence_words(tables)),

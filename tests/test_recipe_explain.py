@@ -20,7 +20,7 @@ from recipes import explain_pictures
 from recipes.explain import Job, build_parser, main, understand
 from recipes.explain_maps import TRAINED, Found, Meter
 from recipes.explain_numbers import FEWEST, RANDOM, Matrix, Means, matrix_rows, mean_rows
-from recipes.explain_questions import Scenes, choose, evenly
+from recipes.explain_questions import Scene, Scenes, choose, evenly, with_distinct_names
 from recipes.explain_settings import DataSetSettings, ExplainSettings
 from recipes.images import Images
 from recipes.interrupt import Interrupt
@@ -397,6 +397,14 @@ def test_each_label_is_drawn_where_most_of_it_is_right(loaded: tuple[ExplainSett
     assert chosen.measured == [2, 4]
     assert evenly(list(range(10)), 4) == [0, 3, 6, 9]
     assert evenly([5, 7], 4) == [5, 7]
+
+
+def test_scenes_that_would_share_files_are_numbered() -> None:
+    nothing = torch.zeros(3, 4, 4)
+    scenes = [Scene(name, nothing, nothing, None, nothing[0].long(), []) for name in ("a b", "a-b", "c", "a b")]
+    found = with_distinct_names(scenes)
+    assert [scene.name for scene in found] == ["a b", "a-b 2", "c", "a b 3"]
+    assert len({scene.slug for scene in found}) == 4
 
 
 def test_weights_come_from_one_place() -> None:
