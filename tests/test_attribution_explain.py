@@ -32,6 +32,7 @@ BY_HAND: list[tuple[str, dict[str, Any], dict[str, Any]]] = [  # name, options o
     ("Deconvolution", {}, {}),
     ("LRP", {}, {}),
     ("Occlusion", WINDOW, {}),
+    ("Occlusion", {"sliding_window_shapes": (3, 8, 8), "perturbations_per_eval": 9}, {}),
     ("FeatureAblation", {"feature_mask": square_features()}, {}),
 ]
 LAYERED: list[tuple[str, dict[str, Any]]] = [
@@ -439,13 +440,24 @@ class Frozen(nn.Module):
         ({"model": nn.Flatten()}, ValueError, "nothing dense"),
         ({"model": Frozen()}, ValueError, "NaN"),
         ({"method": "Occlusion", "sliding_window_shapes": (3, 40, 4)}, ValueError, "cannot exceed"),
-        ({"n_steps": -1}, ValueError, "n_steps|steps"),
+        ({"n_steps": -1}, ValueError, "n_steps"),
+        ({"internal_batch_size": 0}, ValueError, "internal_batch_size"),
+        ({"nt_samples": 2.5}, TypeError, "nt_samples"),
+        ({"nt_samples": 0}, ValueError, "nt_samples"),
+        ({"nt_type": "smooth"}, ValueError, "smooth"),
+        ({"method": "Occlusion", "perturbations_per_eval": -3}, ValueError, "perturbations_per_eval"),
+        ({"method": "FeaturePermutation", "images": images(1), "region": regions(1)}, ValueError, "FeaturePermutation"),
     ],
 )
 def test_bad_arguments_say_what_is_wrong(wrong: dict[str, Any], error: type[Exception], message: str) -> None:
     given: dict[str, Any] = {"model": Net("out"), "images": images(), "label": 1, "region": regions(), **wrong}
     with pytest.raises(error, match=message):
         explain(given.pop("model"), given.pop("images"), given.pop("label"), **given)
+
+
+def test_progress_is_captums(capsys: pytest.CaptureFixture[str]) -> None:
+    explain(Net("out"), images(1), 1, region=regions(1), method="Occlusion", show_progress=True)
+    assert "Occlusion attribution" in capsys.readouterr().err
 
 
 def test_captums_chatter_is_not_passed_on() -> None:

@@ -23,6 +23,9 @@ def rows_for(images: Tensor) -> int:
 def groups_for(method: Method, images: Tensor, baselines: list[Tensor | None], given: dict[str, Any]) -> list[slice]:
     """The images that are explained together: as many as go into one pass, unless the caller says how many do."""
     count = len(images)
+    if "Permutation" in method.kind.__name__ and count < 2:
+        expected = f"at least two with {method.name}, which swaps parts between them"
+        raise ValueError(complain("images", expected, "one", "Explain more images, or choose FeatureAblation."))
     if "Permutation" in method.kind.__name__ or "perturbations_per_eval" in given:
         size = count
     elif len(baselines) > 1:
@@ -62,8 +65,9 @@ def _patches(kind: str, own: tuple[str, ...], images: Tensor, given: dict[str, A
     short = min(images.shape[-2:])
     fine = max(1, min(PATCH, short // 4))
     if "sliding_window_shapes" in own:
-        window = given.get("sliding_window_shapes", (images.shape[1], fine, fine))
-        return {"sliding_window_shapes": window, "strides": window}
+        if "sliding_window_shapes" in given:
+            return {}
+        return dict.fromkeys(("sliding_window_shapes", "strides"), (images.shape[1], fine, fine))
     if "feature_mask" not in own or given.get("feature_mask") is not None:
         return {}
     coarse = {"ShapleyValues": 2, "FeatureAblation": 0, "FeaturePermutation": 0}.get(kind, 4)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from perpixel.checks import complain
+from perpixel.checks import check_integer, complain
 
 _METHODS = (
     "Deconvolution DeepLift DeepLiftShap FeatureAblation FeaturePermutation GradientShap GuidedBackprop GuidedGradCam "
@@ -18,6 +18,14 @@ _METHODS = (
 _LAYER_METHODS = (
     "InternalInfluence LayerConductance LayerDeepLift LayerDeepLiftShap LayerFeatureAblation LayerFeaturePermutation "
     "LayerGradCam LayerGradientShap LayerGradientXActivation LayerIntegratedGradients LayerLRP"
+)
+_COUNTS = (
+    "internal_batch_size",
+    "n_samples",
+    "n_steps",
+    "nt_samples",
+    "nt_samples_batch_size",
+    "perturbations_per_eval",
 )
 NAMES = tuple(f"{_METHODS} {_LAYER_METHODS}".split())
 NOISE = ("nt_type", "nt_samples", "nt_samples_batch_size", "stdevs", "draw_baseline_from_distrib")
@@ -77,12 +85,14 @@ class Method:
         return NoiseTunnel(bound) if self.noise else bound
 
     def check_options(self, options: Mapping[str, Any]) -> None:
-        """TypeError for an option that the method does not have, or that `explain` sets itself."""
+        """TypeError or ValueError for an option that the method has not, that `explain` sets itself, or no count."""
         known = {*self.parameters(), *(NOISE if self.noise else ())} - {"inputs", "target", "additional_forward_args"}
         for name in options:
             if name in ("target", "additional_forward_args", "inputs"):
                 remedy = "Say what to explain with label= and region=."
                 raise TypeError(complain(name, "no such option", options[name], remedy))
+            if name in _COUNTS and options[name] is not None:
+                check_integer(name, options[name], low=1)
             if name not in known:
                 remedy = f"It takes {', '.join(sorted(known))}."
                 raise TypeError(complain(name, f"an option of captum's {self.name}", "another name", remedy))
