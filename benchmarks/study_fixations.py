@@ -23,6 +23,7 @@ from lightning_fabric import Fabric
 from rich.console import Console
 from torch import Tensor
 
+from recipes.checkpoints import load_checkpoint, save_checkpoint
 from recipes.fixation_evidence import SWAPPED, evidence_rows, measure_evidence
 from recipes.fixation_settings import FixationSettings, MeasureSettings, TraceSettings
 from recipes.fixation_subject import Subject, prepare_network, random_network, rivals_of, train_network
@@ -117,12 +118,17 @@ def main() -> None:
             continue
         per_seed = []
         for number, network in enumerate(trained):
-            subjects = {"trained": Subject(network, network, trace, device, "")}
-            for k in range(options.random):
-                fresh = random_network(settings, images.num_classes, 100 * number + k, some)
-                subjects[f"random#{k}"] = Subject(fresh, fresh, trace, device, "")
-            measure = replace(settings.measure, batch_size=16)
-            per_seed.append(measure_evidence(subjects, {"class": {}, "rival": rivals}, images, indices, measure))
+            kept = options.out / "measured" / f"{variant}, {options.images} images, network {number}.pt"
+            if not kept.exists():
+                subjects = {"trained": Subject(network, network, trace, device, "")}
+                for k in range(options.random):
+                    fresh = random_network(settings, images.num_classes, 100 * number + k, some)
+                    subjects[f"random#{k}"] = Subject(fresh, fresh, trace, device, "")
+                measure = replace(settings.measure, batch_size=16)
+                sums = measure_evidence(subjects, {"class": {}, "rival": rivals}, images, indices, measure)
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                save_checkpoint(kept, sums)
+            per_seed.append(load_checkpoint(kept))
         rows = [row for row in rows if row["variant"] != variant]
         rows += report(variant, per_seed, settings.measure)
         options.out.mkdir(parents=True, exist_ok=True)

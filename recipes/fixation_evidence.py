@@ -20,9 +20,9 @@ Row = dict[str, Any]
 # kind -> what is traced, and what its evidence is
 KINDS = {
     "far body": "body pixels of confusable creatures far from the head, asked for their true class; evidence: the head",
-    "far body, right": "those of them that the network labels right",
-    "far body, mistaken": "those that it takes for the relative, still asked for their true class",
     "far body, swapped": "the same pixels asked for the relative, for which the head does not speak",
+    "far body, right": "those of the far body pixels that the network labels right",
+    "far body, mistaken": "those that it takes for the relative, still asked for their true class",
     "local": "blossoms; evidence: the blossom itself, and nothing outside it",
     "context": "tortoises and turtles; evidence: the ground around them, and nothing on them",
     "whole mask": "all pixels of all objects; evidence: the whole mask, whosever it is",
@@ -91,11 +91,13 @@ def trace_trials(subject: Subject, images: Mapping[int, Tensor], trials: Sequenc
     found: dict[int, Floats] = {}
     rows = pack(trials)
     for part in (rows[i : i + batch] for i in range(0, len(rows), batch)):
-        start = torch.full((len(part), *trials[0].start.shape), -1, dtype=torch.int64)
+        # Always `batch` rows, the last ones empty if need be: a network may be traced anew for every size of a batch.
+        start = torch.full((batch, *trials[0].start.shape), -1, dtype=torch.int64)
         for n, row in enumerate(part):
             for trial in row:
                 start[n][trial.start] = trial.label
-        fix = subject.fixations(torch.stack([images[row[0].image] for row in part]), start)
+        shown = [images[row[0].image] for row in (*part, *[part[-1]] * (batch - len(part)))]
+        fix = subject.fixations(torch.stack(shown), start)
         image, label, _, y, x = fix.points.cpu().unbind(1)
         mass = fix.mass.cpu()
         for n, row in enumerate(part):
