@@ -14,7 +14,7 @@ from torch.backends import mkldnn
 from torch.fx.node import Node, map_arg
 
 from perpixel.checks import complain
-from perpixel.fixations.in_place import without_in_place
+from perpixel.fixations.in_place import operation, without_in_place
 from perpixel.fixations.tracer import SizedTracer, Tracer, compute, out_of_place
 
 _TRACES: "WeakKeyDictionary[nn.Module, dict[Any, Trace]]" = WeakKeyDictionary()
@@ -197,7 +197,12 @@ class Run:
             layer = out_of_place(self.layers[str(node.target)], node in self.plan.overwrites)
             return layer.forward(self.values[args[0]])
         args, kwargs = map_arg((args, node.kwargs), lambda n: self.values[n])
-        return compute(node, args, kwargs, self.model, self.trace.constants, self.images)
+        value = compute(node, args, kwargs, self.model, self.trace.constants, self.images)
+        if self.images.is_contiguous() or operation(node) != "interpolate" or value.ndim != 4:
+            return value
+        return value.contiguous(
+            memory_format=torch.channels_last
+        )  # what grew from one pixel turns what it is joined to
 
     def _find_out(self) -> None:
         try:
