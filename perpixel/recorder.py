@@ -174,7 +174,8 @@ class _Hook:
             recorder.forget()
             recorder.used = False
             if recorder.images:
-                recorder.given = next(iter(maps_in((given, more))), None)
+                found = maps_in((given, more))
+                recorder.given = found[0] if found else None
         elif self.name:
             recorder.passed[self.name] = (given, more)
         else:

@@ -276,7 +276,7 @@ def expected_step(make: Any, model: nn.Module, images: Tensor, labels: Tensor) -
     return gradients(copied)
 
 
-@pytest.mark.parametrize("make", LOSSES.values(), ids=LOSSES)
+@pytest.mark.parametrize("make", [LOSSES["evidence"], LOSSES["debt"]], ids=["evidence", "debt"])
 @pytest.mark.parametrize("first", ["attach", "compile"])
 def test_compiled_model_trains_as_the_eager_one(first: str, make: Any) -> None:
     torch.compiler.reset()

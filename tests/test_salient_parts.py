@@ -180,7 +180,7 @@ def test_the_figure_has_a_row_per_object(channels: int) -> None:
     if channels == 1:
         model.body[0] = nn.Conv2d(1, 8, 3, 2, 1).double()
         images = images[:, :1]
-    parts = salient_parts(model, images, labels)
+    parts = salient_parts(model, images, labels, label=0)
     figure = parts.figure(title="Without")
     panels = [axis for axis in figure.axes if axis.images and axis.get_title()]
     assert len(panels) == 4 * len(parts)
@@ -191,7 +191,7 @@ def test_the_figure_has_a_row_per_object(channels: int) -> None:
         colors=torch.randint(0, 255, (CLASSES, 3), dtype=torch.uint8),
         pictures=torch.rand(2, 3, 16, 16),
     )
-    assert [axis.get_title() for axis in named.axes if axis.images][4] == "b"
+    assert [axis.get_title() for axis in named.axes if axis.images][4] == "a"
     assert {text.get_text() for text in named.legends[0].get_texts()} >= {
         "hidden region",
         *("abcd"[c] for c in parts.without.unique().tolist()),
