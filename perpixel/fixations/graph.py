@@ -19,6 +19,7 @@ from perpixel.fixations.tracer import SizedTracer, Tracer, compute, out_of_place
 
 _TRACES: "WeakKeyDictionary[nn.Module, dict[Any, Trace]]" = WeakKeyDictionary()
 _MANY = 1 << 13  # pixels; below, what is won is not worth other last bits than the model's own
+_SIZES = 8  # of images, and sets of rules, for which a plan is kept
 _MAKERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.BatchNorm2d, nn.GroupNorm)
 
 
@@ -167,6 +168,8 @@ class Run:
         if not self._planned and self._key is not None and len(self.trace.nodes) == whole:
             self.plan.reads, self.plan.keeps = dict(self._reads), Counter(self._keeps)
             self.trace.plans[self._key] = self.plan
+            if len(self.trace.plans) > _SIZES:
+                del self.trace.plans[next(iter(self.trace.plans))]
         self._uses.clear()
         self._free(node, None)
 

@@ -132,8 +132,9 @@ def laid_out(step: Step, weight: Tensor, groups: int, order: list[int], *, trans
         return kept.laid
     weight = weight.detach()
     laid = _lay_out(weight, groups, order, transposed)
-    if weight.device.type == "cpu" and step.node.op == "call_module" and weight.is_contiguous():
-        some = weight.view(-1)[:: max(1, weight.numel() // _PROBES)]
+    memory = weight if weight.is_contiguous() else weight.movedim(1, -1)
+    if weight.device.type == "cpu" and step.node.op == "call_module" and memory.is_contiguous():
+        some = memory.view(-1)[:: max(1, weight.numel() // _PROBES)]
         found = _LaidOut(laid, order, weight._version, weight.data_ptr(), weight.dtype, some, some.clone())
         step.run.trace.weights[step.node] = found
     return laid
