@@ -134,7 +134,7 @@ def draw_image(subject: Subject, images: Images, settings: FixationSettings, fol
     panels = [_panel(f"{n + 1}. {layer}", backdrop, found, shown) for n, (layer, found) in enumerate(steps)]
     _save(sheet(panels, title=f"{title}: through the layers", note=note), folder / "flow.png")
     heaviest = max(float(panel.mass.max()) for panel in panels)
-    frames = [sheet([panel], cell=5.2, note=name, heaviest=heaviest) for panel in panels]
+    frames = [sheet([panel], cell=5.2, note=f"{name}{asked}", heaviest=heaviest) for panel in panels]
     write_atomically(folder / "flow.gif", animation_bytes(frames, picture.milliseconds))
     return {
         "image": name,

@@ -92,7 +92,7 @@ def point_sheet(
     if heaviest is None:
         heaviest = max((float(panel.mass.max()) for panel in panels if len(panel.mass)), default=1.0)
     for axis, panel in zip(axes, panels):
-        _draw_panel(axis, panel, colors, heaviest)
+        _draw_panel(axis, panel, colors, heaviest, (cell / 3.2) ** 2)
         seen.update(panel.labels.unique().tolist())
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
@@ -103,7 +103,7 @@ def point_sheet(
     return figure
 
 
-def _draw_panel(axis: "Axes", panel: PointPanel, colors: Tensor, heaviest: float) -> None:
+def _draw_panel(axis: "Axes", panel: PointPanel, colors: Tensor, heaviest: float, scale: float) -> None:
     height, width = panel.backdrop.shape[:2]
     axis.imshow(panel.backdrop, interpolation="nearest")
     if panel.heat is not None and float(panel.heat.max()) > 0:
@@ -119,7 +119,7 @@ def _draw_panel(axis: "Axes", panel: PointPanel, colors: Tensor, heaviest: float
         order = order[of_class[panel.labels[order].long()].argsort(descending=True, stable=True)]
         share = (panel.mass / max(heaviest, 1e-12))[order].double().clamp(0, 1).sqrt().numpy()
         ink = (colors.double() / 255)[panel.labels[order].long()].numpy()
-        area = 1.5 + 44 * share
+        area = scale * (1.5 + 44 * share)
         x, y = panel.x[order].numpy(), panel.y[order].numpy()
         axis.scatter(x, y, s=area, c=ink, alpha=0.85, linewidths=0.3, edgecolors="#1118")
     axis.set_xlim(-0.5, width - 0.5)
