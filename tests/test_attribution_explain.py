@@ -17,7 +17,10 @@ from torch.nn import functional as F
 from perpixel.attribution import Attribution, RegionTarget, explain
 from perpixel.attribution.methods import NAMES as ALL_NAMES
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is not valid for this network")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*is not valid for this network"),
+    pytest.mark.filterwarnings(r"ignore:\s*(Input Tensor 0 did not|Setting (forward|backward))"),  # captum by hand
+]
 NAMES = [name for name in ALL_NAMES if hasattr(ca, name)]  # of this captum
 WINDOW = {"sliding_window_shapes": (3, 4, 4), "strides": (3, 3, 3)}
 DRAWN = torch.randn(2, 3, *SIZE, dtype=torch.float64)
@@ -415,6 +418,7 @@ class Frozen(nn.Module):
         ({"n_step": 3}, TypeError, "n_steps"),
         ({"target": 3}, TypeError, "label= and region="),
         ({"additional_forward_args": 3}, TypeError, "label= and region="),
+        ({"method": "KernelShap", "return_input_shape": False}, TypeError, "image size"),
         ({"layer": "features.0"}, TypeError, "layer"),
         ({"method": "LayerGradCam", "layer": "features.9"}, ValueError, "named_modules"),
         ({"method": "LayerGradCam", "layer": nn.ReLU()}, ValueError, "named_modules"),

@@ -27,6 +27,10 @@ _COUNTS = (
     "nt_samples_batch_size",
     "perturbations_per_eval",
 )
+_OWN = {  # options that are explain's to set
+    **dict.fromkeys(("inputs", "target", "additional_forward_args"), "Say what to explain with label= and region=."),
+    "return_input_shape": "Values always come at image size.",
+}
 NAMES = tuple(f"{_METHODS} {_LAYER_METHODS}".split())
 NOISE = ("nt_type", "nt_samples", "nt_samples_batch_size", "stdevs", "draw_baseline_from_distrib")
 
@@ -86,10 +90,10 @@ class Method:
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """TypeError or ValueError for an option that the method has not, that `explain` sets itself, or no count."""
-        known = {*self.parameters(), *(NOISE if self.noise else ())} - {"inputs", "target", "additional_forward_args"}
+        known = {*self.parameters(), *(NOISE if self.noise else ())} - {*_OWN}
         for name in options:
-            if name in ("target", "additional_forward_args", "inputs"):
-                remedy = "Say what to explain with label= and region=."
+            if name in _OWN:
+                remedy = _OWN[name]
                 raise TypeError(complain(name, "no such option", options[name], remedy))
             if name in _COUNTS and options[name] is not None:
                 check_integer(name, options[name], low=1)
