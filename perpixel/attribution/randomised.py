@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import is_parametrized
 
 from perpixel.attribution.context import Attribution
@@ -65,7 +66,8 @@ def randomised_weights(
         its random numbers are the same each time. Fix the region beforehand: a reset network may predict the label
         nowhere.
     layers: dotted names, reset in this order, each with everything inside; None: all that the logits depend on, last
-        to run first, by their own `reset_parameters` (batch norm: its statistics too), seeded.
+        to run first, by their own `reset_parameters`, seeded. A batch norm that is reset takes its statistics from
+        `images`, as in training: with mean 0 and variance 1, the signal of deep networks would die away.
     stages: compare maps after about this many resets, evenly spread, the last among them; None: after each.
     where: bool (N, H, W), the pixels whose ranks count; None: all.
 
@@ -80,11 +82,14 @@ def randomised_weights(
     raw = _values(explainer, network, images, seed)
     (trained, mass), (now, left) = raw, raw
     found = []
+    gone: list[nn.Module] = []
     for number, (name, group) in enumerate(groups):
         if mode == "independent" and number not in shown:
             continue
         with _reset(group, SALT + seed + number, images.device, put_back=mode == "independent"):
+            gone = [*gone, *group] if mode == "cascade" else group
             if number in shown:
+                _measure_statistics(network, gone, images)
                 now, left = _values(explainer, network, images, seed)
                 pairs = ((trained, now), (trained.abs(), now.abs()))
                 found.append((name, *(rank_correlation(*pair, where) for pair in pairs)))
@@ -267,6 +272,26 @@ def _reset(group: list[nn.Module], seed: int, device: torch.device, *, put_back:
         with torch.no_grad():
             for tensor, value in before:
                 tensor.copy_(value)
+
+
+@torch.no_grad()
+def _measure_statistics(network: nn.Module, layers: list[nn.Module], images: Tensor) -> None:
+    """Give the batch norms among `layers` the mean and variance of what they get for `images`."""
+
+    def measure(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
+        values = given[0].transpose(0, 1).flatten(1)
+        if values.shape[1] > 1:
+            layer.running_mean.copy_(values.mean(1))  # type: ignore[operator]
+            layer.running_var.copy_(values.var(1))  # type: ignore[operator]
+
+    norms = [layer for layer in layers if isinstance(layer, _BatchNorm) and layer.running_mean is not None]
+    handles = [layer.register_forward_pre_hook(measure) for layer in norms]
+    try:
+        if norms:
+            network(images.clone())
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
