@@ -151,6 +151,20 @@ def test_labels_of_another_size(make: Any, size: tuple[int, int]) -> None:
 
 
 @EVERY_LOSS
+def test_logits_of_another_size_than_the_models_output(make: Any) -> None:
+    model, images, logits, labels = problem()
+    grid = model.classifier(model._neck(model.body(images)))
+    expected = make().weight_map(model.eval(), images, logits, labels)
+    for other in (grid, F.interpolate(logits, size=(40, 24), mode="bilinear")):
+        loss = make()
+        weights = loss.weight_map(model, images, other, labels)
+        check_map(weights, labels)
+        assert weights.shape == expected.shape
+        at_size = F.interpolate(other, size=(16, 16), mode="bilinear")
+        torch.testing.assert_close(loss(model, images, other, labels), weighted_cross_entropy(at_size, labels, weights))
+
+
+@EVERY_LOSS
 def test_lower_precision(make: Any) -> None:
     model, images, _, labels = problem()
     loss = make()

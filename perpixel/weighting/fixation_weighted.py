@@ -7,8 +7,10 @@ from torch import Tensor, nn
 
 from perpixel.checks import check_integer, check_option
 from perpixel.fixations import FixationRules, Fixations, fixations
+from perpixel.outputs import logits_at
 from perpixel.reduction import labels_on_grid
 from perpixel.weighting.cells import Cells
+from perpixel.weighting.look import output_size
 from perpixel.weighting.options import K, fixation_options
 from perpixel.weighting.weight_map import WeightMapLoss
 
@@ -73,9 +75,10 @@ class FixationWeightedLoss(WeightMapLoss):
     def scores(
         self, model: nn.Module, images: Tensor, logits: Tensor, labels: Tensor, valid: Tensor, fresh: bool
     ) -> Tensor:
-        traced = labels_on_grid(torch.where(valid, labels, -1), (logits.shape[2], logits.shape[3]))
+        size = output_size(model, images)
+        traced = labels_on_grid(torch.where(valid, labels, -1), size)
         if self.start == "prediction":
-            traced = torch.where(traced < 0, traced, logits.argmax(1))
+            traced = torch.where(traced < 0, traced, logits_at(logits, size).argmax(1))
         found = fixations(model, images, start=traced, **self.how)
         cells = Cells((images.shape[2], images.shape[3]), self.cell)
         if self.mode == "evidence":

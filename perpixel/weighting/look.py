@@ -3,10 +3,14 @@
 import contextlib
 from collections import OrderedDict
 from collections.abc import Iterator
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+from perpixel.outputs import dense_logits
+
+_SIZES: "WeakKeyDictionary[nn.Module, dict[torch.Size, tuple[int, int]]]" = WeakKeyDictionary()
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
@@ -40,3 +44,12 @@ def unnoticed(model: nn.Module, images: Tensor) -> Iterator[bool]:
 def dtype_of(model: nn.Module, images: Tensor) -> torch.dtype:
     """The dtype of the model's parameters; without any, that of the images."""
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), images.dtype)
+
+
+def output_size(model: nn.Module, images: Tensor) -> tuple[int, int]:
+    """Height and width of the model's output for images of this size; found with one image, once for each size."""
+    known = _SIZES.setdefault(model, {})
+    if images.shape[1:] not in known:
+        logits = dense_logits(model(images[:1]))
+        known[images.shape[1:]] = (logits.shape[2], logits.shape[3])
+    return known[images.shape[1:]]

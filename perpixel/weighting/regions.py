@@ -14,6 +14,7 @@ from perpixel.fixations import fixations
 from perpixel.outputs import dense_logits, logits_at
 from perpixel.reduction import labels_on_grid
 from perpixel.weighting.cells import Cells
+from perpixel.weighting.look import output_size
 
 Region = Literal["activation", "fixation", "erase"]
 Fill = str | float | Callable[[Tensor], Tensor]
@@ -57,7 +58,7 @@ class Regions:
         """
         labels = torch.where(counted, labels, 0)
         if self.region == "fixation":
-            return self._rested_on(model, images, logits, labels, counted)
+            return self._rested_on(model, images, labels, counted)
         own = activation(logits, labels)
         if self.region == "activation":
             return top_pixels(own, labels, counted, logits.shape[1], self.share)
@@ -72,8 +73,8 @@ class Regions:
         """The model's logits for the images without `region`."""
         return dense_logits(model(self.hide(images, region)))
 
-    def _rested_on(self, model: nn.Module, images: Tensor, logits: Tensor, labels: Tensor, counted: Tensor) -> Tensor:
-        start = labels_on_grid(torch.where(counted, labels, -1), (logits.shape[2], logits.shape[3]))
+    def _rested_on(self, model: nn.Module, images: Tensor, labels: Tensor, counted: Tensor) -> Tensor:
+        start = labels_on_grid(torch.where(counted, labels, -1), output_size(model, images))
         found = fixations(model, images, start=start, **self.how)
         cells = Cells((images.shape[2], images.shape[3]), self.cell)
         image, label, _, y, x = found.points.unbind(1)

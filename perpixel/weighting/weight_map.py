@@ -49,7 +49,7 @@ class WeightMapLoss(nn.Module):
     def forward(self, model: nn.Module, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss, a scalar: float32, float64 for float64 logits. Zero, attached to the graph, where all is void.
 
-        model: what gave `logits` (N, C, h, w), as it returned them, for `images` (N, channels, H, W).
+        model: what gave `logits` (N, C, h, w) for `images` (N, channels, H, W), at its output's size or another.
         labels: int (N, H', W'); the logits are brought to their size.
         """
         labels = self._check(model, images, logits, labels)
