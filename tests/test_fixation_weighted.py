@@ -1,7 +1,6 @@
-"""FixationWeightedLoss: scores against loops over the points, options, use, and what training with it does."""
+"""FixationWeightedLoss: scores against loops over the points, options, refusals, and two processes."""
 
 import copy
-import functools
 from typing import Any
 
 import pytest
@@ -14,12 +13,9 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from weight_map_cases import check_map, problem
 
-import perpixel
 from perpixel import FixationRules, Share, TemplateSimilarityLoss, fixations
 from perpixel.attach import attach
-from perpixel.data import SyntheticEvidence
 from perpixel.fixations import Rule
-from perpixel.models import small_fcn
 from perpixel.weighting import FixationWeightedLoss
 
 # --- against the definition
@@ -345,60 +341,3 @@ def test_two_processes_have_their_own_maps_and_common_gradients(tmp_path: Any) -
                 torch.testing.assert_close(gradient, ranks[0]["gradients"][name])
         assert not torch.equal(ranks[0]["own"], ranks[1]["own"])
         assert bool(ranks[1]["own"].any()) == (case == "both count")
-
-
-# --- what training with it does
-
-
-@functools.cache
-def pictures(count: int, split: Any) -> tuple[Tensor, Tensor, Tensor]:
-    data = SyntheticEvidence(
-        count,
-        size=(48, 64),
-        pairs=1,
-        hidden_head=0.0,
-        context_pair=False,
-        local_pair=False,
-        creatures=(1, 2),
-        split=split,
-    )
-    samples = [data[i] for i in range(count)]
-    image, labels, evidence = (torch.stack([sample[part] for sample in samples]) for part in range(3))
-    return image - 0.5, labels, evidence
-
-
-def train(model: nn.Module, term: FixationWeightedLoss | None, steps: int, rate: float, seed: int) -> nn.Module:
-    """On the same batches whatever the term: cross-entropy alone, or the term alone."""
-    images, labels, _ = pictures(200, "train")
-    optimizer = torch.optim.Adam(model.train().parameters(), lr=rate)
-    order = torch.Generator().manual_seed(seed)
-    nothing = None if term is None else lambda logits, labels: logits.sum() * 0.0
-    with perpixel.attach(model, *([] if term is None else [term]), base=nothing) as criterion:
-        for _ in range(steps):
-            chosen = torch.randint(0, len(images), (8,), generator=order)
-            optimizer.zero_grad()
-            criterion(model(images[chosen]), labels[chosen]).backward()
-            optimizer.step()
-    return model
-
-
-def share_on_evidence(model: nn.Module, images: Tensor, labels: Tensor, evidence: Tensor) -> float:
-    """Of the mass of the creatures' pixels."""
-    fix = fixations(model, images, start=labels.masked_fill(labels == 0, -1))
-    image, _, _, y, x = fix.points.unbind(1)
-    return float((fix.mass * evidence[image, y, x]).sum() / fix.mass.sum())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
-def test_training_with_it_moves_the_fixations(seed: int) -> None:
-    held_out = pictures(64, "val")
-    torch.manual_seed(seed)
-    start = train(small_fcn(3, width=16), None, 500, 3e-3, seed)
-    arms = {"control": None, "evidence": "evidence", "unsupported": "unsupported"}
-    shares = {}
-    for name, mode in arms.items():
-        term = None if mode is None else FixationWeightedLoss(mode=mode, shift="full", strength=20.0, cell=4)  # type: ignore[arg-type]
-        shares[name] = share_on_evidence(train(copy.deepcopy(start), term, 100, 5e-4, 100 + seed), *held_out)
-    print(seed, share_on_evidence(start, *held_out), shares)
-    assert shares["evidence"] > shares["control"] > shares["unsupported"]
