@@ -10,7 +10,7 @@ from typing import Any
 from recipes.checkpoints import write_atomically
 from recipes.fixation_counts import WHOLES
 from recipes.fixation_evidence import KINDS
-from recipes.fixation_settings import SHIFTS
+from recipes.fixation_settings import SHIFTS, FixationSettings
 
 Row = Mapping[str, Any]
 
@@ -204,8 +204,24 @@ def _apart(low: float, high: float, yes: str = "more than random", no: str = "un
     return yes if low > 1 else "less" if high < 1 else no
 
 
-def write_summary(folder: Path, opening: Sequence[str], parts: Sequence[Sequence[str]], closing: Sequence[str]) -> str:
+def write_summary(folder: Path, settings: FixationSettings, opening: str, parts: Sequence[Sequence[str]]) -> str:
     """summary.md; returns it."""
-    text = "\n".join([*opening, "", *(line for part in parts for line in [*part, ""]), *closing]).rstrip() + "\n"
+    trace = settings.trace
+    lines = [f"# Fixations of {settings.model.name} on {settings.data.name}", ""]
+    lines += [
+        f"{opening} Rules {trace.rules} ({trace.select}), k {trace.k}, shift {trace.shift} where not said otherwise, "
+        f"question {trace.question}.",
+        "",
+    ]
+    lines += [line for part in parts for line in [*part, ""]]
+    lines += [
+        "## What this cannot say",
+        "",
+        f"- Intervals ({100 * settings.measure.level:g} %) are over images, for this one network: another training may "
+        "differ. Images that resemble each other, such as frames of a film, make them too narrow.",
+        "- A fixation is the largest contribution at every step, not a proof of cause: what was passed over may matter "
+        "as much, and hiding the point need not change the label.",
+    ]
+    text = "\n".join(lines) + "\n"
     write_atomically(folder / "summary.md", text.encode())
     return text

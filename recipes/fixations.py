@@ -174,31 +174,12 @@ class Job:
                 continue
             words, results[part] = getattr(self, f"_{part}")(self.subject)
             parts.append(words)
+        opening = f"Network: {self.subject.about}. {len(self.indices)} of {images.evaluated} evaluation images."
         write_atomically(self.folder / "results.json", json.dumps(_plain(results), indent=1).encode())
-        for line in write_summary(self.folder, self._opening(self.subject), parts, self._closing()).splitlines():
+        for line in write_summary(self.folder, settings, opening, parts).splitlines():
             if line.startswith("- ") or line.startswith("#"):
                 self.progress.report(line)
         self.progress.report(f"\nPictures, tables and summary.md: {self.folder}")
-
-    def _opening(self, subject: Subject) -> list[str]:
-        settings, trace = self.settings, self.settings.trace
-        return [
-            f"# Fixations of {settings.model.name} on {settings.data.name}",
-            "",
-            f"Network: {subject.about}. {len(self.indices)} of {self.images.evaluated} evaluation images. Rules "
-            f"{trace.rules} ({trace.select}), k {trace.k}, shift {trace.shift} where not said otherwise, question "
-            f"{trace.question}.",
-        ]
-
-    def _closing(self) -> list[str]:
-        return [
-            "## What this cannot say",
-            "",
-            f"- Intervals ({100 * self.settings.measure.level:g} %) are over images, for this one network: another "
-            "training may differ. Images that resemble each other, such as frames of a film, make them too narrow.",
-            "- A fixation is the largest contribution at every step, not a proof of cause: what was passed over may "
-            "matter as much, and hiding the point need not change the label.",
-        ]
 
     def _image(self, subject: Subject) -> tuple[list[str], Any]:
         self.progress.report("image: fixations, density, flow")
