@@ -43,7 +43,8 @@ def fixations(
     """The image points that every labelled output pixel rests on, found layer by layer.
 
     A pixel labelled c starts as a point in channel c of the output; through each operation it moves to the input that
-    gave most to it. The model runs once, in evaluation mode, and is left as it was.
+    gave most to it. The model runs once, in evaluation mode, and is left as it was; large float32 images on the CPU in
+    channels-last memory, whose sums may differ from the model's own in their last bits.
 
     images: float (N, channels, H, W), on the model's device and of its dtype.
     start: None for the arg-max of the output; or labels int (N, H', W') at the output's size, negative or 255 for not

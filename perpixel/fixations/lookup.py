@@ -50,6 +50,8 @@ class Looks:
 
     def at(self, tap: Array) -> Array:
         """The pixel of one tap each."""
+        if self.pixel.shape[1] == 1:
+            return self.pixel[:, 0]
         return self.pixel.ravel().take(np.arange(0, self.pixel.size, self.pixel.shape[1]) + tap)
 
 

@@ -145,7 +145,7 @@ class _Inputs:
 
     def at(self, tap: Array, channel: Array) -> Array:
         count, length = self.index.shape
-        row = self.index.ravel().take(np.arange(0, count * length, length) + tap)
+        row = self.index[:, 0] if length == 1 else self.index.ravel().take(np.arange(0, count * length, length) + tap)
         return self.rows.ravel().take(row * self.rows.shape[1] + channel)
 
 
