@@ -310,6 +310,21 @@ def test_a_model_compiled_in_place_is_looked_at_eagerly() -> None:
     assert_same(gradients(model), expected)
 
 
+def test_a_compiled_training_step_leaves_the_look_out_of_its_graph() -> None:
+    torch.compiler.reset()
+    model, term = Net(), LOSSES["debt"]()
+    images, labels = batch()
+    copied = copy.deepcopy(model)
+    expected = term(copied, images, copied(images)["out"], labels)
+    expected.backward()
+    whole = torch.compile(lambda x, y: term(model, x, model(x)["out"], y), backend="eager")
+    loss = whole(images, labels)
+    loss.backward()
+    torch.testing.assert_close(loss, expected)
+    assert_same(gradients(model), gradients(copied))
+    assert model.training
+
+
 @pytest.mark.parametrize("make", LOSSES.values(), ids=LOSSES)
 @pytest.mark.parametrize("kind", ["inside", "whole"])
 def test_gradient_checkpointing(kind: str, make: Any) -> None:

@@ -1,6 +1,7 @@
 """Look at a model once more in the middle of a training step, unnoticed."""
 
 import contextlib
+import sys
 from collections import OrderedDict
 from collections.abc import Iterator
 from weakref import WeakKeyDictionary
@@ -26,7 +27,7 @@ def unnoticed(model: nn.Module, images: Tensor) -> Iterator[bool]:
     training = [layer for layer in layers if layer.training]
     hooks = [(vars(layer), name, vars(layer)[name]) for layer in layers for name in _HOOKS if vars(layer)[name]]
     devices = [images.device] if images.device.type == "cuda" else []
-    with torch.no_grad(), torch.compiler.set_stance("force_eager"), torch.random.fork_rng(devices):
+    with torch.no_grad(), _eager(), torch.random.fork_rng(devices):
         try:
             for layer in training:
                 layer.__dict__["training"] = False
@@ -39,6 +40,12 @@ def unnoticed(model: nn.Module, images: Tensor) -> Iterator[bool]:
                 attributes[name] = before
             for layer in training:
                 layer.__dict__["training"] = True
+
+
+def _eager() -> contextlib.AbstractContextManager[object]:
+    """Compiled layers run as they were written. Where the compiler is not even loaded there are none."""
+    loaded = "torch._dynamo" in sys.modules
+    return torch.compiler.set_stance("force_eager") if loaded else contextlib.nullcontext()
 
 
 def dtype_of(model: nn.Module, images: Tensor) -> torch.dtype:

@@ -73,7 +73,7 @@ class WeightMapLoss(nn.Module):
         """
         raise NotImplementedError
 
-    @torch.compiler.disable
+    @torch._disable_dynamo  # torch.compiler.disable would load the compiler, for seconds, when this file is imported
     @torch.no_grad()
     def _map(self, model: nn.Module, images: Tensor, logits: Tensor, labels: Tensor, *, scheduled: bool) -> Tensor:
         groups = _Groups(labels, valid_mask(labels, self.ignore_index), logits.shape[1])
