@@ -147,9 +147,11 @@ def share_rows(shares: Shares, names: Sequence[str]) -> list[Row]:
 
 
 def share_findings(shares: Shares) -> list[Row]:
-    """findings.csv: rank correlations with IoU over the classes with mass, means over classes, what shifts cost."""
-    once = np.ones((1, shares.images))
-    known = [c for c in range(shares.classes) if np.isfinite(shares.share(once, "full")[0, c] + shares.iou(once)[0, c])]
+    """findings.csv: rank correlations with IoU over the classes, means over the classes, what the shifts cost.
+
+    Over classes that are predicted in at least two images.
+    """
+    known = [c for c in range(shares.classes) if (shares.mass["full"][:, c] > 0).sum() > 1]
     rows = []
 
     def add(what: str, shift: str, interval: BootstrapInterval) -> None:
