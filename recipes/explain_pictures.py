@@ -160,7 +160,8 @@ class Gallery:
     def evidence(self, means: Sequence[Row]) -> None:
         """evidence.png: what lies on the known evidence, trained beside random weights and chance."""
         rows = [r for r in means if r["kind"] in EVIDENCE and r["quantity"] == "evidence"]
-        pairs = list(dict.fromkeys((r["kind"], r["method"]) for r in rows))
+        pairs = [(kind, method) for kind in EVIDENCE for method in dict.fromkeys(r["method"] for r in rows)]
+        pairs = [pair for pair in pairs if any((r["kind"], r["method"]) == pair for r in rows)]
         series: dict[str, list[tuple[float, float, float]]] = {TRAINED: [], RANDOM: []}
         chance = []
         for pair in pairs:
@@ -226,9 +227,20 @@ def write_explorer(
             upsampling=effects.passes.upsampling,
             title=f"{scene.name}: which patches decide?",
             note=f"{settings.model.name}, weights from {about}; patches hidden one by one ({hidden}).",
+            start=_place(scene),
             ignore_index=images.ignore_index,
         )
         write_atomically(folder / name, temporary.read_bytes())
     finally:
         temporary.unlink(missing_ok=True)
     return name
+
+
+def _place(scene: Scene) -> tuple[int, int] | None:
+    """Row and column of a pixel in the first region asked about; None without one."""
+    inside = scene.questions[0].region.nonzero() if scene.questions else torch.zeros(0, 2)
+    if not len(inside):
+        return None
+    nearest = (inside - inside.double().mean(0)).square().sum(1).argmin()
+    y, x = inside[nearest].tolist()
+    return y, x

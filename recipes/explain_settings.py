@@ -101,7 +101,7 @@ class CurveSettings:
 
     draw: bool = True
     steps: int = 10
-    seeds: int = 5
+    seeds: int = 4
     stages: int = 1
 
     def __post_init__(self) -> None:
@@ -131,7 +131,7 @@ class DataSetSettings:
         resamples: Draws of the bootstrap.
     """
 
-    images: int = 10
+    images: int = 8
     methods: list[str] | None = None
     truth: bool = True
     least: float = 0.25

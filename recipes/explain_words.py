@@ -30,6 +30,11 @@ class Tables:
     files: Mapping[str, str] = field(default_factory=dict)
 
 
+def count(number: int, what: str) -> str:
+    """ "1 image", "2 images"."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def span(row: Row, name: str, unit: str = "", sign: bool = False) -> str:
     """Value and interval of a row: "1.20 [0.90, 1.51]"; without ends where there are none."""
     if row[name] != row[name]:
@@ -64,14 +69,16 @@ def context_words(tables: Tables, level: float) -> list[str]:
         for row in certain[:TELLING]:
             control = random.get((row["class"], row["hidden"]))
             beside = "" if control is None else f"; random weights {span(control, 'excess', sign=True)}"
-            told.append(f"**{row['hidden']}** {span(row, 'excess', sign=True)}, {row['images']} images{beside}")
+            told.append(
+                f"**{row['hidden']}** {span(row, 'excess', sign=True)}, {count(row['images'], 'image')}{beside}"
+            )
         against = sorted((r for r in rows if r["excess_high"] < 0), key=lambda r: r["excess"])[:TELLING]
         known = [r for r in rows if r["excess_low"] == r["excess_low"]]
         if told:
             text = f"- **{label}** leans on " + "; ".join(told) + "."
         elif not known:
             seen = max((r["images"] for r in rows), default=0)
-            text = f"- **{label}**: undecided; with no other class in more than {seen} of the images."
+            text = f"- **{label}**: too few images to say (with any one other class in at most {seen})."
         else:
             text = f"- **{label}**: no class whose hiding costs it certainly more than as much hidden at random."
         if against:
@@ -82,8 +89,9 @@ def context_words(tables: Tables, level: float) -> list[str]:
     if entries:
         expected = len(entries) * (1 - level) / 2
         outside = sum(r["excess_low"] > 0 for r in entries)
+        have = "has" if outside == 1 else "have"
         words.append(
-            f"\nOf {len(entries)} pairs of different classes, {outside} have an interval above zero; about "
+            f"\nOf {len(entries)} pairs of different classes, {outside} {have} an interval above zero; about "
             f"{expected:.1f} would by luck alone, if every interval held what it says and nothing leaned on anything."
         )
     return words
@@ -97,12 +105,11 @@ def alone_words(tables: Tables) -> list[str]:
         if row["network"] != TRAINED or row["questions"] == 0:
             continue
         name = "All labels" if row["label"] == ALL else f"**{row['label']}**"
-        text = f"- {name} ({row['questions']} regions, {row['images']} images): "
-        text += f"{span(row, 'kept', ' %')} of its pixels keep the label with everything else hidden"
+        text = f"- {name} ({count(row['questions'], 'region')}, {count(row['images'], 'image')}): "
+        whose = "their" if row["questions"] > 1 else "its"
+        text += f"{span(row, 'kept', ' %')} of {whose} pixels keep the label with everything else hidden"
         if row["kept_elsewhere"] == row["kept_elsewhere"]:
-            text += (
-                f"; with a piece of the same shape elsewhere shown in its place, {span(row, 'kept_elsewhere', ' %')}"
-            )
+            text += f"; with a piece of the same shape elsewhere shown in place, {span(row, 'kept_elsewhere', ' %')}"
         text += f". The margin falls by {span(row, 'margin_drop')} per pixel"
         other = random.get(row["label"])
         if other is not None:
@@ -145,7 +152,8 @@ def evidence_words(tables: Tables) -> list[str]:
         rows = [r for r in tables.means if r["kind"] == kind and r["network"] == TRAINED]
         if not rows:
             continue
-        words.append(f"- *{kind}* (evidence: {what}; {rows[0]['questions']} regions, {rows[0]['images']} images):")
+        asked = f"{count(rows[0]['questions'], 'region')}, {count(rows[0]['images'], 'image')}"
+        words.append(f"- *{kind}* (evidence: {what}; {asked}):")
         for row in rows:
             if row["quantity"] != "evidence":
                 continue
@@ -167,12 +175,12 @@ def curve_words(tables: Tables) -> list[str]:
     rows = [r for r in tables.curves if r["score"] == "margin"] or list(tables.curves)
     for method in dict.fromkeys(r["method"] for r in rows):
         for kind in ("deletion", "insertion"):
-            some = [r for r in rows if r["method"] == method and r["curve"] == kind]
-            better = sum(r["gain"] > 0 for r in some)
-            beaten = sum(r["beaten"] for r in some) / len(some)
-            nearest = sum(r["gain_nearest"] > 0 for r in some if r["gain_nearest"] == r["gain_nearest"])
+            mine = [r for r in rows if r["method"] == method and r["curve"] == kind]
+            better = sum(r["gain"] > 0 for r in mine)
+            beaten = sum(r["beaten"] for r in mine) / len(mine)
+            nearest = sum(r["gain_nearest"] > 0 for r in mine if r["gain_nearest"] == r["gain_nearest"])
             words.append(
-                f"- {method}, {kind}: better than random order in {better} of {len(some)} drawn regions "
+                f"- {method}, {kind}: better than random order in {better} of {len(mine)} drawn regions "
                 f"(beats {100 * beaten:.0f} % of the random orders), better than nearest-first in {nearest}."
             )
     return words
@@ -221,12 +229,13 @@ def limits(settings: ExplainSettings, tables: Tables) -> list[str]:
 
 def summary(settings: ExplainSettings, tables: Tables) -> str:
     """The whole text."""
-    patch = settings.maps.patch or "an eighth of the shorter side"
+    patch = settings.maps.patch
+    told = f"{patch} pixels" if patch else "an eighth of the shorter side"
     lines = [
         f"# {settings.name}: what decides {', '.join(tables.asked) if len(tables.asked) < 5 else 'the labels'}?",
         "",
         f"{settings.model.name} on {settings.data.name}, weights from {tables.about}. Measured on {tables.measured} "
-        f"images; drawn: {', '.join(tables.drawn)}. Patches: {patch} pixels. A region is where the network predicts "
+        f"images; drawn: {', '.join(tables.drawn)}. Patches: {told}. A region is where the network predicts "
         "the label.",
     ]
     sections = [
