@@ -129,7 +129,7 @@ def layered(flat: Callable[[Tensor], Tensor]) -> nn.Module:
     return whole_numbers(Layered())
 
 
-LARGE = torch.randint(-3, 4, (2, 3, 96, 64), generator=torch.Generator().manual_seed(4)).float()
+LARGE = torch.randint(-3, 4, (2, 3, 128, 96), generator=torch.Generator().manual_seed(4)).float()
 
 
 def test_the_order_of_memory_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:

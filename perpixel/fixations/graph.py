@@ -18,7 +18,7 @@ from perpixel.fixations.in_place import operation, without_in_place
 from perpixel.fixations.tracer import SizedTracer, Tracer, compute, out_of_place
 
 _TRACES: "WeakKeyDictionary[nn.Module, dict[Any, Trace]]" = WeakKeyDictionary()
-_MANY = 1 << 13  # pixels; below, what is won is not worth other last bits than the model's own
+_MANY = 20_000  # pixels; for fewer, convolutions are not faster with the channels of a pixel together
 _SIZES = 8  # of images, and sets of rules, for which a plan is kept
 _MAKERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.BatchNorm2d, nn.GroupNorm)
 
