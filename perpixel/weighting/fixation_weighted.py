@@ -67,7 +67,7 @@ class FixationWeightedLoss(WeightMapLoss):
     ) -> None:
         super().__init__(weight, strength, per_label, every, ignore_index)
         self.mode: Mode = check_option("mode", mode, get_args(Mode))
-        self.how = fixation_options(rules, k, shift)
+        self.rules, self.k, self.shift = fixation_options(rules, k, shift).values()
         self.start: Start = check_option("start", start, get_args(Start))
         self.cell = check_integer("cell", cell, low=1)
         self.reach = check_integer("reach", reach, low=0)
@@ -79,7 +79,7 @@ class FixationWeightedLoss(WeightMapLoss):
         traced = labels_on_grid(torch.where(valid, labels, -1), size)
         if self.start == "prediction":
             traced = torch.where(traced < 0, traced, logits_at(logits, size).argmax(1))
-        found = fixations(model, images, start=traced, **self.how)
+        found = fixations(model, images, start=traced, k=self.k, shift=self.shift, rules=self.rules)
         cells = Cells((images.shape[2], images.shape[3]), self.cell)
         if self.mode == "evidence":
             return cells.spread(_evidence(cells, found, traced), labels)
@@ -87,9 +87,8 @@ class FixationWeightedLoss(WeightMapLoss):
         return cells.spread_by_label(scores, torch.where(valid, labels, 0))
 
     def extra_repr(self) -> str:
-        shown = ("weight", "mode", "every", "strength", "per_label", "start", "cell", "ignore_index")
-        own = f"k={self.how['k']!r}, shift={self.how['shift']!r}"
-        return ", ".join((own, *(f"{name}={getattr(self, name)!r}" for name in shown)))
+        shown = ("weight", "mode", "k", "shift", "every", "strength", "per_label", "start", "cell", "ignore_index")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
 
 
 def _evidence(cells: Cells, found: Fixations, traced: Tensor) -> Tensor:
