@@ -183,6 +183,13 @@ def curve_words(tables: Tables) -> list[str]:
                 f"- {method}, {kind}: better than random order in {better} of {len(mine)} drawn regions "
                 f"(beats {100 * beaten:.0f} % of the random orders), better than nearest-first in {nearest}."
             )
+        alike = [r["correlation_reset"] for r in rows if r["method"] == method]
+        alike = [value for value in alike if value == value]
+        if alike:
+            words.append(
+                f"- {method}: with all layers reset, the map's rank correlation with the first is "
+                f"{sum(alike) / len(alike):+.2f} (near 1 would mean that it does not show what was learnt)."
+            )
     return words
 
 
