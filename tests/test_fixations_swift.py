@@ -151,8 +151,11 @@ def test_code_that_needs_the_usual_order_of_memory_is_run_so() -> None:
     model = layered(lambda x: x.view(x.shape[0], -1).view(x.shape))
     for _ in range(2):
         same(fixations(model, LARGE), fixations(layered(lambda x: x), LARGE))
+    assert [trace.plain for trace in graph._TRACES[model].values()] == [True]
+    model = layered(lambda x: x)
     with pytest.raises(RuntimeError, match="channels"):
-        fixations(layered(lambda x: x), LARGE[:, :2])
+        fixations(model, torch.cat([LARGE, LARGE], 1))
+    assert [trace.plain for trace in graph._TRACES[model].values()] == [False]
 
 
 def test_the_image_may_require_gradients(model: Everything) -> None:

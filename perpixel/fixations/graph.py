@@ -213,10 +213,11 @@ class Run:
         except RuntimeError:
             if self.images is self.given:
                 raise
-            self.trace.plain, self.images, self.plan = True, self.given, Plan()  # such as a view across channels
+            self.images, self.plan = self.given, Plan()
             for found in (self.values, self._keeps, self._reads, self._uses, self._followers):
                 found.clear()
             self._first_forward()
+            self.trace.plain = True  # its code makes a view across channels, or the like
 
     def _first_forward(self) -> None:
         results: list[Node] = []
