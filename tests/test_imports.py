@@ -18,7 +18,7 @@ ALLOWED = {
     "losses": {"checks", "reduction", "outputs"},
     "fixations": {"checks", "reduction", "outputs", "wrappers"},
     "attribution": {"checks", "reduction", "outputs", "wrappers"},
-    "weighting": {"checks", "reduction", "outputs", "wrappers", "losses", "fixations", "attribution"},
+    "weighting": {"checks", "reduction", "outputs", "wrappers", "losses", "fixations", "attribution", "report"},
     "data": {"checks"},
     "models": {"checks"},
     "evaluation": {"checks", "reduction", "outputs"},

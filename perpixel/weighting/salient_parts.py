@@ -1,7 +1,6 @@
 """What becomes of an object when its discriminative part is hidden (Ganeshan 2017, experiment 2.4)."""
 
 from dataclasses import dataclass
-from importlib import import_module
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -108,8 +107,9 @@ class SalientParts:
         classes: names; colors: uint8 (C, 3). pictures: float (N, 3, h, w) in [0, 1] to show in place of normalised
         images; without it, values outside [0, 1] are stretched.
         """
-        draw = import_module("perpixel.report.salient").salient_sheet
-        return draw(
+        from perpixel.report import salient_sheet
+
+        return salient_sheet(
             _shown(self.pictures if pictures is None else pictures[self.image]),
             self.region,
             [self.segmentation, self.without],
