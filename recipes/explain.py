@@ -97,6 +97,12 @@ class Job:
             measured = self._measure(meter, many, settings.measured_methods) if many else shown
             curves = self._curves(meter, drawn, shown) if settings.curves.draw else ([], [])
         self.told += dict.fromkeys(str(w.message).strip() for w in caught if issubclass(w.category, UserWarning))
+        least = settings.ask.least
+        self.told += [
+            f"{s.name}: none of the labels asked about is predicted on {least} pixels there: no maps are drawn of it"
+            for s in drawn
+            if not s.questions
+        ]
         gallery, salient = Gallery(self.folder, settings, self.images, meter), list[Row]()
         for scene, found in zip(drawn, shown):
             gallery.panels(scene, found)

@@ -212,7 +212,7 @@ def salient_words(tables: Tables) -> list[str]:
 def limits(settings: ExplainSettings, tables: Tables) -> list[str]:
     """What cannot be said."""
     score = "its margin over the best other class" if settings.ask.score == "margin" else "its logit"
-    count = len(tables.random_seeds)
+    draws = count(len(tables.random_seeds), "draw")
     words = [
         "Hiding makes pictures that the network never saw; what it says of them is not what it would say had the thing "
         f"not been there. Hidden parts are replaced by baseline '{settings.maps.baselines}'; another gives other maps.",
@@ -225,12 +225,12 @@ def limits(settings: ExplainSettings, tables: Tables) -> list[str]:
         f"Intervals ({100 * settings.measure.level:g} %) are over images, for this one network: another training may "
         "lean on other things. Several regions of an image, and images of one sequence, resemble each other, so the "
         "intervals are rather too narrow.",
-        f"The control network has random weights ({count} draw{'s' * (count > 1)}) and the statistics of these images "
+        f"The control network has random weights ({draws}) and the statistics of these images "
         "in its normalisation layers. Where it shows what the trained one shows, that comes of the architecture and "
         "the data, not of what was learnt.",
     ]
     if tables.measured < 8:
-        words.insert(0, f"{tables.measured} images are too few for intervals that can be trusted.")
+        words.insert(0, f"{count(tables.measured, 'image')}: too few for intervals that can be trusted.")
     return words
 
 
@@ -241,9 +241,9 @@ def summary(settings: ExplainSettings, tables: Tables) -> str:
     lines = [
         f"# {settings.name}: what decides {', '.join(tables.asked) if len(tables.asked) < 5 else 'the labels'}?",
         "",
-        f"{settings.model.name} on {settings.data.name}, weights from {tables.about}. Measured on {tables.measured} "
-        f"images; drawn: {', '.join(tables.drawn)}. Patches: {told}. A region is where the network predicts "
-        "the label.",
+        f"{settings.model.name} on {settings.data.name}, weights from {tables.about}. Measured on "
+        f"{count(tables.measured, 'image')}; drawn: {', '.join(tables.drawn)}. Patches: {told}. A region is where the "
+        "network predicts the label.",
     ]
     sections = [
         ("Which context decides", _context_note(settings), context_words(tables, settings.measure.level)),

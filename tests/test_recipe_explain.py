@@ -284,6 +284,16 @@ def test_an_image_file_is_explained_without_truth(whole: Path, weights: Path, tm
 
 
 @pytest.mark.slow
+def test_a_label_that_is_not_there_is_said_to_be_missing(weights: Path, tmp_path: Path) -> None:
+    changes = {"ask__images": "[0]", "ask__labels": "[hammerhead]", "ask__least": "3000", "measure__images": "0"}
+    changes |= {"maps__methods": "[Influence]", "explorer": "false", "data__eval_images": "2"}
+    assert main(given(tmp_path / "run", weights, **changes)) == 0
+    text = (tmp_path / "run/summary.md").read_text()
+    assert "image 0: none of the labels asked about is predicted on 3000 pixels" in text
+    assert not list((tmp_path / "run").glob("panels*"))
+
+
+@pytest.mark.slow
 def test_without_weights_it_trains_first_and_continues_when_interrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
