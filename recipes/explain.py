@@ -21,8 +21,8 @@ from recipes.explain_questions import Choice, Scene, Scenes, asked_classes, choo
 from recipes.explain_results import conclude
 from recipes.explain_salient import measure_salient
 from recipes.explain_settings import ExplainSettings
+from recipes.finetuned import settings_of_run
 from recipes.fixation_subject import prepare_network, random_network, train_network
-from recipes.fixations import _settings_of
 from recipes.images import Images
 from recipes.interrupt import Interrupt
 from recipes.progress import Progress
@@ -41,7 +41,7 @@ def build_parser(run: str | None = None) -> ArgumentParser:
     parser.add_argument("--resume", type=str | None, default=None, help="Run folder to continue, and nothing else.")
     parser.add_class_arguments(ExplainSettings)
     if run is not None:
-        parser.set_defaults(_settings_of(Path(run)))
+        parser.set_defaults(settings_of_run(Path(run)))
     return parser
 
 

@@ -5,7 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from perpixel.checks import complain
-from recipes import finetune
 from recipes.checkpoints import DamagedCheckpoint, load_checkpoint, save_checkpoint, write_atomically
 from recipes.command import CONFIG, Attempt, as_yaml, choose_folder, read_arguments, set_threads
+from recipes.finetuned import settings_of_run
 from recipes.fixation_counts import count_rows, measure_counts
 from recipes.fixation_drawing import (
     classes_to_draw,
@@ -62,23 +62,8 @@ def build_parser(run: str | None = None) -> ArgumentParser:
     parser.add_argument("--resume", type=str | None, default=None, help="Run folder to continue, and nothing else.")
     parser.add_class_arguments(FixationSettings)
     if run is not None:
-        parser.set_defaults(_settings_of(Path(run)))
+        parser.set_defaults(settings_of_run(Path(run)))
     return parser
-
-
-def _settings_of(run: Path) -> dict[str, Any]:
-    """Data and model of a run of recipes.finetune, as defaults; what its network started from is left out."""
-    if not (run / CONFIG).is_file():
-        expected = "a run folder of recipes.finetune"
-        raise FileNotFoundError(complain("run", expected, f"{run}, without {CONFIG}", "Check the path."))
-    theirs = finetune.build_parser()
-    settings, _ = finetune.understand(theirs, theirs.parse_path(run / CONFIG))
-    model = replace(settings.model, weights=None, weights_backbone=None, checkpoint=None, replace_head=False)
-    return {
-        f"{part}.{field.name}": getattr(values, field.name)
-        for part, values in (("data", settings.data), ("model", model))
-        for field in fields(values)
-    }
 
 
 @dataclass
@@ -229,7 +214,7 @@ class Job:
 
     def _evidence(self, subject: Subject) -> tuple[list[str], Any]:
         settings, images, device = self.settings, self.images, self.fabric.device
-        shown = [images.to(device) for _, images, _, _ in self.batches(self.indices[:32])]
+        shown = [batch for _, batch, _, _ in self.batches(self.indices[:32])]
         networks = {"trained": subject}
         for seed in settings.measure.random_seeds:
             fresh = random_network(settings, images.num_classes, seed, shown).to(device)
