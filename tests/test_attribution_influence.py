@@ -166,6 +166,41 @@ def test_what_a_network_does_not_see_has_no_influence() -> None:
     assert effect[0, 0, 1] == 0
 
 
+class Depthwise(nn.Module):
+    """Large enough batches of it run channels-last, unless it looks at its channels one after the other."""
+
+    def __init__(self, views: bool) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 6, 3, padding=1, stride=2), nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.Conv2d(6, 4, 1)
+        )
+        self.views = views
+        self.orders: list[bool] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.orders.append(images.is_contiguous())
+        logits = self.layers(images)
+        if self.views:
+            logits = logits.view(len(logits), -1).view_as(logits)
+        return F.interpolate(logits, size=images.shape[-2:], mode="bilinear")
+
+
+@pytest.mark.parametrize("views", [False, True])
+def test_depthwise_networks_run_channels_last_where_they_can(views: bool) -> None:
+    torch.manual_seed(0)
+    model, images = Depthwise(views).eval(), torch.rand(1, 3, 96, 112)
+    labels = torch.randint(0, 4, (1, 96, 112))
+    found = influence(model, images, patch=(48, 56), baselines="zero", batch_size=2)
+    assert model.orders[-1] == views
+    matrix = found.class_matrix(labels)
+    assert model.orders[-1] == views
+    assert images.is_contiguous()
+    before, after = hidden_logits(model, images, found.boxes, 0.0)
+    expected = torch.stack([before[0] - hidden for hidden in after[0]])
+    torch.testing.assert_close(found.upsampling(found.values[0]), expected, rtol=1e-4, atol=1e-5)
+    assert matrix.values.shape == (4, 4)
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 7, 100])
 def test_the_batch_size_changes_nothing(batch_size: int) -> None:
     model, images = small(double=True), images_of(3, SIZE).double()

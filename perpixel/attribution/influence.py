@@ -60,6 +60,8 @@ def influence(
     Passes: one per patch and one per image as it is; up to two more of the first batch where the grid is not what goes
     into the first upsampling to the images' size. Where the output is no result of `F.interpolate`, the grid is the
     output itself, and the values need that much more room.
+    On the CPU, large batches run channels-last through networks with depthwise convolutions: faster, and the same up to
+    the last bits.
     TypeError or ValueError for arguments that are not fit, no dense output, and NaN in the logits, naming image and
     patch; OSError where the disk is full.
     After captum's Occlusion (Zeiler and Fergus, arXiv 1311.2901), for all targets at once.

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from perpixel.attribution.targets import evaluating
 from perpixel.attribution.upsampling import Upsampling, find_upsampling
 
 INPAINT = "inpaint"
+_MANY = 20_000  # pixels in a batch
 
 
 class Job(NamedTuple):
@@ -64,7 +65,8 @@ class Passes:
         jobs = iter(jobs)
         while part := list(islice(jobs, self.batch)):
             images = torch.stack([self.without(job.image, job.mask) for job in part])
-            yield part, self.upsampling.logits(self.model, images)
+            order = torch.channels_last if _together(self.images) else torch.contiguous_format
+            yield part, self.upsampling.logits(self.model, images.contiguous(memory_format=order))
 
     def without(self, image: int, mask: Tensor) -> Tensor:
         """The image (channels, H, W) with what `mask` (H, W) covers hidden."""
@@ -72,6 +74,10 @@ class Passes:
         if self.substitute is None:
             return fill(self.images[image : image + 1], mask)[0]
         return torch.where(mask, self.substitute[image], self.images[image])
+
+
+def _together(images: Tensor) -> bool:
+    return images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
 
 
 @contextmanager
@@ -83,6 +89,24 @@ def running(model: nn.Module) -> Iterator[None]:
 
 def first_pass(model: nn.Module, images: Tensor, substitute: Tensor | None, batch: int) -> tuple[Passes, Tensor]:
     """Everything for the passes to come, and the logits on the grid of the images as they are."""
+    if _faster_together(model, images, batch):
+        with suppress(RuntimeError):  # a network that views its channels apart cannot run this way
+            return _first_pass(model, images.contiguous(memory_format=torch.channels_last), substitute, batch)
+    return _first_pass(model, images, substitute, batch)
+
+
+def _faster_together(model: nn.Module, images: Tensor, batch: int) -> bool:
+    """Whether to run with the channels of a pixel together in memory: CPU networks of depthwise convolutions.
+
+    They take 0.57 to 0.79 of the time then; of others some are slower.
+    """
+    if images.device.type != "cpu" or images.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
+        return False
+    large = batch * images.shape[-2] * images.shape[-1] >= _MANY
+    return large and any(isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1 for m in model.modules())
+
+
+def _first_pass(model: nn.Module, images: Tensor, substitute: Tensor | None, batch: int) -> tuple[Passes, Tensor]:
     parts = images.split(batch)
     with running(model):  # clones: a network that writes into its input shall not change the user's images
         logits, upsampling = find_upsampling(model, parts[0].clone())
@@ -95,13 +119,12 @@ class _Buffer:
 
     def __init__(self, passes: Passes, units: Patches | Segments, batch: int) -> None:
         images = passes.images
-        last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
         self.passes, self.units = passes, units
         self.batch = torch.empty(
             (batch, *images.shape[1:]),
             dtype=images.dtype,
             device=images.device,
-            memory_format=torch.channels_last if last else torch.contiguous_format,
+            memory_format=torch.channels_last if _together(images) else torch.contiguous_format,
         )
         self.boxes = units.boxes.tolist()
         self.holds: list[int | None] = [None] * batch
