@@ -19,6 +19,21 @@ CONFIG = "config.yaml"
 MISTAKES = (ValueError, TypeError, FileNotFoundError, FileExistsError, DamagedCheckpoint, FloatingPointError)
 
 
+def recipe_parser(recipe: str, settings: type, *, nested: str, example: str) -> ArgumentParser:
+    """The command line of `python -m recipes.RECIPE`: --config, --resume and every field of the class `settings`."""
+    parser = ArgumentParser(
+        prog=f"python -m recipes.{recipe}",
+        allow_abbrev=False,
+        usage=f"%(prog)s [--config FILE] [--SETTING VALUE ...]    (settings below; nested ones as --{nested})",
+        description=(settings.__doc__ or "").split("Args:")[0].strip(),
+        epilog=f"Example: python -m recipes.{recipe} {example}",
+    )
+    parser.add_argument("--config", action="config", help="YAML file with settings; later arguments win.")
+    parser.add_argument("--resume", type=str | None, default=None, help="Run folder to continue, and nothing else.")
+    parser.add_class_arguments(settings)
+    return parser
+
+
 def as_yaml(parser: ArgumentParser, parsed: Namespace) -> str:
     """Every setting, null ones too: left out, a null would come back as the default when the run is resumed."""
     return parser.dump(parsed, skip_unset=False)

@@ -3,16 +3,15 @@
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 from lightning_fabric import Fabric
-from rich.console import Console
 from torch import nn
 
-from recipes.checkpoints import DamagedCheckpoint, load_checkpoint, save_checkpoint, write_atomically
-from recipes.command import CONFIG, Attempt, as_yaml, choose_folder, read_arguments, set_threads
+from recipes.checkpoints import DamagedCheckpoint, load_checkpoint, save_checkpoint
+from recipes.command import recipe_parser
 from recipes.explain_curves import measure_curves
 from recipes.explain_maps import TRAINED, Found, Meter, Row, check_methods
 from recipes.explain_numbers import RANDOM
@@ -21,7 +20,7 @@ from recipes.explain_questions import Choice, Scene, Scenes, asked_classes, choo
 from recipes.explain_results import conclude
 from recipes.explain_salient import measure_salient
 from recipes.explain_settings import ExplainSettings
-from recipes.finetuned import settings_of_run
+from recipes.finetuned import look, settings_of_run
 from recipes.fixation_subject import prepare_network, random_network, train_network
 from recipes.images import Images
 from recipes.interrupt import Interrupt
@@ -30,16 +29,9 @@ from recipes.progress import Progress
 
 def build_parser(run: str | None = None) -> ArgumentParser:
     """The command line: every field of ExplainSettings; data and model of the run folder `run` are the defaults."""
-    parser = ArgumentParser(
-        prog="python -m recipes.explain",
-        allow_abbrev=False,
-        usage="%(prog)s [--config FILE] [--SETTING VALUE ...]    (settings below; nested ones as --ask.labels)",
-        description=(ExplainSettings.__doc__ or "").split("Args:")[0].strip(),
-        epilog="Example: python -m recipes.explain --run RUN_FOLDER --ask.labels [pedestrian,pavement]",
+    parser = recipe_parser(
+        "explain", ExplainSettings, nested="ask.labels", example="--run RUN_FOLDER --ask.labels [pedestrian,pavement]"
     )
-    parser.add_argument("--config", action="config", help="YAML file with settings; later arguments win.")
-    parser.add_argument("--resume", type=str | None, default=None, help="Run folder to continue, and nothing else.")
-    parser.add_class_arguments(ExplainSettings)
     if run is not None:
         parser.set_defaults(settings_of_run(Path(run)))
     return parser
@@ -175,42 +167,13 @@ class Job:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the recipe; the exit status is 0, 1 after a mistake of the user or a full disk, 130 when interrupted."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    console = Console(width=None if sys.stdout.isatty() else 118)
-    return Attempt(console, "python -m recipes.explain").status(lambda attempt: _run(given, attempt))
+    return look("explain", arguments, build_parser, understand, Job)
 
 
 def understand(parser: ArgumentParser, parsed: Namespace) -> ExplainSettings:
     """The settings, checked."""
     ready = parser.instantiate(parsed)
     return ExplainSettings(**{name: ready[name] for name in ExplainSettings.__dataclass_fields__})
-
-
-def _run(arguments: list[str], attempt: Attempt) -> None:
-    parser = build_parser()
-    parsed, resumed = read_arguments(parser, arguments)
-    if resumed is None and parsed.run is not None:
-        parser = build_parser(parsed.run)
-        parsed, _ = read_arguments(parser, arguments)
-    settings = understand(parser, parsed)
-    hardware = settings.hardware
-    set_threads(hardware)
-    fabric = Fabric(accelerator=hardware.accelerator, devices=1, precision=hardware.precision)  # type: ignore[arg-type]
-    fabric.launch()
-    folder = resumed or choose_folder(settings.folder, settings.out, settings.name)
-    data = settings.data
-    if settings.run is not None or settings.model.checkpoint or settings.model.weights:
-        # the training part is then not asked for, and need not exist
-        data = replace(data, train_split=data.eval_split, train_images=data.eval_images)
-    job = Job(settings, folder, fabric, Images(data), Progress(attempt.console), Interrupt())
-    job.prepare()
-    attempt.folder = folder
-    with job.stop:
-        if resumed is None:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / CONFIG, as_yaml(parser, parsed).encode())
-        job.progress.report(f"run folder: {folder}")
-        job.everything()
 
 
 if __name__ == "__main__":

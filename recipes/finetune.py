@@ -13,7 +13,7 @@ from torch import nn
 import perpixel
 from perpixel.checks import complain
 from recipes.checkpoints import LAST, DamagedCheckpoint, load_checkpoint, save_checkpoint, write_atomically
-from recipes.command import CONFIG, Attempt, as_yaml, choose_folder, read_arguments, set_threads
+from recipes.command import CONFIG, Attempt, as_yaml, choose_folder, read_arguments, recipe_parser, set_threads
 from recipes.comparison import Arms, compare, in_words, rich_table, save_comparison
 from recipes.evaluate import Scores
 from recipes.history import read_json_lines
@@ -32,16 +32,8 @@ SCORES = "scores.pt"
 
 def build_parser() -> ArgumentParser:
     """The command line: every field of Settings, and the options of the loss."""
-    parser = ArgumentParser(
-        prog="python -m recipes.finetune",
-        allow_abbrev=False,
-        usage="%(prog)s [--config FILE] [--SETTING VALUE ...]    (settings below; nested ones as --data.root)",
-        description=(Settings.__doc__ or "").split("Args:")[0].strip(),
-        epilog="Example: python -m recipes.finetune --config recipes/configs/camvid.yaml --data.root ../data/camvid",
-    )
-    parser.add_argument("--config", action="config", help="YAML file with settings; later arguments win.")
-    parser.add_argument("--resume", type=str | None, default=None, help="Run folder to continue, and nothing else.")
-    parser.add_class_arguments(Settings)
+    example = "--config recipes/configs/camvid.yaml --data.root ../data/camvid"
+    parser = recipe_parser("finetune", Settings, nested="data.root", example=example)
     parser.add_class_arguments(perpixel.TemplateSimilarityLoss, "loss", skip={"ignore_index"})
     parser.set_defaults({"loss.weight": 0.05})
     return parser

@@ -5,7 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from lightning_fabric import Fabric
-from rich.console import Console
 from torch import Tensor, nn
 
 from perpixel.checks import complain
 from recipes.checkpoints import DamagedCheckpoint, load_checkpoint, save_checkpoint, write_atomically
-from recipes.command import CONFIG, Attempt, as_yaml, choose_folder, read_arguments, set_threads
-from recipes.finetuned import settings_of_run
+from recipes.command import recipe_parser
+from recipes.finetuned import look, settings_of_run
 from recipes.fixation_counts import count_rows, measure_counts
 from recipes.fixation_drawing import (
     classes_to_draw,
@@ -51,16 +50,9 @@ from recipes.progress import Progress
 
 def build_parser(run: str | None = None) -> ArgumentParser:
     """The command line: every field of FixationSettings; data and model of the run folder `run` are the defaults."""
-    parser = ArgumentParser(
-        prog="python -m recipes.fixations",
-        allow_abbrev=False,
-        usage="%(prog)s [--config FILE] [--SETTING VALUE ...]    (settings below; nested ones as --trace.shift)",
-        description=(FixationSettings.__doc__ or "").split("Args:")[0].strip(),
-        epilog="Example: python -m recipes.fixations --run runs/finetune-20261120-090000 --picture.image 7",
+    parser = recipe_parser(
+        "fixations", FixationSettings, nested="trace.shift", example="--run RUN_FOLDER --picture.image 7"
     )
-    parser.add_argument("--config", action="config", help="YAML file with settings; later arguments win.")
-    parser.add_argument("--resume", type=str | None, default=None, help="Run folder to continue, and nothing else.")
-    parser.add_class_arguments(FixationSettings)
     if run is not None:
         parser.set_defaults(settings_of_run(Path(run)))
     return parser
@@ -253,34 +245,7 @@ def understand(parser: ArgumentParser, parsed: Namespace) -> FixationSettings:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the recipe; the exit status is 0, 1 after a mistake of the user or a full disk, 130 when interrupted."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    console = Console(width=None if sys.stdout.isatty() else 118)
-    return Attempt(console, "python -m recipes.fixations").status(lambda attempt: _run(given, attempt))
-
-
-def _run(arguments: list[str], attempt: Attempt) -> None:
-    parser = build_parser()
-    parsed, resumed = read_arguments(parser, arguments)
-    if resumed is None and parsed.run is not None:
-        parser = build_parser(parsed.run)
-        parsed, _ = read_arguments(parser, arguments)
-    settings = understand(parser, parsed)
-    set_threads(settings.hardware)
-    fabric = Fabric(accelerator=settings.hardware.accelerator, devices=1, precision="32-true")
-    folder = resumed or choose_folder(settings.folder, settings.out, settings.name)
-    needs_training = settings.run is None and not (settings.model.checkpoint or settings.model.weights)
-    data = settings.data
-    if not needs_training:  # the training part is then not asked for, and need not exist
-        data = replace(data, train_split=data.eval_split, train_images=data.eval_images)
-    job = Job(settings, folder, fabric, Images(data), Progress(attempt.console), Interrupt())
-    job.prepare()
-    attempt.folder = folder
-    with job.stop:
-        if resumed is None:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / CONFIG, as_yaml(parser, parsed).encode())
-        job.progress.report(f"run folder: {folder}")
-        job.everything()
+    return look("fixations", arguments, build_parser, understand, Job)
 
 
 if __name__ == "__main__":

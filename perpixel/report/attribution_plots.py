@@ -156,6 +156,7 @@ def _extent(panels: Sequence[MapPanel]) -> tuple[int, int]:
 
 
 def captions(figure: "Figure", title: str, note: str) -> None:
+    """Title above and note below, at the left."""
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     if note:
@@ -163,6 +164,7 @@ def captions(figure: "Figure", title: str, note: str) -> None:
 
 
 def grid_of(name: str, values: Tensor, finite: bool = True) -> _Array:
+    """A map (H, W) as float64 on the CPU; ValueError if it is none, or not finite."""
     if not isinstance(values, Tensor) or values.ndim != 2 or values.numel() == 0:
         raise ValueError(complain(name, "a tensor (H, W), not empty", values, "Sum a map over its channels."))
     array: _Array = values.detach().cpu().double().numpy()
