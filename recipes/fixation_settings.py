@@ -6,7 +6,7 @@ from typing import Literal
 
 from perpixel.checks import check_integer, check_number, complain
 from perpixel.fixations import FixationRules, Share
-from recipes.settings import DataSettings, HardwareSettings, ModelSettings, Schedule
+from recipes.settings import DataSettings, HardwareSettings, ModelSettings, Schedule, check_seeds
 
 Part = Literal["image", "shares", "counts", "evidence"]
 SHIFTS = ("full", "partial", "none")
@@ -116,11 +116,7 @@ class MeasureSettings:
         check_number("measure.far", self.far, low=0)
         if self.view is not None:
             check_number("measure.view", self.view, low=self.far)
-        if not self.random_seeds or len(set(self.random_seeds)) < len(self.random_seeds):
-            remedy = "Example: --measure.random_seeds [0,1,2]."
-            raise ValueError(complain("measure.random_seeds", "different integers", self.random_seeds, remedy))
-        for seed in self.random_seeds:
-            check_integer("measure.random_seeds", seed, low=0)
+        check_seeds("measure.random_seeds", self.random_seeds)
         check_number("measure.level", self.level, low=0, high=1, open_low=True, open_high=True)
         check_integer("measure.resamples", self.resamples, low=100)
 

@@ -234,8 +234,13 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_integer("checkpoint_every", self.checkpoint_every, low=1)
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            remedy = "Example: --seeds [0,1,2]."
-            raise ValueError(complain("seeds", "one or more different integers", self.seeds, remedy))
-        for seed in self.seeds:
-            check_integer("seeds", seed, low=0)
+        check_seeds("seeds", self.seeds)
+
+
+def check_seeds(setting: str, seeds: list[int]) -> None:
+    """One or more different integers, none negative."""
+    if not seeds or len(set(seeds)) < len(seeds):
+        remedy = f"Example: --{setting} [0,1,2]."
+        raise ValueError(complain(setting, "one or more different integers", seeds, remedy))
+    for seed in seeds:
+        check_integer(setting, seed, low=0)

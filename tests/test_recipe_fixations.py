@@ -278,7 +278,7 @@ def test_a_finetuning_run_brings_its_data_and_model(
         ({"trace__k": "2.5"}, "trace.k: expected a whole number"),
         ({"trace__k": "0"}, "trace.k: expected"),
         ({"measure__images": "1"}, "measure.images: expected"),
-        ({"measure__random_seeds": "[1,1]"}, "measure.random_seeds: expected different integers"),
+        ({"measure__random_seeds": "[1,1]"}, "measure.random_seeds: expected one or more different integers"),
         ({"do": "[]"}, "do: expected at least one"),
         ({"hardware__devices": "2"}, "hardware.devices: expected 1"),
     ],
