@@ -23,13 +23,13 @@ from lightning_fabric import Fabric
 from rich.console import Console
 from torch import Tensor
 
-from recipes.checkpoints import load_checkpoint, save_checkpoint
-from recipes.fixation_evidence import SWAPPED, evidence_rows, measure_evidence
-from recipes.fixation_settings import FixationSettings, MeasureSettings, TraceSettings
-from recipes.fixation_subject import Subject, prepare_network, random_network, rivals_of, train_network
-from recipes.images import Images
-from recipes.interrupt import Interrupt
-from recipes.progress import Progress
+from recipes.kit.images import Images
+from recipes.kit.interrupt import Interrupt
+from recipes.kit.progress import Progress
+from recipes.tracing.evidence import SWAPPED, evidence_rows, measure_evidence
+from recipes.tracing.settings import FixationSettings, MeasureSettings, TraceSettings
+from recipes.tracing.subject import Subject, prepare_network, random_network, rivals_of, train_network
+from recipes.training.checkpoints import load_checkpoint, save_checkpoint
 
 VARIANTS = {
     "modern": TraceSettings(),

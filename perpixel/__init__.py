@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from perpixel.attach import Feedback, attach
+from perpixel.attach.criterion import Feedback, attach
 from perpixel.fixations import FixationRules, Fixations, Share, fixations
 from perpixel.losses import TemplateSimilarityLoss, template_similarity_loss, weighted_cross_entropy
 

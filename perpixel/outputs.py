@@ -1,13 +1,15 @@
 """Any segmentation model's output -> dense logits; logits -> label size; labels checked against them."""
 
 from collections.abc import Mapping
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perpixel.checks import check_integer, check_labels_in_range, check_same_device, check_tensor, complain, describe
 
+_SIZES: "WeakKeyDictionary[nn.Module, dict[torch.Size, tuple[int, int]]]" = WeakKeyDictionary()
 _SHAPE = "(N, C, H, W)"
 _FORMS = f"logits {_SHAPE}: a tensor, a mapping with 'out' or 'logits', an object with .logits, or a tuple or list"
 
@@ -72,6 +74,15 @@ def check_labels(labels: object, logits: Tensor, ignore_index: int, *, values: b
     if values:
         check_labels_in_range(labels, logits.shape[1], check_integer("ignore_index", ignore_index))
     return labels.long()
+
+
+def output_size(model: nn.Module, images: Tensor) -> tuple[int, int]:
+    """Height and width of the model's output for images of this size; found with one image, once for each size."""
+    known = _SIZES.setdefault(model, {})
+    if images.shape[1:] not in known:
+        logits = dense_logits(model(images[:1]))
+        known[images.shape[1:]] = (logits.shape[2], logits.shape[3])
+    return known[images.shape[1:]]
 
 
 def _contents(output: object) -> str:

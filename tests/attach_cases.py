@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from perpixel import TemplateSimilarityLoss
-from perpixel.attach import Feedback, attach
+from perpixel.attach.criterion import Feedback, attach
 from perpixel.outputs import dense_logits
 
 CLASSES = 4

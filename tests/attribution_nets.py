@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perpixel.attribution.targets import RegionTarget
+from perpixel.attribution.captum.target import RegionTarget
 
 LABEL = 1
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perpixel import TemplateSimilarityLoss, template_similarity_loss
-from perpixel.attach import attach
+from perpixel.attach.criterion import attach
 from perpixel.reduction import labels_on_grid
 
 

@@ -9,7 +9,7 @@ import torch
 from attach_cases import Net, assert_same, batch, gradients, hooks, step
 
 from perpixel import TemplateSimilarityLoss
-from perpixel.attach import attach
+from perpixel.attach.criterion import attach
 
 
 @pytest.mark.parametrize("head", ["classifier", None])

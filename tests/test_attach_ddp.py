@@ -12,7 +12,7 @@ from torch import multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from perpixel import TemplateSimilarityLoss
-from perpixel.attach import attach
+from perpixel.attach.criterion import attach
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
 

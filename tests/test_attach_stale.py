@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perpixel import TemplateSimilarityLoss
-from perpixel.attach import attach
+from perpixel.attach.criterion import attach
 
 
 def test_a_call_needs_a_forward_pass_of_its_own() -> None:

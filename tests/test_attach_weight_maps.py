@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from weight_map_cases import LOSSES, Given
 
 from perpixel import TemplateSimilarityLoss, template_similarity_loss, weighted_cross_entropy
-from perpixel.attach import attach
+from perpixel.attach.criterion import attach
 from perpixel.weighting import FixationWeightedLoss
 
 

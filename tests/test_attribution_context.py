@@ -11,7 +11,7 @@ from torch import Tensor
 
 from perpixel.attribution import Attribution, baseline_images, context_share, density_ratio, fill, radial_profile
 from perpixel.attribution.baselines import blur
-from perpixel.attribution.context import distances
+from perpixel.attribution.measures.context import distances
 
 H, W = 9, 11
 

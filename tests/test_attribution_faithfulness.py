@@ -9,9 +9,9 @@ import torch
 from attribution_nets import LABEL, Linear, case
 from torch import Tensor, nn
 
-from perpixel.attribution.curves import Curve
-from perpixel.attribution.faithfulness import faithfulness
-from perpixel.attribution.targets import RegionTarget
+from perpixel.attribution.captum.target import RegionTarget
+from perpixel.attribution.faithfulness.curves import Curve
+from perpixel.attribution.faithfulness.faithfulness import faithfulness
 
 
 def slow_scores(model: nn.Module, image: Tensor, region: Tensor, before: Tensor) -> list[float]:

@@ -8,12 +8,12 @@ from attribution_nets import LABEL, Conv, GradientTimesInput, Linear, Pooled, ma
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from perpixel.attribution.baseline_checks import baseline_sensitivity
-from perpixel.attribution.evidence import evidence_share, pointing
-from perpixel.attribution.explain import explain
-from perpixel.attribution.faithfulness import faithfulness
-from perpixel.attribution.object_alone import object_alone
-from perpixel.attribution.randomised import randomised_weights
+from perpixel.attribution.captum.explain import explain
+from perpixel.attribution.faithfulness.baselines import baseline_sensitivity
+from perpixel.attribution.faithfulness.faithfulness import faithfulness
+from perpixel.attribution.faithfulness.object_alone import object_alone
+from perpixel.attribution.faithfulness.randomised_weights import randomised_weights
+from perpixel.attribution.measures.evidence import evidence_share, pointing
 
 
 def test_baselines_that_matter_are_told_from_those_that_do_not() -> None:

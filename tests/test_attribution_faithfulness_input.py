@@ -8,7 +8,7 @@ import torch
 from attribution_nets import LABEL, Conv, GradientTimesInput, case, state_of
 from torch import Tensor, nn
 
-from perpixel.attribution.faithfulness import faithfulness
+from perpixel.attribution.faithfulness.faithfulness import faithfulness
 
 
 def test_one_class_has_no_margin() -> None:

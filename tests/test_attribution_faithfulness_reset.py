@@ -9,7 +9,7 @@ from attribution_nets import LABEL, Conv, GradientTimesInput, Linear, region_of,
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from perpixel.attribution.randomised import SALT, randomised_weights, rank_correlation
+from perpixel.attribution.faithfulness.randomised_weights import SALT, randomised_weights, rank_correlation
 
 
 class Scene(nn.Module):

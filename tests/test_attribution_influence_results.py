@@ -11,11 +11,11 @@ from influence_cases import Net, WritesIntoInput, images_of, small
 from test_model_untouched import assert_same, snapshot
 from torch import Tensor, nn
 
-from perpixel.attribution import storage
-from perpixel.attribution.influence import influence
-from perpixel.attribution.influence_classes import ClassMatrix
-from perpixel.attribution.influence_result import Influence
-from perpixel.attribution.patches import connected_segments
+from perpixel.attribution.influence import storage
+from perpixel.attribution.influence.class_matrix import ClassMatrix
+from perpixel.attribution.influence.influence import influence
+from perpixel.attribution.influence.patches import connected_segments
+from perpixel.attribution.influence.result import Influence
 
 SIZE = (21, 26)
 
@@ -140,7 +140,7 @@ def test_class_matrix_of_segments_hides_the_class_itself() -> None:
 
 
 def test_controls_hide_as_many_pixels_and_follow_the_seed(found: Influence) -> None:
-    from perpixel.attribution.influence_classes import _jobs
+    from perpixel.attribution.influence.class_matrix import _jobs
 
     for units in (found.units, influence(small(), images_of(2, SIZE), by="segments").units):
         jobs = list(_jobs(units, scattered_labels(), 4, 255, 0.0, 3, 7))

@@ -13,7 +13,7 @@ from test_model_untouched import assert_same, snapshot
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perpixel.attribution.targets import RegionTarget
+from perpixel.attribution.captum.target import RegionTarget
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:captum.*")
 FORMS = ["tensor", "out", "logits", "object", "tuple"]

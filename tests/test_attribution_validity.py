@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perpixel.attribution import explain
-from perpixel.attribution.census import census
-from perpixel.attribution.validity import (
+from perpixel.attribution.captum.operations import census
+from perpixel.attribution.captum.validity import (
     FAMILIES,
     deep_lift_reasons,
     guided_reasons,

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from perpixel.data import FolderSegmentation, build
-from perpixel.data.samples import palette
+from perpixel.data.files.samples import palette
 
 CAMVID = Path(__file__).parents[2] / "shared/data/camvid"
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, default_collate
 
-from perpixel.data import EvidenceSample, SyntheticEvidence, evidence_distance, figures, scene
+from perpixel.data import EvidenceSample, SyntheticEvidence, evidence_distance
+from perpixel.data.synthetic import figures, scene
 
 ALL = SyntheticEvidence(10_000, pairs=6, creatures=(3, 4), hidden_head=0.3)
 indices = st.integers(0, 9_999)

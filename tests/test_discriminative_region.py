@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from weight_map_cases import check_map, problem
 
 from perpixel import FixationRules, Share, fixations
-from perpixel.attach import attach
+from perpixel.attach.criterion import attach
 from perpixel.weighting import DiscriminativeRegionLoss
 from perpixel.weighting.regions import heaviest, top_pixels
 

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from weight_map_cases import check_map, problem
 
 from perpixel import FixationRules, Share, TemplateSimilarityLoss, fixations
-from perpixel.attach import attach
+from perpixel.attach.criterion import attach
 from perpixel.fixations import Rule
 from perpixel.weighting import FixationWeightedLoss
 

@@ -169,7 +169,7 @@ def test_density_sums_to_the_mass_and_is_highest_at_the_heaviest_point() -> None
 
 @given(st.integers(0, 10**6), st.sampled_from([(50, 60), (120, 90), (7, 200)]))
 def test_outliers_equal_the_definition(seed: int, size: tuple[int, int]) -> None:
-    from perpixel.fixations.maps import outliers
+    from perpixel.fixations.density import outliers
 
     generator = torch.Generator().manual_seed(seed)
     centres = torch.rand(80, 2, generator=generator) ** 2 * torch.tensor(size)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perpixel.fixations import FixationRules, Fixations, Points, Step, fixations
-from perpixel.fixations.graph import Run
+from perpixel.fixations.trace.graph import Run
 
 IMAGES = torch.randn(2, 3, 8, 10, generator=torch.Generator().manual_seed(7))
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perpixel.fixations import FixationRules, Fixations, Points, Step, fixations, graph, lookup, swift
+from perpixel.fixations import FixationRules, Fixations, Points, Step, fixations, lookup, swift
+from perpixel.fixations.trace import graph
 
 # What does not occur has a rule of its own: so the general walk is taken.
 GENERAL = {"no such operation": lambda points, step: []}

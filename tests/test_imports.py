@@ -14,18 +14,16 @@ ALLOWED = {
     "checks": set(),
     "reduction": {"checks"},
     "outputs": {"checks"},
-    "wrappers": set(),
+    "borrow": set(),
     "losses": {"checks", "reduction", "outputs"},
-    "fixations": {"checks", "reduction", "outputs", "wrappers"},
-    "attribution": {"checks", "reduction", "outputs", "wrappers"},
-    "weighting": {"checks", "reduction", "outputs", "wrappers", "losses", "fixations", "attribution", "report"},
+    "fixations": {"checks", "reduction", "outputs", "borrow"},
+    "attribution": {"checks", "reduction", "outputs", "borrow"},
+    "weighting": {"checks", "reduction", "outputs", "borrow", "losses", "fixations", "attribution", "report"},
     "data": {"checks"},
     "models": {"checks"},
     "evaluation": {"checks", "reduction", "outputs"},
     "report": {"checks"},
-    "attach": {"checks", "reduction", "outputs", "head", "recorder", "losses", "fixations", "attribution"},
-    "head": {"checks", "outputs", "wrappers"},
-    "recorder": {"checks", "outputs", "head", "wrappers"},
+    "attach": {"checks", "reduction", "outputs", "borrow"},
 }
 HEAVY = ("torchvision", "captum", "scipy", "matplotlib", "torchmetrics", "lightning", "PIL")
 

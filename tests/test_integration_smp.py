@@ -5,7 +5,7 @@ import torch
 from attach_cases import assert_one_line_works, batch
 
 from perpixel import TemplateSimilarityLoss
-from perpixel.attach import attach
+from perpixel.attach.criterion import attach
 
 smp = pytest.importorskip("segmentation_models_pytorch")
 

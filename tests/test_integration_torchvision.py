@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perpixel import TemplateSimilarityLoss
-from perpixel.attach import attach
+from perpixel.attach.criterion import attach
 
 segmentation = pytest.importorskip("torchvision.models.segmentation")
 WITHOUT_WEIGHTS = {"weights": None, "weights_backbone": None, "num_classes": 5}

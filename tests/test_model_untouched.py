@@ -10,7 +10,7 @@ from attach_cases import Net, batch, hooks
 from torch import Tensor, nn
 
 from perpixel import TemplateSimilarityLoss
-from perpixel.attach import attach
+from perpixel.attach.criterion import attach
 
 
 def snapshot(model: nn.Module) -> dict[str, Any]:

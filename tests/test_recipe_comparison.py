@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from perpixel.evaluation import class_iou, mean_iou
-from recipes.comparison import compare, in_words, save_comparison, seed_interval
-from recipes.evaluate import Scores
-from recipes.images import Images
-from recipes.pictures import telling_images
-from recipes.settings import DataSettings, EvaluationSettings
+from recipes.finetuning.comparison import compare, in_words, save_comparison, seed_interval
+from recipes.finetuning.pictures import telling_images
+from recipes.kit.images import Images
+from recipes.kit.scores import Scores
+from recipes.kit.settings import DataSettings, EvaluationSettings
 
 
 def scores(accuracy: float, images: int = 40, seed: int = 0, far: bool = False) -> Scores:

@@ -16,16 +16,16 @@ from torch import nn
 
 from perpixel.attribution import context_share, evidence_share, influence
 from perpixel.models import small_fcn
-from recipes import explain_pictures
-from recipes.explain import Job, build_parser, main, understand
-from recipes.explain_maps import TRAINED, Found, Meter
-from recipes.explain_numbers import FEWEST, RANDOM, Matrix, Means, matrix_rows, mean_rows
-from recipes.explain_questions import Scene, Scenes, choose, evenly, with_distinct_names
-from recipes.explain_settings import DataSetSettings, ExplainSettings
-from recipes.images import Images
-from recipes.interrupt import Interrupt
-from recipes.progress import Progress
-from recipes.settings import ModelSettings
+from recipes.explaining import pictures as explain_pictures
+from recipes.explaining.job import Job, build_parser, main, understand
+from recipes.explaining.maps import TRAINED, Found, Meter
+from recipes.explaining.numbers import FEWEST, RANDOM, Matrix, Means, matrix_rows, mean_rows
+from recipes.explaining.questions import Scene, Scenes, choose, evenly, with_distinct_names
+from recipes.explaining.settings import DataSetSettings, ExplainSettings
+from recipes.kit.images import Images
+from recipes.kit.interrupt import Interrupt
+from recipes.kit.progress import Progress
+from recipes.kit.settings import ModelSettings
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")

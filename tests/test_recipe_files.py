@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from recipes.checkpoints import (
+from recipes.kit.randomness import random_state, set_random_state
+from recipes.training.checkpoints import (
     LAST,
     PREVIOUS,
     DamagedCheckpoint,
@@ -19,8 +20,7 @@ from recipes.checkpoints import (
     save_checkpoint,
     write_atomically,
 )
-from recipes.history import History, read_json_lines
-from recipes.randomness import random_state, set_random_state
+from recipes.training.history import History, read_json_lines
 
 STATE = {"step": 3, "model": {"weight": torch.arange(1000.0)}, "note": "text"}
 

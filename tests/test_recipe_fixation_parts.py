@@ -12,13 +12,13 @@ import perpixel
 from perpixel.data import SyntheticEvidence
 from perpixel.fixations import FixationRules, Share
 from perpixel.models import small_fcn
-from recipes.fixation_counts import SHARES, contributions, measure_counts, smallest_counts
-from recipes.fixation_evidence import Trial, find_trials, pack, trace_trials
-from recipes.fixation_settings import FixationSettings, MeasureSettings, TraceSettings
-from recipes.fixation_shares import spearman
-from recipes.fixation_subject import Subject, against, random_network
-from recipes.images import Images
-from recipes.settings import DataSettings
+from recipes.kit.images import Images
+from recipes.kit.settings import DataSettings
+from recipes.tracing.counts import SHARES, contributions, measure_counts, smallest_counts
+from recipes.tracing.evidence import Trial, find_trials, pack, trace_trials
+from recipes.tracing.settings import FixationSettings, MeasureSettings, TraceSettings
+from recipes.tracing.shares import spearman
+from recipes.tracing.subject import Subject, against, random_network
 
 PAIRS = {1: 2, 2: 1, 3: 4, 4: 3}
 

@@ -17,13 +17,13 @@ import perpixel
 from perpixel.data import SyntheticEvidence
 from perpixel.fixations import Share
 from perpixel.models import small_fcn
-from recipes.checkpoints import load_checkpoint
-from recipes.finetune import main as finetune
-from recipes.fixation_settings import SHIFTS
-from recipes.fixation_subject import against
-from recipes.fixations import build_parser, main, understand
-from recipes.images import Images
-from recipes.settings import DataSettings
+from recipes.finetuning.job import main as finetune
+from recipes.kit.images import Images
+from recipes.kit.settings import DataSettings
+from recipes.tracing.job import build_parser, main, understand
+from recipes.tracing.settings import SHIFTS
+from recipes.tracing.subject import against
+from recipes.training.checkpoints import load_checkpoint
 
 ROOT = Path(__file__).parents[1]
 TINY = {
@@ -222,12 +222,12 @@ def test_stopped_run_continues_with_what_it_measured(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("recipes.fixations.measure_evidence", interrupted)
+        patch.setattr("recipes.tracing.job.measure_evidence", interrupted)
         assert main(["--resume", str(folder)]) == 130
     told = capsys.readouterr().out
     assert "damaged result" in told
     assert f"python -m recipes.fixations --resume {folder}" in told
-    monkeypatch.setattr("recipes.fixations.measure_shares", interrupted)  # measured already
+    monkeypatch.setattr("recipes.tracing.job.measure_shares", interrupted)  # measured already
     assert main(["--resume", str(folder)]) == 0
     for name in ("shares.csv", "counts.csv", "evidence.csv", "findings.csv", "summary.md"):
         assert (folder / name).read_bytes() == (whole / name).read_bytes()

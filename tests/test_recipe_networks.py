@@ -10,8 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from perpixel.models import small_fcn
-from recipes.checkpoints import DamagedCheckpoint
-from recipes.networks import (
+from recipes.kit.networks import (
     build_network,
     build_optimizer,
     layers_to_logits,
@@ -22,7 +21,8 @@ from recipes.networks import (
     starting_weights,
     unwrap_weights,
 )
-from recipes.settings import ModelSettings, Schedule
+from recipes.kit.settings import ModelSettings, Schedule
+from recipes.training.checkpoints import DamagedCheckpoint
 
 DEEPLAB = "deeplabv3_mobilenet_v3_large"
 

@@ -14,8 +14,8 @@ import matplotlib.image
 import pytest
 import torch
 
-from recipes.checkpoints import load_checkpoint
-from recipes.finetune import as_yaml, build_parser, main, understand
+from recipes.finetuning.job import as_yaml, build_parser, main, understand
+from recipes.training.checkpoints import load_checkpoint
 
 ROOT = Path(__file__).parents[1]
 # 20 images, 5 steps an epoch; dropout-free small_fcn 8 wide; 2 epochs of pre-training and 2 of each arm: 30 steps.
@@ -142,7 +142,7 @@ def fatal(*args, **kwargs):
         os.kill(os.getpid(), getattr(signal, sys.argv[4]))
     return original(*args, **kwargs)
 setattr(owner, name, fatal)
-from recipes.finetune import main
+from recipes.finetuning.job import main
 sys.exit(main(sys.argv[5:]))
 """
 

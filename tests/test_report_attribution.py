@@ -10,8 +10,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from perpixel.report.attribution_charts import CurvePanel, class_matrix_chart, profile_chart, removal_chart
-from perpixel.report.attribution_plots import MapPanel, signed_panels
+from perpixel.report.charts.attribution import CurvePanel, class_matrix_chart, profile_chart, removal_chart
+from perpixel.report.charts.maps import MapPanel, signed_panels
 
 
 def drawn(figure: Figure) -> Figure:

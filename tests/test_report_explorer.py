@@ -11,7 +11,7 @@ import explorer_cases as cases
 import pytest
 import torch
 
-from perpixel.report.explorer import ExplorerPage, context_explorer
+from perpixel.report.explorer.page import ExplorerPage, context_explorer
 
 
 def write(folder: Path, **changes: Any) -> ExplorerPage:

@@ -13,7 +13,7 @@ from chromium import ALT, SHIFT, Chromium, chromium_path
 from torch import Tensor
 from torch.nn import functional as F
 
-from perpixel.report.explorer import ExplorerPage, context_explorer
+from perpixel.report.explorer.page import ExplorerPage, context_explorer
 
 pytestmark = pytest.mark.skipif(chromium_path() is None, reason="needs Chromium (apt-get install chromium)")
 HEIGHT, WIDTH = cases.SIZE

@@ -12,7 +12,7 @@ from torch import distributed as dist
 from torch import multiprocessing as mp
 
 from perpixel import TemplateSimilarityLoss, template_similarity_loss
-from perpixel.losses.templates import class_counts, peak_positions
+from perpixel.losses.template_similarity.templates import class_counts, peak_positions
 
 
 @given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 4), st.integers(1, 4), st.integers(0, 10**6))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from perpixel import fixations
-from perpixel.attach import attach
+from perpixel.attach.criterion import attach
 from perpixel.data import SyntheticEvidence
 from perpixel.models import small_fcn
 from perpixel.weighting import DiscriminativeRegionLoss, FixationWeightedLoss, WeightMapLoss

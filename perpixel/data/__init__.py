@@ -2,15 +2,15 @@
 
 from typing import TYPE_CHECKING, Any
 
-from .bestiary import Pair
-from .build import build
-from .deterministic import Deterministic
-from .folder import FolderSegmentation
-from .samples import SegmentationData, palette
-from .synthetic import EvidenceSample, SyntheticEvidence, evidence_distance
+from perpixel.data.build import build
+from perpixel.data.deterministic import Deterministic
+from perpixel.data.files.folder import FolderSegmentation
+from perpixel.data.files.samples import SegmentationData, palette
+from perpixel.data.synthetic.creatures import Pair
+from perpixel.data.synthetic.dataset import EvidenceSample, SyntheticEvidence, evidence_distance
 
 if TYPE_CHECKING:
-    from .transforms import (
+    from perpixel.data.transforms import (
         IMAGENET_MEAN,
         IMAGENET_STD,
         PadTo,
@@ -55,7 +55,7 @@ _NEED_TORCHVISION = (
 
 def __getattr__(name: str) -> Any:
     if name in _NEED_TORCHVISION:
-        from . import transforms
+        from perpixel.data import transforms
 
         return getattr(transforms, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

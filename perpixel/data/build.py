@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..checks import check_option, complain
-from .folder import FolderSegmentation
-from .published import CAMVID_CLASSES, CAMVID_COLORS, cityscapes, oxford_pets, sbd, voc
-from .samples import SegmentationData, Transform
-from .synthetic import SyntheticEvidence
+from perpixel.checks import check_option, complain
+from perpixel.data.files.folder import FolderSegmentation
+from perpixel.data.files.published import CAMVID_CLASSES, CAMVID_COLORS, cityscapes, oxford_pets, sbd, voc
+from perpixel.data.files.samples import SegmentationData, Transform
+from perpixel.data.synthetic.dataset import SyntheticEvidence
 
 
 def _camvid(root: str | Path, split: str, transforms: Transform | None) -> FolderSegmentation:

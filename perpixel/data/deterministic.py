@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ..checks import check_integer, complain
-from .samples import check_index
+from perpixel.checks import check_integer, complain
+from perpixel.data.files.samples import check_index
 
 
 @contextmanager

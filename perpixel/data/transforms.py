@@ -12,8 +12,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from ..checks import check_integer, check_number, complain
-from .samples import VOID
+from perpixel.checks import check_integer, check_number, complain
+from perpixel.data.files.samples import VOID
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from perpixel.checks import check_integer, check_same_device, check_tensor, complain
-from perpixel.fixations import graph
-from perpixel.fixations.step import K, Share, Step
+from perpixel.fixations.rules.step import K, Share, Step
+from perpixel.fixations.trace import graph
 
 VOID = 255
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from perpixel.fixations.geometry import Window, taps
+from perpixel.fixations.rules.geometry import Window, taps
 from perpixel.fixations.tracks import Array
 
 _TABLE = 1 << 18  # taps of all places together up to which they are kept for the next run

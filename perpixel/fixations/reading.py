@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from perpixel.fixations.choice import ELEMENTS, by_elements
-from perpixel.fixations.geometry import Taps, flat
-from perpixel.fixations.step import Way
+from perpixel.fixations.rules.choice import ELEMENTS, by_elements
+from perpixel.fixations.rules.geometry import Taps, flat
+from perpixel.fixations.rules.step import Way
 
 SMALL = 1 << 16  # inputs that are quicker read one by one than prepared for
 

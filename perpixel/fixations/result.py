@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from perpixel.checks import check_flag, check_number, check_same_device, check_tensor, complain
-from perpixel.fixations import maps
+from perpixel.fixations import density as maps
 from perpixel.fixations.points import Points
 
 

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from perpixel.fixations.choice import by_elements, centre_of, is_fixed, tap_order
-from perpixel.fixations.geometry import Window, pair
 from perpixel.fixations.lookup import Looks, Map, Table
 from perpixel.fixations.reading import rows_of
-from perpixel.fixations.step import Step, TrackMoves
+from perpixel.fixations.rules.choice import by_elements, centre_of, is_fixed, tap_order
+from perpixel.fixations.rules.convolution import kernel_of, laid_out
+from perpixel.fixations.rules.geometry import Window, pair
+from perpixel.fixations.rules.step import Step, TrackMoves
 from perpixel.fixations.tracks import Array, Tracks
-from perpixel.fixations.weighted import kernel_of, laid_out
 
 _ELEMENTS = 1 << 17  # contributions looked at at once: few enough to stay in a core's cache
 _DTYPES = (torch.float32, torch.float64)

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 from torch.fx.node import Node
 
-from perpixel.fixations.choice import tap_order
-from perpixel.fixations.joins import branches, gated, is_join
 from perpixel.fixations.lookup import Map
-from perpixel.fixations.placement import source_pixels
-from perpixel.fixations.step import Step, TrackMoves
+from perpixel.fixations.rules.choice import tap_order
+from perpixel.fixations.rules.joins import branches, gated, is_join
+from perpixel.fixations.rules.placement import source_pixels
+from perpixel.fixations.rules.step import Step, TrackMoves
 from perpixel.fixations.tracks import Array, Tracks
 
 

@@ -8,10 +8,10 @@ import torch
 from torch.fx.node import Node
 
 from perpixel.fixations import swift_moves
-from perpixel.fixations.graph import Run, nan_message
-from perpixel.fixations.joins import POOLINGS
 from perpixel.fixations.points import Points, merged
-from perpixel.fixations.step import Rule, Step, TrackMoves, Way
+from perpixel.fixations.rules.joins import POOLINGS
+from perpixel.fixations.rules.step import Rule, Step, TrackMoves, Way
+from perpixel.fixations.trace.graph import Run, nan_message
 from perpixel.fixations.tracks import Tape, Tracks
 
 _STAYING = (swift_moves.same, swift_moves.normalise)

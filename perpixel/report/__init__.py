@@ -1,9 +1,7 @@
 """Pictures and pages for people: curves, prediction sheets, fixations, signed maps with their charts, the explorer."""
 
-from perpixel.report.attribution_charts import CurvePanel, class_matrix_chart, profile_chart, removal_chart
-from perpixel.report.attribution_plots import MapPanel, signed_panels
-from perpixel.report.explorer import ExplorerPage, context_explorer
-from perpixel.report.fixation_pictures import (
+from perpixel.report.charts.attribution import CurvePanel, class_matrix_chart, profile_chart, removal_chart
+from perpixel.report.charts.fixations import (
     PointPanel,
     animation_bytes,
     count_chart,
@@ -13,8 +11,10 @@ from perpixel.report.fixation_pictures import (
     picture_bytes,
     point_sheet,
 )
-from perpixel.report.plots import prediction_sheet, training_curves
-from perpixel.report.salient import salient_sheet
+from perpixel.report.charts.maps import MapPanel, signed_panels
+from perpixel.report.charts.salient_parts import salient_sheet
+from perpixel.report.charts.training import prediction_sheet, training_curves
+from perpixel.report.explorer.page import ExplorerPage, context_explorer
 
 __all__ = [
     "CurvePanel",

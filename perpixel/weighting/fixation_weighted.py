@@ -7,10 +7,9 @@ from torch import Tensor, nn
 
 from perpixel.checks import check_integer, check_option
 from perpixel.fixations import FixationRules, Fixations, fixations
-from perpixel.outputs import logits_at
+from perpixel.outputs import logits_at, output_size
 from perpixel.reduction import labels_on_grid
 from perpixel.weighting.cells import Cells
-from perpixel.weighting.look import output_size
 from perpixel.weighting.options import K, fixation_options
 from perpixel.weighting.weight_map import WeightMapLoss
 

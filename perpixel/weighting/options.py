@@ -5,7 +5,7 @@ from typing import Any
 
 from perpixel.checks import check_integer, check_option, complain
 from perpixel.fixations import FixationRules, Share
-from perpixel.fixations.rules import fixation_rules
+from perpixel.fixations.rules.table import fixation_rules
 
 K = int | Share | str | Mapping[str, int | Share]
 

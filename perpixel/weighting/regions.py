@@ -11,10 +11,9 @@ from torch.nn import functional as F
 from perpixel.attribution.baselines import NAMES, baseline_images
 from perpixel.checks import check_integer, check_number, check_option
 from perpixel.fixations import fixations
-from perpixel.outputs import dense_logits, logits_at
+from perpixel.outputs import dense_logits, logits_at, output_size
 from perpixel.reduction import labels_on_grid
 from perpixel.weighting.cells import Cells
-from perpixel.weighting.look import output_size
 
 Region = Literal["activation", "fixation", "erase"]
 Fill = str | float | Callable[[Tensor], Tensor]

@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
+from perpixel.borrow import borrowed, dtype_of, unwrap
 from perpixel.checks import check_integer, check_same_device, check_tensor, complain
 from perpixel.fixations import FixationRules
 from perpixel.outputs import check_labels, dense_logits, logits_at
-from perpixel.weighting.look import dtype_of, unnoticed
 from perpixel.weighting.options import K, fixation_options
 from perpixel.weighting.regions import Fill, Region, Regions, activation
-from perpixel.wrappers import unwrap
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -172,7 +171,7 @@ def salient_parts(
         labels = labels[None] if isinstance(labels, Tensor) and labels.ndim == 2 else labels
     check_tensor("images", images, ndim=4, shape="(N, channels, H, W) or (channels, H, W)", floating=True)
     model = unwrap(model)
-    with unnoticed(model, images):
+    with borrowed(model, images.device):
         images = images.detach().to(dtype_of(model, images))
         logits = dense_logits(model(images))
         if labels is None:

@@ -5,13 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from perpixel.borrow import borrowed, dtype_of, unwrap
 from perpixel.checks import check_flag, check_integer, check_number, check_same_device, check_tensor, complain
 from perpixel.losses import weighted_cross_entropy
 from perpixel.outputs import check_labels, logits_at
 from perpixel.reduction import masked_mean, valid_mask
 from perpixel.weighting.fingerprint import fingerprint
-from perpixel.weighting.look import dtype_of, unnoticed
-from perpixel.wrappers import unwrap
 
 _KEPT = ("kept_map", "kept_key", "label_scores")
 
@@ -96,7 +95,7 @@ class WeightMapLoss(nn.Module):
     def _look(self, model: nn.Module, images: Tensor, logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
         model = unwrap(model)
         of_model = dtype_of(model, images)
-        with unnoticed(model, images) as evaluated:
+        with borrowed(model, images.device) as evaluated:
             fresh = evaluated and logits.dtype == of_model and not torch.is_autocast_enabled(images.device.type)
             return self.scores(model, images.detach().to(of_model), logits.detach(), labels, valid, fresh)
 

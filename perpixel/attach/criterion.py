@@ -1,0 +1,228 @@
+"""Add per-pixel losses to the training loop of an existing segmentation model, in one line."""
+
+import inspect
+import warnings
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from perpixel.attach.recorder import Recorder
+from perpixel.checks import check_integer, check_number, complain
+from perpixel.outputs import aux_logits, check_labels, dense_logits, logits_at
+
+AUX_WEIGHT = 0.5  # torchvision's references/segmentation/train.py
+
+
+class FeatureTerm(Protocol):
+    """`weight` times a scalar of features (N, D, h, w), logits on their grid (N, C, h, w), and labels (N, H, W)."""
+
+    weight: float
+
+    def __call__(self, features: Tensor, logits: Tensor, labels: Tensor, /) -> Tensor: ...
+
+
+class MapTerm(Protocol):
+    """`weight` times a scalar of the model, its images, the logits as it returned them, and labels.
+
+    Its `weight_map` is what tells it from a `FeatureTerm`. It may look at the model again, and leaves it as it was.
+    """
+
+    weight: float
+
+    def __call__(self, model: nn.Module, images: Tensor, logits: Tensor, labels: Tensor, /) -> Tensor: ...
+
+    def weight_map(self, model: nn.Module, images: Tensor, logits: Tensor, labels: Tensor, /) -> Tensor: ...
+
+
+Term = FeatureTerm | MapTerm
+
+
+def attach(
+    model: nn.Module,
+    *terms: Term,
+    base: Callable[[Tensor, Tensor], Tensor] | None = None,
+    head: str | None = None,
+    ignore_index: int = 255,
+) -> "Feedback":
+    """A criterion for `model` that adds `terms` to `base`: loss = base(logits, labels) + Σ weight · term(...).
+
+    model: any segmentation network, bare or wrapped (DistributedDataParallel, torch.compile, Fabric); only hooks are
+        put on it, and `remove()` takes them off.
+    terms: losses called with the features (N, D, h, w), the logits (N, C, h, w) on their grid and the labels; those
+        that have a `weight_map` with the model, the images of the pass, the logits as it returned them and the labels.
+    base: called with the logits at label size (bilinear) and the labels; default cross-entropy, a mean over the pixels
+        that are not `ignore_index`, plus 0.5 times that of the "aux" output where there is one.
+    head: dotted name of the classifier layer, whose input is the features. None finds it in the first forward pass,
+        which keeps what every layer gave until the criterion is called; name it to spare that memory. Terms with a
+        `weight_map` need none.
+
+    TypeError or ValueError, and an untouched model, if an argument is not fit.
+    """
+    return Feedback(model, terms, base=base, head=head, ignore_index=ignore_index)
+
+
+class Feedback(nn.Module):
+    """The criterion that `attach` returns: `loss = criterion(model(images), labels)`.
+
+    After a call, `terms` has every part by name ("base", "template_similarity", a second one "template_similarity_2"),
+    unweighted and detached, and `total` their weighted sum. The module's own parameters and state are those of `base`
+    and the terms, never the model's. Each call needs a forward pass of its own, just before; what the head was given
+    and the images are held from that pass to the call, or to the next pass. A head that runs several times in a pass:
+    its last run. `copy.deepcopy` of an object that owns both, model and criterion, gives an independent pair.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        terms: tuple[Term, ...],
+        *,
+        base: Callable[[Tensor, Tensor], Tensor] | None,
+        head: str | None,
+        ignore_index: int,
+    ) -> None:
+        super().__init__()
+        if not isinstance(model, nn.Module):
+            raise TypeError(complain("model", "a torch.nn.Module", model, "Pass the network itself."))
+        if base is not None and (inspect.isclass(base) or not callable(base)):
+            raise TypeError(complain("base", "a callable on (logits, labels)", base, "Pass nn.CrossEntropyLoss()."))
+        self.ignore_index = check_integer("ignore_index", ignore_index)
+        self.base = base
+        named = _named(terms)
+        self.losses = nn.ModuleDict({name: term for name, term in named.items() if isinstance(term, nn.Module)})
+        self.terms: dict[str, Tensor] = {}
+        self.total: Tensor | None = None
+        self._calls = named
+        self._on_features = {name: term for name, term in named.items() if not _has_weight_map(term)}
+        self._warned = False
+        self._removed = False
+        on_images = len(self._on_features) < len(named)
+        self._recorder = Recorder(model, head, features=bool(self._on_features), images=on_images)
+        if named:
+            self._recorder.open()
+
+    def forward(self, output: object, labels: Tensor) -> Tensor:
+        """The loss, a scalar, of what the model just returned; labels int (N, H, W).
+
+        RuntimeError without a forward pass of its own or with another pass' output; ValueError or TypeError if output
+        or labels do not fit, or the head cannot be told. On a GPU the values of labels are checked only where a term
+        has `validate=True`. All-void labels: zero, attached to the graph.
+        """
+        if not self.attached:
+            raise RuntimeError(complain("criterion", "an attached criterion", "a removed one", "Call attach again."))
+        try:
+            return self._loss(output, labels)
+        finally:
+            self._recorder.finish()
+
+    def _loss(self, output: object, labels: Tensor) -> Tensor:
+        logits = dense_logits(output)
+        look = logits.device.type == "cpu" or any(getattr(term, "validate", False) for term in self._calls.values())
+        labels = check_labels(labels, logits, self.ignore_index, values=look)
+        recorder = self._recorder
+        on_images: tuple[Any, ...] = ()
+        on_features: tuple[Any, ...] = ()
+        if recorder.images:
+            on_images = (recorder.model, *recorder.take_images(logits))
+        if recorder.features:
+            on_features = recorder.take(logits)
+            self._warn_if_cut_off(on_features[0], logits)
+        total = _scalar("base", self._base(output, logits, labels))
+        terms = {"base": total}
+        for name, term in self._calls.items():
+            call: Callable[..., object] = term
+            given = on_features if name in self._on_features else on_images
+            terms[name] = _scalar(name, call(*given, self._labels_for(term, labels)))
+            total = total + term.weight * terms[name]
+        self.terms = {name: value.detach() for name, value in terms.items()}
+        self.total = total.detach()
+        return total
+
+    def _base(self, output: object, logits: Tensor, labels: Tensor) -> Tensor:
+        if self.base is not None:
+            return self.base(logits_at(logits, labels.shape[-2:]), labels)
+        loss, aux = _cross_entropy(logits, labels, self.ignore_index), aux_logits(output)
+        return loss if aux is None else loss + AUX_WEIGHT * _cross_entropy(aux, labels, self.ignore_index)
+
+    def _labels_for(self, term: Term, labels: Tensor) -> Tensor:
+        """Labels with void marked as the term expects it."""
+        void = getattr(term, "ignore_index", self.ignore_index)
+        return labels if void == self.ignore_index else labels.masked_fill(labels == self.ignore_index, void)
+
+    def _warn_if_cut_off(self, features: Tensor, logits: Tensor) -> None:
+        if logits.requires_grad and not features.requires_grad and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"The terms {list(self._on_features)} train nothing: the input of head {self._recorder.head!r} carries "
+                "no gradient. Train a layer below the head; checkpoint with use_reentrant=False.",
+                stacklevel=6,
+            )
+
+    @property
+    def attached(self) -> bool:
+        """Whether the criterion can still be called: False after `remove()`, or once the head could not be told."""
+        return not self._removed and (self._recorder.is_open or not self._calls)
+
+    @property
+    def head(self) -> str | None:
+        """Dotted name of the classifier layer; None as long as no call has found it."""
+        return self._recorder.head
+
+    def remove(self) -> None:
+        """Take every hook off the model and let go of every feature; may be called again."""
+        self._removed = True
+        self._recorder.close()
+
+    def __enter__(self) -> "Feedback":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    def __del__(self) -> None:
+        if "_recorder" in self.__dict__:
+            self._recorder.close()
+
+    def extra_repr(self) -> str:
+        return f"head={self.head!r}, ignore_index={self.ignore_index}, attached={self.attached}"
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
+    """nn.CrossEntropyLoss at label size; zero, not NaN, where every pixel is void; summed in float32 or better."""
+    logits = logits_at(logits, labels.shape[-2:])
+    if torch.finfo(logits.dtype).bits < 32:
+        logits = logits.float()
+    total = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
+    return total / (labels != ignore_index).sum().clamp(min=1)
+
+
+def _has_weight_map(term: Term) -> bool:
+    """Whether a term asks for the model and its images."""
+    return callable(getattr(term, "weight_map", None))
+
+
+def _named(terms: tuple[Term, ...]) -> dict[str, Term]:
+    """Terms by name, a number added to the second and later of one name; TypeError or ValueError if one is no term."""
+    named: dict[str, Term] = {}
+    count = {"base": 1}
+    for place, term in enumerate(terms):
+        argument = f"terms[{place}]"
+        if inspect.isclass(term) or not callable(term) or not hasattr(term, "weight"):
+            expected = "a loss module, or a callable on (features, logits, labels) with a .weight"
+            raise TypeError(complain(argument, expected, term, "Pass perpixel.TemplateSimilarityLoss()."))
+        check_number(f"{argument}.weight", term.weight, low=0.0)
+        name = getattr(term, "name", None) or getattr(term, "__name__", None) or type(term).__name__
+        count[name] = count.get(name, 0) + 1
+        named[name if count[name] == 1 else f"{name}_{count[name]}"] = term
+    return named
+
+
+def _scalar(name: str, value: object) -> Tensor:
+    if not isinstance(value, Tensor) or value.ndim > 0:
+        raise TypeError(complain(f"{name} loss", "a scalar tensor", value, "Reduce it to one number per batch."))
+    return value

@@ -1,0 +1,223 @@
+"""The one door to captum: any of its methods on the label of a region, with sound defaults."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from perpixel.attribution.baselines import Baselines
+from perpixel.attribution.captum.defaults import DISTRIBUTION, baselines_for, groups_for, layer_squares, options_for
+from perpixel.attribution.captum.layers import find_layer, last_feature_layer
+from perpixel.attribution.captum.methods import Method
+from perpixel.attribution.captum.operations import census
+from perpixel.attribution.captum.target import RegionTarget, check_images, evaluating
+from perpixel.attribution.captum.untouched import separate, untouched
+from perpixel.attribution.captum.validity import FAMILIES, lend_rules, warn_if_not_valid
+from perpixel.attribution.measures.context import Attribution
+from perpixel.borrow import unwrap
+from perpixel.checks import check_same_device, complain
+from perpixel.outputs import logits_at
+from perpixel.reduction import labels_on_grid
+
+_NOISE = (
+    "Setting (forward|backward)",
+    "Input Tensor",
+    "Internal batch size",
+    "This method computes finite differences",
+    "You are providing multiple inputs",
+)
+
+
+def explain(
+    model: nn.Module,
+    images: Tensor,
+    label: int | Tensor,
+    *,
+    region: Tensor | None = None,
+    method: Any = "IntegratedGradients",
+    layer: str | nn.Module | None = None,
+    score: str = "logit",
+    baselines: Baselines = None,
+    **attribute_kwargs: Any,
+) -> Attribution:
+    """What every input value gives to the score of `label` on `region`, by any of captum's methods.
+
+    model, label, region, score: as in `RegionTarget`. images: float (N, channels, H, W). The model runs in evaluation
+        mode and is left as it was: hooks, flags, gradients; an object of captum's that is given as well.
+    method: name of a captum class, the class, or an object of it (then put on this model). With "NoiseTunnel" or any
+        of its options (nt_type, nt_samples, stdevs, ...) there is noise around the method; alone, around Saliency.
+    layer: dotted name or module, for layer methods and GuidedGradCam; None: the last of the backbone's
+        (`last_feature_layer`). Their values are summed over the layer's channels and upsampled bilinearly.
+    baselines: "zero", "mean", "blur", a number, a tensor or a callable on the images; None: zero, as in captum. For
+        DeepLiftShap and GradientShap a tensor (B, ...) to draw from; None: each image's own zero, mean and blur.
+    attribute_kwargs: options of captum's `attribute`. Where not given: at most 8 images, and half a million pixels, in
+        one pass of captum's; signed values; the convergence delta; for methods that hide parts, squares over all
+        channels (Occlusion and FeatureAblation 32 pixels, at most a quarter of the shorter side; the others a quarter;
+        ShapleyValues half).
+
+    Sampling draws from torch's and numpy's generators, as captum does. A UserWarning says where a method does not hold
+    for the network, and why: DeepLift, guided backpropagation, deconvolution, LRP. Values are float32, or float64 if
+    the images are. TypeError or ValueError for unfit arguments, NaN too; RuntimeError, with a remedy, if captum fails.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(complain("model", "a torch.nn.Module", model, "Pass the network itself."))
+    model = unwrap(model)
+    chosen = Method(method, attribute_kwargs)
+    chosen.check_options(attribute_kwargs)
+    with _lent(model):
+        images = _fit(images, model)
+        target = RegionTarget(model, label, region, score).freeze(images)
+        bases = baselines_for(chosen, baselines, images)
+        name, module = _layer(chosen, model, layer, images)
+        if chosen.kind.__name__ in FAMILIES:
+            _make_fit(chosen, model, images, score, module)
+        given = {**layer_squares(chosen, model, module, images), **attribute_kwargs}
+        result, delta = _attribute(chosen, target, module, images, bases, given)
+        if getattr(given.get("layer_mask"), "shape", (0, 0))[1] == 1:
+            result = result[:, :1]  # every channel has the effect of all
+        values = _on_image(result, images, chosen)
+        regions = labels_on_grid(target.arguments(images)[1], (images.shape[-2], images.shape[-1]))
+    return Attribution(values, regions, target.label, chosen.name, delta, name if chosen.layered else None, score)
+
+
+@contextmanager
+def _lent(model: nn.Module) -> Iterator[None]:
+    """Everything as captum wants it; all as it was afterwards."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(untouched(model))
+        stack.enter_context(evaluating(model))
+        stack.enter_context(warnings.catch_warnings())
+        for message in _NOISE:
+            warnings.filterwarnings("ignore", message=rf"\s*{message}")
+        yield
+
+
+def _fit(images: object, model: nn.Module) -> Tensor:
+    """A copy of the images for captum, on the model's device and of its dtype."""
+    images = check_images(images)
+    weights = next((p for p in model.parameters() if p.is_floating_point()), None)
+    if weights is not None:
+        check_same_device(images=images, model=weights)
+        if images.dtype != weights.dtype and not torch.is_autocast_enabled(images.device.type):
+            remedy = "Convert the images with .to(dtype), or call under torch.autocast."
+            raise TypeError(complain("images", f"the model's dtype {weights.dtype}", images, remedy))
+    return images.clone()
+
+
+def _layer(
+    chosen: Method, model: nn.Module, layer: str | nn.Module | None, images: Tensor
+) -> tuple[str | None, nn.Module | None]:
+    if not chosen.takes_layer:
+        if layer is not None:
+            remedy = "Leave it out, or choose LayerGradCam, say."
+            raise TypeError(complain("layer", f"none with {chosen.name}, which explains the image", layer, remedy))
+        return None, None
+    layer = chosen.own_layer if layer is None else layer
+    name, module = last_feature_layer(model, images) if layer is None else find_layer(model, layer)
+    if chosen.kind.__name__ == "LayerLRP" and not list(module.parameters(recurse=False)):
+        expected = "a layer with weights of its own for LayerLRP"
+        raise ValueError(complain("layer", expected, f"{name!r}, a {type(module).__name__}", "Name a convolution."))
+    return name, module
+
+
+def _make_fit(chosen: Method, model: nn.Module, images: Tensor, score: str, layer: nn.Module | None) -> None:
+    """Warn where the method's rules do not hold, and help where captum alone would stop."""
+    kind = chosen.kind.__name__
+    seen = census(model, images)
+    warn_if_not_valid(kind, seen, score, stacklevel=3)
+    if "LRP" in kind:
+        lend_rules(model, seen)
+    hooked = set(seen.calls) if "LRP" in kind else {use.layer for use in seen.nonlinear}
+    reused = {module: times for module, times in seen.calls.items() if times > 1 and module in hooked}
+    separate(model, {m: n for m, n in reused.items() if m is not layer and not list(m.parameters())})
+
+
+def _attribute(
+    chosen: Method,
+    target: RegionTarget,
+    layer: nn.Module | None,
+    images: Tensor,
+    bases: list[Tensor | None],
+    given: dict[str, Any],
+) -> tuple[Tensor, Tensor | None]:
+    """captum's values and deltas (N,), group by group."""
+    labels, regions = target.arguments(images)
+    values, deltas = [], []
+    for rows in groups_for(chosen, images, bases, given):
+        part = images[rows].clone()
+        own = {name: value[rows] if _is_per_image(value, images) else value for name, value in given.items()}
+        options = options_for(chosen, part, own)
+        base = bases[rows.start if len(bases) > 1 else 0]
+        if base is not None:
+            options["baselines"] = base if chosen.kind.__name__ in DISTRIBUTION else base[rows]
+        options["additional_forward_args"] = (labels[rows], regions[rows])
+        result = _captum(chosen, target, layer, part, options)
+        if options.get("return_convergence_delta"):
+            result, delta = result
+            deltas.append(_mean_delta(delta.detach(), len(part), chosen, options))
+        values.append(_single(result, chosen).detach())
+    return torch.cat(values), torch.cat(deltas) if deltas else None
+
+
+def _is_per_image(value: object, images: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.ndim == images.ndim and len(value) == len(images)
+
+
+def _mean_delta(delta: Tensor, count: int, chosen: Method, options: dict[str, Any]) -> Tensor:
+    """Deltas of all samples of `count` images -> their means (count,); a noise tunnel lists them batch by batch."""
+    if not chosen.noise:
+        return delta.reshape(count, -1).mean(1)
+    samples = options.get("nt_samples", 5)
+    batch = min(options["nt_samples_batch_size"] or samples, samples)
+    parts = delta.split(batch * (len(delta) // samples))
+    return torch.cat([part.reshape(count, -1) for part in parts], 1).mean(1)
+
+
+def _captum(chosen: Method, target: RegionTarget, layer: nn.Module | None, images: Tensor, call: dict[str, Any]) -> Any:
+    name = chosen.name
+    try:
+        return chosen.on(target, layer).attribute(images, **call)
+    except AssertionError as error:
+        refused = f"what made captum say {str(error)!r}"
+        raise ValueError(complain("method", f"options that {name} accepts", refused, "Change the options.")) from error
+    except torch.OutOfMemoryError as error:
+        memory = [
+            option
+            for option in ("internal_batch_size", "perturbations_per_eval", "nt_samples_batch_size")
+            if option in call
+        ]
+        remedy = f"Lower {' and '.join(memory)}." if memory else "Explain fewer images at once."
+        raise torch.OutOfMemoryError(complain("method", f"{name} to fit in memory", str(error), remedy)) from error
+    except (ImportError, ValueError) as error:
+        if "sklearn" not in str(error):
+            raise
+        remedy = "Install it (pip install scikit-learn), or choose ShapleyValueSampling."
+        raise ImportError(complain("method", f"scikit-learn, which {name} needs", "none", remedy)) from error
+    except RuntimeError as error:
+        remedy = "Choose IntegratedGradients or Occlusion, which need nothing of a network but its output."
+        raise RuntimeError(complain("method", f"captum's {name} to run on this network", str(error), remedy)) from error
+
+
+def _single(result: Any, chosen: Method) -> Tensor:
+    if isinstance(result, (tuple, list)) and len(result) == 1:
+        result = result[0]
+    if not isinstance(result, Tensor) or (chosen.layered and result.ndim != 4):
+        came = result if isinstance(result, Tensor) else f"{type(result).__name__} of {len(result)}"
+        raise ValueError(complain("layer", "one that gives a single map (N, D, h, w)", came, "Name another layer."))
+    return result
+
+
+def _on_image(result: Tensor, images: Tensor, chosen: Method) -> Tensor:
+    """Values like the images, float32 or float64."""
+    values = result.to(torch.float64 if images.dtype == torch.float64 else torch.float32)
+    if chosen.layered:
+        values = logits_at(values.sum(1, keepdim=True), images.shape[-2:])
+    if not bool(torch.isfinite(values).all()):
+        remedy = "Look for an overflow in the model's gradient, or use float32."
+        raise ValueError(complain("method", f"finite values of {chosen.name}", "NaN or infinity", remedy))
+    return values.expand(images.shape).contiguous()

@@ -1,0 +1,307 @@
+"""The randomised-weights check: does a map change when what the network has learnt is taken away, layer by layer?"""
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.parametrize import is_parametrized
+
+from perpixel.attribution.captum.target import check_images
+from perpixel.attribution.measures.context import Attribution
+from perpixel.attribution.measures.evidence import as_map, as_mass
+from perpixel.borrow import unwrap
+from perpixel.checks import check_integer, check_option, complain
+from perpixel.outputs import dense_logits
+
+SALT = 0xB1A50000  # added to seeds, so that no reset repeats how somebody built the network (torch takes 32 bits)
+Explainer = Callable[[nn.Module, Tensor], Tensor | Attribution]
+
+
+@dataclass(frozen=True)
+class RandomisedWeights:
+    """How alike the maps of N images are before and after layers lost what they had learnt.
+
+    mode: "cascade" (each step resets one more layer, from the output down) or "independent" (one layer at a time).
+    layers: (L names) the layer reset last when the map was compared. correlation: (L, N), Spearman's rank correlation
+    of the signed maps with those of the trained network; magnitude: (L, N), of their absolute values. NaN: a map
+    without any contrast. kept: layers with weights that have no way to be reset and stayed as they were.
+    trained, reset: (N, H, W), the maps of the network as it is and of the last step, all layers reset in "cascade";
+    trained_mass, reset_mass: the same of |values|, summed over channels after that.
+
+    A map that does not depend on what was learnt stays near 1. Adebayo et al. 2018 (arXiv 1810.03292).
+    """
+
+    mode: Literal["cascade", "independent"]
+    layers: tuple[str, ...]
+    correlation: Tensor
+    magnitude: Tensor
+    kept: tuple[str, ...]
+    trained: Tensor
+    reset: Tensor
+    trained_mass: Tensor
+    reset_mass: Tensor
+
+
+def randomised_weights(
+    model: nn.Module,
+    images: Tensor,
+    explainer: Explainer,
+    *,
+    mode: Literal["cascade", "independent"] = "cascade",
+    layers: Sequence[str] | None = None,
+    stages: int | None = None,
+    where: Tensor | None = None,
+    seed: int = 0,
+) -> RandomisedWeights:
+    """Compare the maps of `explainer(network, images)` before and after layers of a copy of `model` are reset.
+
+    explainer: returns (N, C, H, W), (N, H, W) or an `Attribution` for the network it gets: the copy, evaluating;
+        its random numbers are the same each time. Fix the region beforehand: a reset network may predict the label
+        nowhere.
+    layers: dotted names, reset in this order, each with everything inside; None: all that the logits depend on, last
+        to run first, by their own `reset_parameters`, seeded. A batch norm that is reset takes its statistics from
+        `images`, as in training: with mean 0 and variance 1, the signal of deep networks would die away.
+    stages: compare maps after about this many resets, evenly spread, the last among them; None: after each.
+    where: bool (N, H, W), the pixels whose ranks count; None: all.
+
+    `model` is not touched. ValueError if no layer can be reset or a name is unknown; a warning if resetting every
+    layer leaves the maps bitwise as they were.
+    """
+    check_option("mode", mode, ("cascade", "independent"))
+    images = check_images(images)
+    network = detached_copy(model)
+    groups, kept = _plan(network, images, layers)
+    shown = _spread(len(groups), stages)
+    raw = _values(explainer, network, images, seed)
+    (trained, mass), (now, left) = raw, raw
+    found = []
+    gone: list[nn.Module] = []
+    for number, (name, group) in enumerate(groups):
+        if mode == "independent" and number not in shown:
+            continue
+        with _reset(group, SALT + seed + number, images.device, put_back=mode == "independent"):
+            gone = [*gone, *group] if mode == "cascade" else group
+            if number in shown:
+                _measure_statistics(network, gone, images)
+                now, left = _values(explainer, network, images, seed)
+                pairs = ((trained, now), (trained.abs(), now.abs()))
+                found.append((name, *(rank_correlation(*pair, where) for pair in pairs)))
+    if mode == "cascade" and torch.equal(now, trained):
+        warnings.warn(
+            "explainer: resetting every layer leaves the map bitwise as it was. Either it explains a network of its "
+            "own instead of the one it is given, or the method does not look at the weights.",
+            stacklevel=2,
+        )
+    names, correlation, magnitude = zip(*found)
+    return RandomisedWeights(
+        mode, names, torch.stack(correlation), torch.stack(magnitude), kept, trained, now, mass, left
+    )
+
+
+def rank_correlation(first: Tensor, second: Tensor, where: Tensor | None = None) -> Tensor:
+    """Spearman's rank correlation of two maps (N, H, W) per image: (N,) float64; NaN where one is constant."""
+    from scipy.stats import spearmanr
+
+    if where is not None and (where.dtype != torch.bool or where.shape != first.shape):
+        expected = f"a bool tensor {tuple(first.shape)}, like the maps"
+        raise ValueError(complain("where", expected, where, "Pass ~region for the context."))
+    found = []
+    for number, (a, b) in enumerate(zip(first, second)):
+        chosen = slice(None) if where is None else where[number]
+        a, b = (v[chosen].flatten().double().cpu().numpy() for v in (a, b))
+        flat = len(a) < 2 or (a == a[0]).all() or (b == b[0]).all()
+        found.append(float("nan") if flat else float(spearmanr(a, b).statistic))
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def explained(explainer: Explainer, network: nn.Module, images: Tensor, seed: int) -> Tensor:
+    """The explainer's maps (N, H, W), checked; the caller's random state stays as it was."""
+    return _values(explainer, network, images, seed)[0]
+
+
+def _values(explainer: Explainer, network: nn.Module, images: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Maps and masses, each (N, H, W)."""
+    with torch.inference_mode(False), torch.enable_grad(), seeded(seed, images.device):
+        values = explainer(network, images.clone())
+    size = (len(images), *images.shape[-2:])
+    shown, mass = (read("explainer", values, size) for read in (as_map, as_mass))
+    return shown.to(images.device), mass.to(images.device)
+
+
+def detached_copy(model: nn.Module) -> nn.Module:
+    """A deep copy of the network inside `model`, without gradients, in evaluation mode."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(complain("model", "a torch.nn.Module", model, "Pass the network itself."))
+    try:
+        with torch.inference_mode(False):
+            network = copy.deepcopy(unwrap(model))
+    except (RuntimeError, TypeError) as error:
+        remedy = "Delete the activations it keeps, or other things that cannot be copied."
+        raise ValueError(complain("model", "a network that copy.deepcopy can copy", str(error), remedy)) from error
+    network.zero_grad()
+    return network.eval()
+
+
+def own_tensors(module: nn.Module) -> list[Tensor]:
+    """A module's own parameters and buffers, not those of its children."""
+    return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+
+
+def _spread(count: int, stages: int | None) -> set[int]:
+    """Which of `count` steps to look at; the last one is always among them."""
+    if stages is None or check_integer("stages", stages, low=1) >= count:
+        return set(range(count))
+    return {round((i + 1) * count / stages) - 1 for i in range(stages)}
+
+
+def _plan(
+    network: nn.Module, images: Tensor, layers: Sequence[str] | None
+) -> tuple[list[tuple[str, list[nn.Module]]], tuple[str, ...]]:
+    """The layers that are reset together, by name, in their order; and the names of those that cannot be."""
+    names = {module: name for name, module in network.named_modules()}
+    if layers is None:
+        groups = [(name, [network.get_submodule(name)]) for name in reversed(_used_layers(network, images))]
+    else:
+        groups = [(name, _inside(network, name)) for name in layers]
+        if not groups:
+            raise ValueError(complain("layers", "at least one name", "none", "Pass None for all layers."))
+    kept = [module for _, group in groups for module in group if not _can_reset(module, images.device)]
+    able = [(name, [module for module in group if module not in kept]) for name, group in groups]
+    able = [(name, group) for name, group in able if group]
+    listed = tuple(dict.fromkeys(names[module] for module in kept))
+    if not able:
+        came = f"none ({', '.join(listed)})"
+        raise ValueError(complain("model", "layers that reset_parameters resets", came, "Give them that method."))
+    return able, listed
+
+
+def _inside(network: nn.Module, name: str) -> list[nn.Module]:
+    known = dict(network.named_modules())
+    inside = [module for module in known[name].modules() if own_tensors(module)] if name in known else []
+    if not inside:
+        remedy = "Take one from dict(model.named_modules())."
+        raise ValueError(complain("layers", "dotted names of layers with weights", name, remedy))
+    return inside
+
+
+def _used_layers(network: nn.Module, images: Tensor) -> list[str]:
+    """Names of the layers with tensors of their own that the logits depend on, in the order they run."""
+    order: dict[str, int] = {}
+    modules = dict(network.named_modules())
+
+    def noted(name: str) -> Callable[..., None]:
+        def hook(*_: object) -> None:
+            order.setdefault(name, len(order))
+
+        return hook
+
+    handles = [module.register_forward_pre_hook(noted(name)) for name, module in modules.items()]
+    wanted = {p: p.requires_grad for p in network.parameters()}
+    try:
+        for p in wanted:
+            p.requires_grad_(p.is_floating_point())
+        with torch.inference_mode(False), torch.enable_grad():
+            logits = dense_logits(network(images[:1].clone())).sum()
+        differentiable = [p for p in wanted if p.requires_grad]
+        if logits.requires_grad and differentiable:
+            gradients = torch.autograd.grad(logits, differentiable, allow_unused=True)
+            unused = {id(p) for p, g in zip(differentiable, gradients) if g is None}
+        else:
+            unused = set()
+    finally:
+        for handle in handles:
+            handle.remove()
+        for p, flag in wanted.items():
+            p.requires_grad_(flag)
+    running: dict[str, int] = {}
+    for name, module in modules.items():
+        parameters = list(module.parameters(recurse=False))
+        at = next((order[n] for n in _upwards(name) if n in order), None)  # some layers run inside their parent's code
+        if own_tensors(module) and at is not None and not (parameters and all(id(p) in unused for p in parameters)):
+            running[name] = at
+    if not running:
+        raise ValueError(
+            complain("model", "layers with weights that the logits depend on", "none", "Nothing to reset.")
+        )
+    return sorted(running, key=running.__getitem__)
+
+
+def _upwards(name: str) -> Iterator[str]:
+    """The name, then those of the modules around it, the whole network left out."""
+    yield name
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name
+
+
+def _resetter(module: nn.Module) -> Callable[[], object] | None:
+    return getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+
+
+def _can_reset(module: nn.Module, device: torch.device) -> bool:
+    """Whether a reset changes every weight of two or more dimensions; under weight norm, for one, it would not."""
+    if _resetter(module) is None or is_parametrized(module):
+        return False
+    weights = [p for p in module.parameters(recurse=False) if p.ndim > 1]
+    before = [p.detach().clone() for p in weights]
+    try:
+        with _reset([module], SALT - 1, device, put_back=True):
+            return not any(torch.equal(p, value) for p, value in zip(weights, before))
+    except TypeError:  # it wants arguments that nobody but its author knows
+        return False
+
+
+@contextmanager
+def _reset(group: list[nn.Module], seed: int, device: torch.device, *, put_back: bool) -> Iterator[None]:
+    before = [(tensor, tensor.detach().clone()) for module in group for tensor in own_tensors(module) if put_back]
+    try:
+        with torch.no_grad(), seeded(seed, device):
+            for module in group:
+                reset = _resetter(module)
+                if reset is not None:
+                    reset()
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in before:
+                tensor.copy_(value)
+
+
+@torch.no_grad()
+def _measure_statistics(network: nn.Module, layers: list[nn.Module], images: Tensor) -> None:
+    """Give the batch norms among `layers` the mean and variance of what they get for `images`."""
+
+    def measure(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
+        values = given[0].transpose(0, 1).flatten(1)
+        if values.shape[1] > 1:
+            layer.running_mean.copy_(values.mean(1))  # type: ignore[operator]
+            layer.running_var.copy_(values.var(1))  # type: ignore[operator]
+
+    norms = [layer for layer in layers if isinstance(layer, _BatchNorm) and layer.running_mean is not None]
+    handles = [layer.register_forward_pre_hook(measure) for layer in norms]
+    try:
+        if norms:
+            network(images.clone())
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """torch's and numpy's global generators start from `seed`, and are put back; captum draws from both."""
+    drawn = np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            np.random.set_state(drawn)  # noqa: NPY002

@@ -1,0 +1,191 @@
+"""`FolderSegmentation`: images and masks in folders, paired by file name."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from perpixel.checks import check_integer, complain
+from perpixel.data.files.samples import (
+    VOID,
+    Labels,
+    Transform,
+    check_ids,
+    check_index,
+    check_sizes,
+    colour_table,
+    read_image,
+    read_mask,
+    to_sample,
+)
+
+EXTENSIONS = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"))
+
+
+class FolderSegmentation(Dataset[tuple[Tensor, Tensor]]):
+    """Pairs of image and mask files with the same stem, in one of two layouts.
+
+    - `root/<split>/images/*` and `root/<split>/masks/*`;
+    - `root/images/*` and `root/masks/*` with a list of stems, one per line, in `root/<split>.txt`,
+      `root/splits/<split>.txt` or `list_file`.
+
+    Samples: (image float32 (3, H, W) in [0, 1], labels int64 (H, W)), after `transforms(image, mask)` on tv_tensors.
+    Masks hold class ids in one channel; palette PNGs are read as indices. Subfolders are part of the stem.
+
+    Args:
+        root: the folder; its `classes.txt`, if any, names the classes, one per line.
+        split: name of the split's folder or list.
+        transforms: see `perpixel.data.transforms`.
+        num_classes, classes: how many classes there are, or their names in order of id. With neither, and no
+            `classes.txt`, every mask under `root` is read once for the highest id: give one of them for big data.
+        colors: (num_classes, 3) RGB for pictures; default the palette of PASCAL VOC.
+        ignore_index: the value of void in the masks.
+        list_file: a list of stems, relative to `root` or absolute; asks for the second layout.
+
+    Raises:
+        FileNotFoundError: a folder or a listed file is missing.
+        ValueError: no pair at all, an image without mask or a mask without image (first layout), two files with one
+            stem; and on access: an unreadable file, a coloured mask, sizes that differ, a label outside the classes.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str = "train",
+        transforms: Transform | None = None,
+        *,
+        num_classes: int | None = None,
+        classes: Sequence[str] | None = None,
+        colors: Sequence[Sequence[int]] | Tensor | None = None,
+        ignore_index: int = VOID,
+        list_file: str | Path | None = None,
+    ) -> None:
+        self.root, self.split, self.transforms = Path(root), split, transforms
+        self.ignore_index = check_integer("ignore_index", ignore_index)
+        if not self.root.is_dir():
+            raise FileNotFoundError(complain("root", "an existing folder", str(self.root), "Check the path."))
+        folder = self.root / split
+        if list_file is None and (folder / "images").is_dir():
+            pairs = _matched(folder)
+        else:
+            pairs = _listed(self.root, self._find_list(list_file))
+        self.stems = tuple(stem for stem, _, _ in pairs)
+        self.images = tuple(image for _, image, _ in pairs)
+        self.masks = tuple(mask for _, _, mask in pairs)
+        self.classes = self._name_classes(num_classes, classes)
+        self.colors = colour_table(colors, len(self.classes))
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image, labels = self._read(check_index(index, len(self)))
+        return to_sample(image, labels, self.transforms)
+
+    def verify(self) -> None:
+        """Reads every pair once; raises the first error that training would meet."""
+        for index in range(len(self)):
+            self._read(index)
+
+    def _read(self, index: int) -> tuple[Tensor, Labels]:
+        image, labels = read_image(self.images[index]), read_mask(self.masks[index])
+        check_sizes(image, labels, f"{self.images[index]} and {self.masks[index]}")
+        check_ids(labels, self.num_classes, self.ignore_index, str(self.masks[index]))
+        return image, labels
+
+    def _find_list(self, list_file: str | Path | None) -> Path:
+        usual = Path(f"{self.split}.txt"), Path("splits", f"{self.split}.txt")
+        names = usual if list_file is None else (Path(list_file),)
+        for name in names:
+            if (self.root / name).is_file():
+                return self.root / name
+        if list_file is not None:
+            raise FileNotFoundError(complain("list_file", "an existing file", str(self.root / list_file), "Check it."))
+        found = sorted(p.name for p in self.root.iterdir() if (p / "images").is_dir())
+        expected = f"{self.root / self.split}/images, or images/ and masks/ with {self.split}.txt"
+        came = f"neither (splits found: {', '.join(found) or 'none'})"
+        raise FileNotFoundError(complain("split", expected, came, "Name an existing split, or make these folders."))
+
+    def _name_classes(self, num_classes: int | None, classes: Sequence[str] | None) -> tuple[str, ...]:
+        file = self.root / "classes.txt"
+        if isinstance(classes, str):
+            raise TypeError(complain("classes", "a sequence of names", classes, "Pass a list of strings."))
+        if classes is None and file.is_file():
+            classes = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if num_classes is not None:
+            check_integer("num_classes", num_classes, low=1)
+        if classes is None:
+            count = self._count_classes() if num_classes is None else num_classes
+            return tuple(f"class {i}" for i in range(count))
+        if num_classes is not None and num_classes != len(classes):
+            names = f"{num_classes} beside {len(classes)} names"
+            raise ValueError(complain("num_classes", "the number of class names", names, "Give only one of them."))
+        if not classes or len(set(classes)) != len(classes):
+            raise ValueError(complain("classes", "one or more different names", list(classes), "Rename the classes."))
+        return tuple(str(name) for name in classes)
+
+    def _count_classes(self) -> int:
+        """One more than the highest id in any mask of any split, so that all splits agree."""
+        folders = [self.root / "masks", *sorted(p / "masks" for p in self.root.iterdir())]
+        highest = 0
+        for path in (path for folder in folders if folder.is_dir() for path in _by_stem(folder).values()):
+            ids = read_mask(path)
+            highest = max(highest, int(np.max(ids, where=ids != self.ignore_index, initial=0)))
+        return highest + 1
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    """Image files of a folder and its subfolders by relative path without extension."""
+    if not folder.is_dir():
+        raise FileNotFoundError(complain("root", f"the folder {folder}", "none", "Create it, or check root and split."))
+    files: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() not in EXTENSIONS or path.name.startswith(".") or not path.is_file():
+            continue
+        stem = path.relative_to(folder).with_suffix("").as_posix()
+        if stem in files:
+            both = f"{files[stem].name} and {path.name}"
+            raise ValueError(complain(str(folder), f"one file per stem {stem!r}", both, "Remove or rename one."))
+        files[stem] = path
+    if not files:
+        listed = " ".join(sorted(EXTENSIONS))
+        raise ValueError(complain(str(folder), f"image files ({listed})", "none", "Check the folder's content."))
+    return files
+
+
+def _matched(folder: Path) -> list[tuple[str, Path, Path]]:
+    images, masks = _by_stem(folder / "images"), _by_stem(folder / "masks")
+    lonely = sorted(images.keys() - masks.keys()), sorted(masks.keys() - images.keys())
+    for names, has, lacks in zip(lonely, ("image", "mask"), ("mask", "image")):
+        if names:
+            shown = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
+            came = f"{len(names)} {has}(s) without {lacks}: {shown}"
+            raise ValueError(complain(str(folder), "one mask per image, same stem", came, "Add or remove the files."))
+    return [(stem, images[stem], masks[stem]) for stem in sorted(images)]
+
+
+def _listed(root: Path, list_file: Path) -> list[tuple[str, Path, Path]]:
+    images, masks = _by_stem(root / "images"), _by_stem(root / "masks")
+    pairs = []
+    for number, line in enumerate(list_file.read_text(encoding="utf-8").splitlines(), start=1):
+        stem = line.strip()
+        if not stem or stem.startswith("#"):
+            continue
+        if stem not in images and Path(stem).suffix.lower() in EXTENSIONS:
+            stem = Path(stem).with_suffix("").as_posix()
+        for kind, files in (("images", images), ("masks", masks)):
+            if stem not in files:
+                came = f"none, for line {number} of {list_file}"
+                raise FileNotFoundError(
+                    complain(str(root / kind), f"a file {stem}.*", came, "Add it, or fix the list.")
+                )
+        pairs.append((stem, images[stem], masks[stem]))
+    if not pairs:
+        raise ValueError(complain(str(list_file), "one stem per line", "an empty list", "List the split's files."))
+    return pairs

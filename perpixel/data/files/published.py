@@ -1,0 +1,233 @@
+"""Published data through torchvision's readers: PASCAL VOC (with SBD), Cityscapes, Oxford-IIIT Pets; CamVid's names."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from perpixel.checks import check_flag, check_option, complain
+from perpixel.data.files.samples import (
+    VOID,
+    Labels,
+    Transform,
+    check_ids,
+    check_index,
+    check_sizes,
+    image_tensor,
+    mask_ids,
+    palette,
+    to_sample,
+)
+
+VOC_CLASSES = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+CAMVID_CLASSES = (
+    "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist",
+)  # fmt: skip
+CAMVID_COLORS = (
+    (128, 128, 128),
+    (128, 0, 0),
+    (192, 192, 128),
+    (128, 64, 128),
+    (0, 0, 192),
+    (128, 128, 0),
+    (192, 128, 128),
+    (64, 64, 128),
+    (64, 0, 128),
+    (64, 64, 0),
+    (0, 128, 192),
+)
+
+
+class TorchvisionSegmentation(Dataset[tuple[Tensor, Tensor]]):
+    """torchvision data sets that give (PIL image, target), joined, as (image float32 (3, H, W), labels int64 (H, W)).
+
+    Args:
+        parts: pairs of a data set and the indices used of it.
+        to_labels: turns a target and its file's name into class ids (H, W), void 255.
+        classes, colors: names and RGB of the classes.
+        transforms: called as `transforms(tv_tensors.Image, tv_tensors.Mask)`.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[tuple[Any, Sequence[int]]],
+        to_labels: Callable[[Any, str], Labels],
+        classes: Sequence[str],
+        colors: Tensor,
+        transforms: Transform | None,
+    ) -> None:
+        self.items = [(source, index) for source, indices in parts for index in indices]
+        self.to_labels, self.transforms = to_labels, transforms
+        self.classes, self.colors = tuple(classes), colors
+        if not self.items:
+            raise ValueError(
+                complain("root", "at least one image in the split", "none", "Check the split's list file.")
+            )
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        source, place = self.items[check_index(index, len(self))]
+        files = getattr(source, "images", None) or source._images
+        name = str(files[place])
+        try:
+            picture, target = source[place]
+            image = image_tensor(picture)
+            labels = self.to_labels(target, f"the mask of {name}")
+        except (OSError, SyntaxError) as error:
+            came = f"{type(error).__name__}: {error}"
+            raise ValueError(complain(name, "a readable image and mask", came, "Replace these files.")) from error
+        check_sizes(image, labels, name)
+        check_ids(labels, self.num_classes, VOID, f"the mask of {name}")
+        return to_sample(image, labels, self.transforms)
+
+
+def _opened(make: Callable[[], Any], name: str, root: str | Path) -> Any:
+    """torchvision's data set, or an error that says which tree it looked for."""
+    try:
+        return make()
+    except (RuntimeError, FileNotFoundError, NotADirectoryError) as error:
+        expected, remedy = f"the folder tree of {name} as torchvision reads it", "Check root, or pass download=True."
+        raise FileNotFoundError(complain("root", expected, f"{root} ({error})", remedy)) from error
+
+
+def _lut(pairs: dict[int, int]) -> Labels:
+    """A table of 256 entries, void but for `pairs`."""
+    table = np.full(256, VOID, np.int64)
+    for source, target in pairs.items():
+        table[source] = target
+    return table
+
+
+class _Lookup:
+    """Class ids through a table; a class of its own so that worker processes can receive it."""
+
+    def __init__(self, table: Labels) -> None:
+        self.table = table
+
+    def __call__(self, target: Any, name: str) -> Labels:
+        ids = mask_ids(target, name)
+        check_ids(ids, len(self.table), VOID, name)
+        return self.table[ids]
+
+
+def voc(
+    root: str | Path,
+    split: str,
+    transforms: Transform | None,
+    *,
+    year: str = "2012",
+    sbd_root: str | Path | None = None,
+    download: bool = False,
+) -> TorchvisionSegmentation:
+    """PASCAL VOC, 21 classes, object borders void. Splits: train, val, trainval (and test in 2007).
+
+    `sbd_root` with split "train" adds every image of SBD that VOC has in neither train nor val (with VOC 2012: the
+    usual 10,582 images); those of VOC train keep VOC's masks.
+    """
+    from torchvision.datasets import VOCSegmentation
+
+    check_option("split", split, ("train", "val", "trainval", *(("test",) if year == "2007" else ())))
+    check_flag("download", download)
+
+    def part(image_set: str) -> Any:
+        return _opened(lambda: VOCSegmentation(root, year, image_set, download), f"PASCAL VOC {year}", root)
+
+    base = part(split)
+    parts: list[tuple[Any, Sequence[int]]] = [(base, range(len(base)))]
+    if sbd_root is not None:
+        if split != "train":
+            raise ValueError(complain("sbd_root", "None unless split='train'", split, "SBD only adds training images."))
+        known = {Path(file).stem for source in (base, part("val")) for file in source.images}
+        for source in (_sbd_part(sbd_root, s, download) for s in ("train", "val")):
+            parts.append((source, [i for i, file in enumerate(source.images) if Path(file).stem not in known]))
+    return TorchvisionSegmentation(parts, mask_ids, VOC_CLASSES, palette(21), transforms)
+
+
+def _sbd_part(root: str | Path, split: str, download: bool) -> Any:
+    from torchvision.datasets import SBDataset
+
+    return _opened(lambda: SBDataset(root, split, "segmentation", download), "SBD", root)
+
+
+def sbd(
+    root: str | Path, split: str, transforms: Transform | None, *, download: bool = False
+) -> TorchvisionSegmentation:
+    """The Semantic Boundaries Dataset, VOC's 21 classes, no void. Splits: train, val, train_noval (without VOC val)."""
+    check_option("split", split, ("train", "val", "train_noval"))
+    source = _sbd_part(root, split, check_flag("download", download))
+    return TorchvisionSegmentation([(source, range(len(source)))], mask_ids, VOC_CLASSES, palette(21), transforms)
+
+
+def cityscapes(
+    root: str | Path, split: str, transforms: Transform | None, *, mode: Literal["fine", "coarse"] = "fine"
+) -> TorchvisionSegmentation:
+    """Cityscapes, its 19 train ids, all else void. Splits: train, val, test; of coarse: train, train_extra, val."""
+    from torchvision.datasets import Cityscapes
+
+    check_option("mode", mode, ("fine", "coarse"))
+    check_option("split", split, ("train", "val", "test") if mode == "fine" else ("train", "train_extra", "val"))
+    kinds = sorted((c for c in Cityscapes.classes if 0 <= c.train_id < VOID), key=lambda c: c.train_id)
+    source = _opened(lambda: Cityscapes(root, split, mode, "semantic"), "Cityscapes", root)
+    colors = torch.tensor([c.color for c in kinds], dtype=torch.uint8)
+    lookup = _Lookup(_lut({c.id: c.train_id for c in kinds}))
+    return TorchvisionSegmentation([(source, range(len(source)))], lookup, [c.name for c in kinds], colors, transforms)
+
+
+class _PetLabels:
+    """Trimap 1 pet, 2 background, 3 border -> class ids, with the species as class if asked."""
+
+    def __init__(self, border: int, species: bool) -> None:
+        self.border, self.species = border, species
+
+    def __call__(self, target: Any, name: str) -> Labels:
+        trimap, kind = target if self.species else (target, 0)
+        ids = mask_ids(trimap, name)
+        if not np.isin(ids, (1, 2, 3)).all():
+            came = str(np.setdiff1d(ids, (1, 2, 3))[:8].tolist())
+            raise ValueError(complain(name, "trimap values 1, 2, 3", came, "Replace the file."))
+        pet = 1 + int(kind)
+        border = pet if self.border < 0 else self.border
+        return np.array([VOID, pet, 0, border], np.int64)[ids]
+
+
+def oxford_pets(
+    root: str | Path,
+    split: str,
+    transforms: Transform | None,
+    *,
+    labels: Literal["pet", "species"] = "pet",
+    border: Literal["void", "pet", "background"] = "void",
+    download: bool = False,
+) -> TorchvisionSegmentation:
+    """Oxford-IIIT Pets: background and pet, or background, cat and dog. Splits: train (= trainval), val (= test).
+
+    `border`: what the trimap's unclassified band around the pet becomes.
+    """
+    from torchvision.datasets import OxfordIIITPet
+
+    check_option("labels", labels, ("pet", "species"))
+    check_option("border", border, ("void", "pet", "background"))
+    check_option("split", split, ("train", "val", "trainval", "test"))
+    there = {"train": "trainval", "val": "test"}.get(split, split)
+    species = labels == "species"
+    wanted = ["segmentation", "binary-category"] if species else "segmentation"
+    source = _opened(
+        lambda: OxfordIIITPet(root, there, wanted, download=check_flag("download", download)), "Oxford-IIIT Pets", root
+    )
+    classes = ("background", "cat", "dog") if species else ("background", "pet")
+    to_labels = _PetLabels({"void": VOID, "pet": -1, "background": 0}[border], species)
+    colors = palette(len(classes))
+    return TorchvisionSegmentation([(source, range(len(source)))], to_labels, classes, colors, transforms)

@@ -1,0 +1,150 @@
+"""What all data sets on files share: reading pictures and masks, checking labels, palettes, the final sample."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from perpixel.checks import complain
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+VOID = 255
+Transform = Callable[[Any, Any], tuple[Any, Any]]
+Labels = NDArray[np.int64]
+
+
+class SegmentationData(Protocol):
+    """What every data set here offers; samples start with image float32 (3, H, W) and labels int64 (H, W)."""
+
+    classes: tuple[str, ...]
+    colors: Tensor  # uint8 (num_classes, 3)
+
+    @property
+    def num_classes(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any: ...
+
+
+def palette(count: int) -> Tensor:
+    """The colours of PASCAL VOC's label maps, uint8 (count, 3): bits of the class id spread over R, G and B."""
+    ids = torch.arange(count)
+    colors = torch.zeros(count, 3, dtype=torch.int64)
+    for bit in range(8):
+        for channel in range(3):
+            colors[:, channel] |= ((ids >> (3 * bit + channel)) & 1) << (7 - bit)
+    return colors.to(torch.uint8)
+
+
+def colour_table(colors: Sequence[Sequence[int]] | Tensor | None, count: int) -> Tensor:
+    """`colors` as uint8 (count, 3), or the VOC palette for None."""
+    if colors is None:
+        return palette(count)
+    table = torch.as_tensor(colors)
+    if table.shape != (count, 3) or table.min() < 0 or table.max() > 255:
+        raise ValueError(complain("colors", f"{count} rows of R, G, B in 0 to 255", table, "Give one per class."))
+    return table.to(torch.uint8)
+
+
+def _open(path: Path, what: str) -> "Image":
+    from PIL import Image
+
+    try:
+        image = Image.open(path)
+        image.load()
+    except FileNotFoundError:
+        raise
+    except (OSError, SyntaxError, ValueError) as error:
+        expected, remedy = f"a readable {what} file", "Replace the file, or leave it out."
+        raise ValueError(complain(str(path), expected, f"{type(error).__name__}: {error}", remedy)) from error
+    return image
+
+
+def read_image(path: Path) -> Tensor:
+    """Image float32 (3, H, W) in [0, 1], turned upright if its EXIF data say so. Errors name the file."""
+    from PIL import ImageOps
+
+    image = _open(path, "image")
+    if image.mode.startswith("I") or image.mode == "F":
+        came = f"an image of mode {image.mode!r}"
+        raise ValueError(complain(str(path), "8 bits per channel", came, "Convert it to 8-bit RGB or grey."))
+    return image_tensor(ImageOps.exif_transpose(image))
+
+
+def image_tensor(image: "Image") -> Tensor:
+    """A PIL image as float32 (3, H, W) in [0, 1]."""
+    pixels = torch.from_numpy(np.array(image.convert("RGB")))
+    return pixels.permute(2, 0, 1).contiguous().to(torch.float32).div_(255)
+
+
+def read_mask(path: Path) -> Labels:
+    """Class ids int64 (H, W) of a mask file; a palette image gives its indices. Errors name the file."""
+    if path.suffix.lower() in (".jpg", ".jpeg"):
+        raise ValueError(complain(str(path), "a lossless mask", "a JPEG, which alters class ids", "Store it as PNG."))
+    return mask_ids(_open(path, "mask"), str(path))
+
+
+def mask_ids(mask: "Image", name: str) -> Labels:
+    """Class ids int64 (H, W) of a PIL image; ValueError for colours, naming `name`."""
+    if mask.mode not in ("1", "L", "P", "I") and not mask.mode.startswith("I;16"):
+        colours = mask.convert("RGB").getcolors(256)
+        count = "more than 256" if colours is None else str(len(colours))
+        raise ValueError(
+            complain(
+                name,
+                "class ids in one channel (PNG mode 'L' or 'P')",
+                f"an image of mode {mask.mode!r} with {count} colours",
+                "Convert its colours to class ids; if it began as a palette mask, save it without .convert('RGB').",
+            )
+        )
+    return np.array(mask).astype(np.int64)
+
+
+def check_ids(labels: Labels, classes: int, ignore_index: int, name: str) -> None:
+    """ValueError naming file, value and place if a label is neither a class nor void."""
+    bad = ((labels < 0) | (labels >= classes)) & (labels != ignore_index)
+    if bad.any():
+        y, x = (int(v) for v in np.argwhere(bad)[0])
+        values = ", ".join(str(v) for v in np.unique(labels[bad])[:8])
+        raise ValueError(
+            complain(
+                name,
+                f"labels in [0, {classes}) or ignore_index={ignore_index}",
+                f"{labels[y, x]} at row {y}, column {x} ({int(bad.sum())} such pixels; values {values})",
+                "Map these values to classes or to void, or raise num_classes.",
+            )
+        )
+
+
+def check_sizes(image: Tensor, labels: Labels, name: str) -> None:
+    """ValueError if image and mask differ in size."""
+    if tuple(image.shape[1:]) != labels.shape:
+        sizes = (
+            f"image {image.shape[1]} x {image.shape[2]}, mask {labels.shape[0]} x {labels.shape[1]} (rows x columns)"
+        )
+        raise ValueError(complain(name, "image and mask of one size", sizes, "Resize the mask, by nearest neighbour."))
+
+
+def to_sample(image: Tensor, labels: Labels, transforms: Transform | None) -> tuple[Tensor, Tensor]:
+    """(image, labels) as plain tensors, after `transforms(tv_tensors.Image, tv_tensors.Mask)` if given."""
+    ids = torch.from_numpy(labels)
+    if transforms is None:
+        return image, ids
+    from torchvision import tv_tensors
+
+    result, mask = transforms(tv_tensors.Image(image), tv_tensors.Mask(ids))
+    return result.as_subclass(Tensor), mask.as_subclass(Tensor).long()
+
+
+def check_index(index: int, length: int) -> int:
+    """A list's index rule: negative counts from the end, IndexError beyond."""
+    if not -length <= index < length:
+        raise IndexError(complain("index", f"an integer in [{-length}, {length})", index, "Stay inside the data set."))
+    return index % length

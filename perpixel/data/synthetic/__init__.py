@@ -1,0 +1,1 @@
+"""`SyntheticEvidence`: procedural scenes in which it is known which pixels decide each label."""

@@ -1,0 +1,230 @@
+"""Moves where branches meet: sums, maxima, concatenations, gates; and through normalisation and plain activations."""
+
+import math
+
+import torch
+from torch import nn
+from torch.fx.node import Node
+
+from perpixel.fixations.points import Points
+from perpixel.fixations.rules.pooling import adaptive_pool, global_mean
+from perpixel.fixations.rules.step import Moves, Step
+from perpixel.fixations.trace.in_place import operation
+
+_RESHAPED = ("detach", "interpolate", "expand", "expand_as", "view", "reshape", "unsqueeze", "dropout")
+_RESHAPING = (nn.Upsample, nn.Dropout, nn.Identity)
+_REDUCTIONS = ("sum", "mean", "amax", "amin")
+_JOINS = {"add": "add", "maximum": "maximum", "max": "maximum", "minimum": "minimum", "min": "minimum"}
+
+
+def same(points: Points, step: Step) -> Moves:
+    """To the same unit of the only operand."""
+    return [(step.operands[0], points)]
+
+
+def normalise(points: Points, step: Step) -> Moves:
+    """To the same unit; where the channel's scale is negative, the sign turns over."""
+    position = {"batch_norm": 3, "instance_norm": 3, "group_norm": 2, "layer_norm": 2}.get(operation(step.node), 0)
+    weight = step.argument("weight", position)
+    if weight is None or step.way.published:
+        return same(points, step)
+    negative = weight.detach() < 0
+    if not bool(negative.any()):
+        return same(points, step)
+    if isinstance(step.module, nn.LayerNorm) or operation(step.node) == "layer_norm":
+        place = points.unit % weight.numel()
+    else:
+        place = points.unit // (step.units() // step.shape()[1])
+    return [(step.operands[0], points.flipped(negative.flatten()[place]))]
+
+
+def join(points: Points, step: Step) -> Moves:
+    """To the branch with the largest signed value; the first of equal ones."""
+    joined = branches(step)
+    if not is_join(step):
+        raise step.refuse("a maximum along a dimension")
+    if len(joined) == 1:
+        return [_onto(joined[0][0], _turned(points, joined[0][1], step), step)]
+    values = torch.stack([step.at(node, points) * factor for node, factor in joined])
+    if points.sign is not None:
+        values = values * points.sign
+    step.check(values, joined[0][0])
+    winner = values.max(0).indices
+    return [
+        _onto(branch, _turned(points.take(winner == place), factor, step), step)
+        for place, (branch, factor) in enumerate(joined)
+    ]
+
+
+def is_join(step: Step) -> bool:
+    """Whether tensors are joined, not the places of one."""
+    return operation(step.node) not in ("max", "min") or len(_nodes(step.node)) == 2
+
+
+def reads_join(step: Step) -> list[Node]:
+    """The branches, where there is a choice."""
+    joined = [node for node, _ in branches(step)]
+    return joined if len(joined) > 1 else []
+
+
+def follows_join(step: Step) -> list[Node]:
+    """The branches, and the nodes between them and the result."""
+    return [*step.operands, *(node for node, _ in branches(step)), *inner_nodes(step.node)]
+
+
+def reduce(points: Points, step: Step) -> Moves:
+    """Through a sum, mean or maximum of stacked branches as through a join, of a map over its places as a pooling."""
+    return join(points, step) if _own(step.node) else global_mean(points, step)
+
+
+POOLINGS = (adaptive_pool, reduce)  # may jump from one unit to anywhere on the map
+
+
+def reads_reduce(step: Step) -> list[Node]:
+    """The branches, or the map."""
+    return reads_join(step) if _own(step.node) else step.operands
+
+
+def inner_nodes(node: Node) -> list[Node]:
+    """The nodes that are one n-ary join together with `node`: the same operation, used nowhere else."""
+    own = _own(node)
+    return [*own, *(inner for operand in own for inner in inner_nodes(operand))]
+
+
+def cat(points: Points, step: Step) -> Moves:
+    """To the operand whose part of the result the unit lies in."""
+    tensors, dim = step.node.args[0] if step.node.args else step.node.kwargs["tensors"], step.argument("dim", 1, 0)
+    shape = step.shape()
+    dim = dim % len(shape)
+    if dim == 0:
+        raise step.refuse("it joins images into one batch")
+    inner = math.prod(shape[dim + 1 :])
+    outer, place = points.unit // (inner * shape[dim]), points.unit // inner % shape[dim]
+    rest = points.unit % inner
+    moves, start = [], 0
+    for node in tensors:  # type: ignore[union-attr]
+        length = step.run.shapes[node][dim]  # type: ignore[index]
+        inside = (place >= start) & (place < start + length)
+        if node in step.run.tracked and bool(inside.any()):
+            unit = (outer * length + place - start) * inner + rest
+            moves.append((node, points.at(unit).take(inside)))
+        start += length
+    return moves  # type: ignore[return-value]
+
+
+def gate(points: Points, step: Step) -> Moves:
+    """Through a product to the gated operand; where the gate is negative, the sign turns over."""
+    source, other = gated(step)
+    if step.way.published:
+        return [_onto(source, points, step)]
+    if isinstance(other, Node):
+        factor = step.at(other, points)
+    else:
+        factor = torch.as_tensor(other, device=points.unit.device).expand(len(points))
+    negative = factor < 0
+    return [_onto(source, points.flipped(negative) if bool(negative.any()) else points, step)]
+
+
+def reads_gate(step: Step) -> list[Node]:
+    """The gate."""
+    other = gated(step)[1]
+    return [other] if isinstance(other, Node) and not step.way.published else []
+
+
+def follows_gate(step: Step) -> list[Node]:
+    """The gated operand."""
+    return [gated(step)[0]]
+
+
+def _own(node: Node) -> list[Node]:
+    """The operands of `node` that are one join together with it; for the sum of a stack, the stack."""
+    operands = [n for n in node.all_input_nodes if len(n.users) == 1]
+    if operation(node) in _REDUCTIONS:
+        return [n for n in operands if operation(n) == "stack" and _dim(n, 0) == _dim(node, None)]
+    return [n for n in operands if _kind(node) and _kind(n) == _kind(node)]
+
+
+def _dim(node: Node, default: int | None) -> object:
+    return node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else default)
+
+
+def _kind(node: Node) -> str:
+    """Which n-ary join a node is a part of; "" for none."""
+    name = _JOINS.get(operation(node), "")
+    return name if name and (name == "add" or len(_nodes(node)) == 2) and not node.kwargs.get("alpha") else ""
+
+
+def _given(node: Node) -> list[object]:
+    """The arguments of a node, those of lists on their own."""
+    given = (*node.args, *node.kwargs.values())
+    return [item for a in given for item in (a if isinstance(a, (tuple, list)) else (a,))]
+
+
+def _nodes(node: Node) -> list[Node]:
+    return [a for a in _given(node) if isinstance(a, Node)]
+
+
+def branches(step: Step) -> list[tuple[Node, float]]:
+    """The tensors that are joined, in order, and the factor each has in the join."""
+    own = inner_nodes(step.node)
+
+    def under(node: Node) -> list[tuple[Node, float]]:
+        found: list[tuple[Node, float]] = []
+        second = float(node.kwargs.get("alpha", 1))  # type: ignore[arg-type]
+        second = -second if operation(node) == "sub" else second
+        for place, operand in enumerate(_given(node)):
+            if isinstance(operand, Node) and operand in own:
+                found += under(operand)
+            elif isinstance(operand, Node) and operand in step.run.tracked:
+                factor = -1.0 if operation(node) == "neg" else second if place == 1 else 1.0
+                found.append((operand, factor))
+        return found
+
+    return under(step.node)
+
+
+def _turned(points: Points, factor: float, step: Step) -> Points:
+    if factor > 0 or step.way.published:
+        return points
+    return points.flipped(torch.ones_like(points.unit, dtype=torch.bool))
+
+
+def _onto(branch: Node, points: Points, step: Step) -> tuple[Node, Points]:
+    """The points on an operand that may have been broadcast to the result."""
+    shape, result = step.shape(branch), step.shape()
+    if shape == result:
+        return branch, points
+    if len(shape) != len(result) or shape[0] != result[0]:
+        raise step.refuse(f"an operand of shape {shape} is broadcast to {result}")
+    unit = torch.zeros_like(points.unit)
+    for length, place in zip(shape[1:], torch.unravel_index(points.unit, result[1:])):
+        unit = unit * length + (place if length > 1 else 0)
+    return branch, points.at(unit)
+
+
+def gated(step: Step) -> tuple[Node, object]:
+    """Which factor of a product is followed, and the other one."""
+    factors = [*step.node.args, *step.node.kwargs.values()][:2]
+    tracked = [a for a in factors if isinstance(a, Node) and a in step.run.tracked]
+    if len(tracked) == 1 and (tracked[0] is factors[0] or operation(step.node) in ("mul", "multiply")):
+        return tracked[0], factors[1] if factors[0] is tracked[0] else factors[0]
+    if len(tracked) == 2 and operation(step.node) in ("mul", "multiply"):
+        one, two = tracked
+        first = step.units(one) < step.units(two) or (step.units(one) == step.units(two) and _is_gate(one, step))
+        second = step.units(two) < step.units(one) or (step.units(one) == step.units(two) and _is_gate(two, step))
+        if first != second:
+            return (two, one) if first else (one, two)
+    raise step.refuse("a product is followed where one factor is a gate: smaller than the other, or out of a sigmoid")
+
+
+def _is_gate(node: Node, step: Step) -> bool:
+    """Whether a factor comes out of a sigmoid or softmax, perhaps resized."""
+    while operation(node) in _RESHAPED or (node.op == "call_module" and isinstance(_layer(node, step), _RESHAPING)):
+        node = node.all_input_nodes[0]
+    if node.op == "call_module":
+        return isinstance(_layer(node, step), (nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, nn.Softmax2d))
+    return operation(node) in ("sigmoid", "hardsigmoid", "softmax")
+
+
+def _layer(node: Node, step: Step) -> nn.Module:
+    return step.run.layers[str(node.target)]

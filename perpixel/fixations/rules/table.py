@@ -1,0 +1,136 @@
+"""One rule per operation, in one mapping, and the two sets of conventions."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.fx.node import Node
+from torch.nn import functional as F
+
+from perpixel.checks import check_option, complain
+from perpixel.fixations import swift, swift_moves
+from perpixel.fixations.points import Points
+from perpixel.fixations.rules import convolution as weighted
+from perpixel.fixations.rules import joins, placement
+from perpixel.fixations.rules import pooling as windows
+from perpixel.fixations.rules.step import Moves, Rule, Step, nothing
+from perpixel.fixations.trace.in_place import operation
+
+
+def _first(step: Step) -> list[Node]:
+    return step.operands[:1]
+
+
+_UNIT = Rule(joins.same, nothing, _first, swift_moves.same)
+_NORM = Rule(joins.normalise, nothing, _first, swift_moves.normalise)
+_CONV = Rule(weighted.convolution, swift=swift.convolution)
+_UPCONV = Rule(weighted.transposed_convolution, swift=swift.transposed_convolution)
+_LINEAR = Rule(weighted.linear)
+_MAX, _MEAN = Rule(windows.max_pool, swift=swift.max_pool), Rule(windows.average_pool, swift=swift.average_pool)
+_CELL = Rule(windows.adaptive_pool, swift=swift_moves.cell)
+_JOIN = Rule(joins.join, joins.reads_join, joins.follows_join, swift_moves.join)
+_GATE = Rule(joins.gate, joins.reads_gate, joins.follows_gate, swift_moves.gate)
+_CAT = Rule(joins.cat, nothing, swift=swift_moves.cat)
+_PLACE = Rule(placement.rearrange, nothing, placement.follows_rearrange)
+_RESIZE = Rule(placement.resize, placement.reads_resize, swift=swift_moves.resize)
+
+# Operation -> rule. An operation is a layer's class (its subclasses count too), a function, or a bare name, which
+# stands for the method and for any function of that name.
+RULES: Mapping[Any, Rule] = {
+    **dict.fromkeys((nn.Conv2d, F.conv2d), _CONV),
+    **dict.fromkeys((nn.ConvTranspose2d, F.conv_transpose2d), _UPCONV),
+    **dict.fromkeys((nn.Linear, F.linear), _LINEAR),
+    **dict.fromkeys((nn.MaxPool2d, F.max_pool2d, torch.max_pool2d), _MAX),
+    **dict.fromkeys((nn.AvgPool2d, F.avg_pool2d), _MEAN),
+    **dict.fromkeys((nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d), _CELL),
+    **dict.fromkeys((nn.AdaptiveMaxPool2d, F.adaptive_max_pool2d), _CELL),
+    **dict.fromkeys(("sum", "mean", "amax", "amin"), Rule(joins.reduce, joins.reads_reduce, joins.follows_join)),
+    **dict.fromkeys((nn.BatchNorm2d, nn.SyncBatchNorm, nn.InstanceNorm2d, nn.GroupNorm, nn.LayerNorm), _NORM),
+    **dict.fromkeys(("batch_norm", "instance_norm", "group_norm", "layer_norm"), _NORM),
+    **dict.fromkeys((nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU), _UNIT),
+    **dict.fromkeys((nn.Mish, nn.Softplus, nn.Tanh, nn.Sigmoid, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid), _UNIT),
+    **dict.fromkeys((nn.Softmax, nn.LogSoftmax, nn.Softmax2d, nn.LogSigmoid, nn.LocalResponseNorm, nn.Identity), _UNIT),
+    **dict.fromkeys((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout), _UNIT),
+    **dict.fromkeys(("relu", "relu6", "leaky_relu", "prelu", "elu", "selu", "celu", "gelu", "silu", "mish"), _UNIT),
+    **dict.fromkeys(("softplus", "tanh", "sigmoid", "hardtanh", "hardswish", "hardsigmoid", "softmax"), _UNIT),
+    **dict.fromkeys(("log_softmax", "logsigmoid", "local_response_norm", "dropout", "dropout2d", "clamp"), _UNIT),
+    **dict.fromkeys(("contiguous", "clone", "detach", "to", "float", "double", "half", "type_as"), _UNIT),
+    **dict.fromkeys(("stochastic_depth", "drop_path", "alpha_dropout", "feature_dropout"), _UNIT),
+    **dict.fromkeys(("add", "sub", "neg", "maximum", "minimum", "max", "min"), _JOIN),
+    **dict.fromkeys(("cat", "concat", "concatenate"), _CAT),
+    **dict.fromkeys(("mul", "multiply", "div", "truediv", "true_divide"), _GATE),
+    **dict.fromkeys((nn.Upsample, nn.UpsamplingBilinear2d, nn.UpsamplingNearest2d, F.interpolate), _RESIZE),
+    **dict.fromkeys((nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle), _PLACE),
+    **dict.fromkeys((nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d), _PLACE),
+    **dict.fromkeys(("getitem", "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "permute"), _PLACE),
+    **dict.fromkeys(("transpose", "movedim", "swapaxes", "narrow", "select", "flip", "roll", "pad", "expand"), _PLACE),
+    **dict.fromkeys(
+        ("view_as", "reshape_as", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "repeat", "repeat_interleave"),
+        _PLACE,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class FixationRules:
+    """The conventions points are followed by.
+
+    base: "modern", or "seg-unravel", the published behaviour (Ganeshan 2017, chapter 2, and its code).
+    select: how "modern" ranks the inputs of a convolution: "channel" takes the channels with the largest contribution
+        summed over the kernel, and the best tap in each; "element" takes single contributions (equation 2.3).
+    extra: operation -> rule, looked up first. An operation is a layer's class, a function, or the name of a method or
+        function. A rule is a function (points, step) -> pairs of an operand and the points on it, or a `Rule`.
+
+    TypeError or ValueError for anything else.
+    """
+
+    base: Literal["modern", "seg-unravel"] = "modern"
+    select: Literal["channel", "element"] = "channel"
+    extra: Mapping[Any, Rule | Callable[[Points, Step], Moves]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_option("base", self.base, ("modern", "seg-unravel"))
+        check_option("select", self.select, ("channel", "element"))
+        if self.base == "seg-unravel" and self.select != "channel":
+            raise ValueError(complain("select", "'channel' for base='seg-unravel'", self.select, "Use base='modern'."))
+        if not isinstance(self.extra, Mapping):
+            raise TypeError(
+                complain("extra", "a mapping from operation to rule", self.extra, "Pass {operation: rule}.")
+            )
+        for op, rule in self.extra.items():
+            if not callable(op) and not isinstance(op, str):
+                raise TypeError(complain("extra", "a layer's class, a function or a name as key", op, "Pass one."))
+            if not isinstance(rule, Rule) and not callable(rule):
+                raise TypeError(complain(f"extra[{op!r}]", "a function (points, step)", rule, "Pass one."))
+
+    @property
+    def leaves(self) -> tuple[type[nn.Module], ...]:
+        """Layer classes that have a rule of the user's own, so that tracing does not look into them."""
+        return tuple(op for op in self.extra if isinstance(op, type) and issubclass(op, nn.Module))
+
+    def rule(self, node: Node, layer: nn.Module | None) -> Rule | None:
+        """The rule for a node of the graph, or None."""
+        for op in _names(node, layer):
+            for rules in (self.extra, RULES):
+                if op in rules:
+                    found = rules[op]
+                    return found if isinstance(found, Rule) else Rule(found)
+        return None
+
+
+def fixation_rules(rules: object) -> FixationRules:
+    """`rules` itself, or the set of that name."""
+    if isinstance(rules, FixationRules):
+        return rules
+    if not isinstance(rules, str):
+        raise TypeError(complain("rules", "'modern', 'seg-unravel' or a FixationRules", rules, "Pass one of these."))
+    check_option("rules", rules, ("modern", "seg-unravel"))
+    return FixationRules(base=rules)  # type: ignore[arg-type]
+
+
+def _names(node: Node, layer: nn.Module | None) -> Iterable[Any]:
+    if layer is not None:
+        return type(layer).__mro__
+    return (node.target, operation(node)) if node.op in ("call_function", "call_method") else ()

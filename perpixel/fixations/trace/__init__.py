@@ -1,0 +1,1 @@
+"""A model as a graph of operations, and one run of it."""

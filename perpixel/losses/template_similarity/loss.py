@@ -1,0 +1,291 @@
+"""Per-pixel template similarity (Ganeshan 2017, arXiv 1712.02861, chapter 3)."""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from perpixel.checks import (
+    check_finite,
+    check_flag,
+    check_integer,
+    check_labels_in_range,
+    check_number,
+    check_option,
+    check_same_device,
+    check_tensor,
+    complain,
+)
+from perpixel.losses.template_similarity.directions import compute_dtype, unit_rows
+from perpixel.losses.template_similarity.operator import template_similarity_map
+from perpixel.losses.template_similarity.templates import (
+    RunningTemplates,
+    TemplateFunction,
+    class_counts,
+    class_sums_of_units,
+    peak_positions,
+    peak_rows_over_ranks,
+    sum_over_ranks,
+    world_size,
+)
+from perpixel.reduction import labels_on_grid, masked_sum, valid_mask
+
+Similarity = Literal["cosine", "correlation"]
+Objective = Literal["similarity", "contrast"]
+Template = Literal["peak", "mean"] | TemplateFunction
+Reduction = Literal["mean", "sum"]
+
+
+def template_similarity_loss(
+    features: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    similarity: Similarity = "cosine",
+    selective: bool = False,
+    objective: Objective = "similarity",
+    temperature: float = 0.1,
+    template: Template = "peak",
+    detach_templates: bool = False,
+    reduction: Reduction = "mean",
+    ignore_index: int = 255,
+    share_templates: bool = False,
+    validate: bool = False,
+) -> Tensor:
+    """Pulls every pixel's features towards the template of its class and away from those of the other classes.
+
+    With V the counted pixels (valid; if `selective`, also arg-max ≠ label), P the classes with a valid pixel, and t_c
+    the features of the valid pixel of class c whose logit c is highest in the batch (first of equal ones):
+
+        L = (1/|P|) Σ_{c∈P} Σ_{p∈V} s_pc · sim(f_p, t_c),   s_pc = −1 where y_p = c, else +1     (Algorithm 3)
+
+    divided by |V| for `reduction="mean"`, so that it lies in [−1, 1]. Gradients flow through features and templates.
+
+    Args:
+        features: (N, D, h, w), float64, float32, bfloat16 or float16; sums are taken in float32 (float64 for float64).
+        logits: (N, C, h, w), any floating dtype; chooses templates and wrong pixels, receives no gradient.
+        labels: (N, h, w) or (N, H, W), integers in [0, C) or `ignore_index`; brought to the grid by nearest neighbour.
+        similarity: "cosine" f·t / |f||t|, or "correlation", the cosine after centring each vector over its channels.
+        selective: count only the pixels that the logits get wrong. Templates still come from all valid pixels.
+        objective: "similarity" as above; "contrast": the cross-entropy −log softmax_{c∈P}(sim/temperature)[y_p].
+        temperature: of "contrast", > 0.
+        template: "peak"; "mean", the mean of the class's unit vectors (centred ones for "correlation"); or a callable
+            (features, logits, labels on the grid) -> (C, D), through which gradients flow.
+        detach_templates: no gradient through the templates.
+        reduction: "mean" or "sum".
+        ignore_index: void label, inside [0, C) or not.
+        share_templates: under torch.distributed, templates, classes and counts of the joined batch; the loss is scaled
+            by the number of processes, so that the gradients that DDP averages are those of the joined batch.
+        validate: check every label on any device, and that features and logits are finite where they count (waits for
+            the device). Without it labels are checked on the CPU, those that the grid picks.
+
+    Returns:
+        A scalar, float32 (float64 for float64), differentiable once. Zero, with zero gradients, where nothing counts.
+        A vector without direction (zero, or constant for "correlation"; exact thresholds in `directions`) has
+        similarity 0 and no gradient.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind, shape, device or value.
+    """
+    check_option("similarity", similarity, ("cosine", "correlation"))
+    check_option("objective", objective, ("similarity", "contrast"))
+    check_option("reduction", reduction, ("mean", "sum"))
+    check_number("temperature", temperature, low=0.0, open_low=True)
+    if not callable(template):
+        check_option("template", template, ("peak", "mean"))
+    labels = _check_inputs(features, logits, labels, ignore_index, validate)
+    if labels.numel() == 0:
+        return features.sum(dtype=compute_dtype(features.dtype))
+
+    centred = similarity == "correlation"
+    batch = _Batch(logits, labels, ignore_index, share_templates)
+    counted = batch.counted(selective)
+    templates, peaks = None, None
+    if callable(template):
+        templates = _check_templates(template(features, logits, labels), features, logits)
+    elif batch.ranks > 1:
+        templates = batch.templates(features, template, centred)
+    elif template == "peak":
+        peaks, _ = batch.peaks()
+    if templates is not None and detach_templates:
+        templates = templates.detach()
+
+    values = template_similarity_map(
+        features,
+        templates,
+        peaks,
+        batch.labels,
+        batch.valid,
+        batch.present,
+        centred,
+        float(temperature) if objective == "contrast" else 0.0,
+        detach_templates,
+    )[0]
+    loss = masked_sum(values, counted) * batch.ranks
+    return loss / batch.total(counted).clamp(min=1) if reduction == "mean" else loss
+
+
+class TemplateSimilarityLoss(nn.Module):
+    """`template_similarity_loss` as a term for `perpixel.attach`, with its options and, besides, running templates.
+
+    Args:
+        weight: factor with which `attach` adds the term, >= 0; `forward` itself returns the unweighted loss. 0.05 is
+            what we measured to be of use beside a mean cross-entropy; the default 1 only makes the term visible.
+        running_momentum: None, or m in [0, 1): the loss compares with t_c ← m t_c + (1 − m) û_c, a moving average of
+            the batch's unit templates û_c kept in buffers (part of `state_dict`), updated in training mode before use;
+            no gradient flows through it. In evaluation mode they are used as they are.
+        The others: see `template_similarity_loss`.
+
+    `forward(features, logits, labels)` -> scalar. Raises what the function raises.
+    """
+
+    name = "template_similarity"
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        *,
+        similarity: Similarity = "cosine",
+        selective: bool = False,
+        objective: Objective = "similarity",
+        temperature: float = 0.1,
+        template: Template = "peak",
+        detach_templates: bool = False,
+        reduction: Reduction = "mean",
+        ignore_index: int = 255,
+        share_templates: bool = False,
+        validate: bool = False,
+        running_momentum: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.weight = check_number("weight", weight, low=0.0)
+        self.similarity = check_option("similarity", similarity, get_args(Similarity))
+        self.selective = check_flag("selective", selective)
+        self.objective = check_option("objective", objective, get_args(Objective))
+        self.temperature = check_number("temperature", temperature, low=0.0, open_low=True)
+        self.template: Template = template
+        if not callable(template):
+            check_option("template", template, ("peak", "mean"))
+        self.detach_templates = check_flag("detach_templates", detach_templates)
+        self.reduction = check_option("reduction", reduction, get_args(Reduction))
+        self.ignore_index = check_integer("ignore_index", ignore_index)
+        self.share_templates = check_flag("share_templates", share_templates)
+        self.validate = check_flag("validate", validate)
+        self.running: RunningTemplates | None = None
+        if running_momentum is not None:
+            if callable(template):
+                remedy = "Leave running_momentum out, or use template='peak' or 'mean'."
+                expected = "None beside a callable template"
+                raise ValueError(complain("running_momentum", expected, running_momentum, remedy))
+            momentum = check_number("running_momentum", running_momentum, low=0.0, high=1.0, open_high=True)
+            self.running = RunningTemplates(momentum)
+
+    def forward(self, features: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        template: Template = self.template
+        if self.running is not None:
+            template = self._running_templates(features, logits, labels)
+        return template_similarity_loss(
+            features,
+            logits,
+            labels,
+            similarity=self.similarity,
+            selective=self.selective,
+            objective=self.objective,
+            temperature=self.temperature,
+            template=template,
+            detach_templates=self.detach_templates,
+            reduction=self.reduction,
+            ignore_index=self.ignore_index,
+            share_templates=self.share_templates,
+            validate=self.validate,
+        )
+
+    def extra_repr(self) -> str:
+        shown = ("weight", "similarity", "selective", "objective", "template", "reduction", "ignore_index")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
+
+    @torch.no_grad()
+    def _running_templates(self, features: Tensor, logits: Tensor, labels: Tensor) -> Template:
+        running = self.running
+        if running is None or not isinstance(self.template, str):
+            return self.template
+        labels = _check_inputs(features, logits, labels, self.ignore_index, self.validate)
+        if self.training and labels.numel():
+            centred = self.similarity == "correlation"
+            batch = _Batch(logits, labels, self.ignore_index, self.share_templates)
+            unit, _ = unit_rows(batch.templates(features, self.template, centred), centred)
+            running.update(unit, batch.present)
+        current = running.templates
+        return self.template if current is None else lambda *_: current
+
+
+class _Batch:
+    """What the labels and logits of a batch say: valid pixels, classes present, peaks, counts. No host sync."""
+
+    def __init__(self, logits: Tensor, labels: Tensor, ignore_index: int, share: bool) -> None:
+        # integers, masks and detached logits only: nothing to switch off with torch.no_grad, which torch 2.6 as a
+        # decorator cannot compile
+        self.valid = valid_mask(labels, ignore_index).flatten(1)
+        self.labels = torch.where(self.valid, labels.flatten(1), 0).long()
+        self.logits = logits.detach().flatten(2)
+        self.ranks = world_size() if share else 1
+        self.own_counts = class_counts(self.labels, self.valid, logits.shape[1])
+        self.counts = sum_over_ranks(self.own_counts) if self.ranks > 1 else self.own_counts
+        self.present = self.counts > 0
+
+    def counted(self, selective: bool) -> Tensor:
+        return self.valid & (self.logits.argmax(1) != self.labels) if selective else self.valid
+
+    def total(self, counted: Tensor) -> Tensor:
+        return sum_over_ranks(counted.sum()) if self.ranks > 1 else counted.sum()
+
+    def peaks(self) -> tuple[Tensor, Tensor]:
+        return peak_positions(self.logits, self.labels, self.valid)
+
+    def templates(self, features: Tensor, template: str, centred: bool) -> Tensor:
+        """Templates (C, D) of the batch, over all ranks if shared, by plain autograd."""
+        x = features.flatten(2)
+        if template == "peak":
+            peaks, best = self.peaks()
+            rows = x[peaks // x.shape[2], :, peaks % x.shape[2]].to(compute_dtype(x.dtype))
+            if self.ranks > 1:
+                return peak_rows_over_ranks(rows, best, self.own_counts > 0)
+            return torch.where(self.present[:, None], rows, 0.0)
+        sums = class_sums_of_units(x, self.labels, self.valid, len(self.counts), centred)
+        sums = sum_over_ranks(sums) if self.ranks > 1 else sums
+        return sums / self.counts.clamp(min=1)[:, None]
+
+
+def _check_inputs(features: Tensor, logits: Tensor, labels: Tensor, ignore_index: int, validate: bool) -> Tensor:
+    """Checks the three tensors and returns the labels on the feature grid."""
+    check_tensor("features", features, ndim=4, shape="(N, D, h, w)", floating=True)
+    check_tensor("logits", logits, ndim=4, shape="(N, C, h, w)", floating=True)
+    check_tensor("labels", labels, ndim=3, shape="(N, h, w) or (N, H, W)", floating=False)
+    check_same_device(features=features, logits=logits, labels=labels)
+    if logits.shape[2:] != features.shape[2:] or logits.shape[0] != features.shape[0] or logits.shape[1] < 1:
+        n, _, h, w = features.shape
+        remedy = "Pass the logits on the feature grid, before upsampling."
+        raise ValueError(complain("logits", f"shape ({n}, C, {h}, {w}) to match the features", logits, remedy))
+    if labels.shape[0] != features.shape[0]:
+        remedy = "Pass the labels of the same images."
+        raise ValueError(complain("labels", f"{features.shape[0]} label maps, one per image", labels, remedy))
+    if labels.numel() == 0:
+        return labels
+    on_grid = labels_on_grid(labels, (features.shape[2], features.shape[3]))
+    if not torch.compiler.is_compiling() and (validate or labels.device.type == "cpu"):
+        check_labels_in_range(labels if validate else on_grid, logits.shape[1], ignore_index)
+        if validate:
+            valid = valid_mask(on_grid, ignore_index)
+            check_finite("features", features, valid)
+            check_finite("logits", logits, valid)
+    return on_grid
+
+
+def _check_templates(templates: Tensor, features: Tensor, logits: Tensor) -> Tensor:
+    shape = (logits.shape[1], features.shape[1])
+    if not isinstance(templates, Tensor) or tuple(templates.shape) != shape or not templates.is_floating_point():
+        remedy = "Return one row per class."
+        raise ValueError(
+            complain("template(features, logits, labels)", f"a floating (C, D) = {shape}", templates, remedy)
+        )
+    return templates

@@ -1,0 +1,1 @@
+"""Figures: training curves, prediction sheets, signed maps, fixations, and charts of what was measured."""

@@ -1,0 +1,219 @@
+"""Attributions as charts: class-context matrix with counts, radial profiles, deletion and insertion curves."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from perpixel.checks import check_integer, complain
+from perpixel.report.charts.maps import SIGNED, captions, grid_of
+from perpixel.report.charts.training import _LINES, _figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+RANDOM = "#8a8a8a"
+_ABSENT = "#e4e4e4"
+
+
+def class_matrix_chart(
+    values: Tensor,
+    counts: Tensor,
+    *,
+    classes: Sequence[str],
+    control: Tensor | None = None,
+    control_counts: Tensor | None = None,
+    meaning: str = "mean loss of the row's logit",
+    title: str = "",
+    note: str = "",
+) -> "Figure":
+    """What the class of a row (its logit is read) loses when the class of a column is hidden, with pixel counts.
+
+    values: (C, C), NaN where nothing was counted (grey); counts: integer (C, C), the pixels behind each value, in small
+    print. control, control_counts: the same with as much hidden at random, beside it on the same scale. Classes without
+    any count are left out.
+    """
+    given = {"values": values, "counts": counts.double(), "control": control}
+    given["control_counts"] = None if control_counts is None else control_counts.double()
+    held = {name: grid_of(name, each, finite=False) for name, each in given.items() if each is not None}
+    square = (len(classes), len(classes))
+    for name, each in held.items():
+        if each.shape != square:
+            came = f"shape {each.shape}"
+            raise ValueError(complain(name, f"shape {square}, one row per class", came, "Match classes and matrix."))
+    shown = np.flatnonzero((held["counts"] > 0).any(0) | (held["counts"] > 0).any(1))
+    if not len(shown):
+        raise ValueError(complain("counts", "at least one pixel", "none", "Hide a class that the images have."))
+    cells = {name: each[np.ix_(shown, shown)] for name, each in held.items()}
+    tables: list[tuple[str, Any, Any]] = [("hidden whole", cells["values"], cells["counts"])]
+    if control is not None:
+        tables.append(("as much hidden at random", cells["control"], cells.get("control_counts")))
+    limit = max((float(np.nanmax(np.abs(t))) for _, t, _ in tables if np.isfinite(t).any()), default=0.0) or 1.0
+    names = [classes[int(i)] for i in shown]
+    side, longest = max(2.4, 0.62 * len(names)), 0.085 * max(len(name) for name in names)
+    figure = _figure(
+        len(tables) * side + longest + 1.4, side + 0.7 * longest + 0.65 + 0.35 * bool(title) + 0.25 * bool(note)
+    )
+    axes = figure.subplots(1, len(tables), squeeze=False, sharey=True)[0]
+    for axis, (heading, table, behind) in zip(axes, tables):
+        axis.set_facecolor(_ABSENT)
+        drawn = axis.imshow(table, cmap=SIGNED, vmin=-limit, vmax=limit)
+        axis.set_title(heading, fontsize=10)
+        axis.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=9)
+        axis.set_yticks(range(len(names)), names, fontsize=9)
+        axis.set_xlabel("class that is hidden", fontsize=9)
+        for (row, column), value in np.ndenumerate(table):
+            _write(axis, row, column, value, None if behind is None else behind[row, column], limit)
+    axes[0].set_ylabel("class whose logit is read", fontsize=9)
+    bar = figure.colorbar(drawn, ax=list(axes), fraction=0.05, pad=0.02, aspect=24, shrink=0.9)
+    bar.set_label(meaning, fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+    captions(figure, title, note)
+    return figure
+
+
+def _write(axis: "Axes", row: int, column: int, value: float, count: float | None, limit: float) -> None:
+    if not np.isfinite(value):
+        axis.text(column, row, "–", ha="center", va="center", fontsize=8, color="#777777")
+        return
+    color = "white" if abs(value) > 0.65 * limit else "black"
+    digits = max(0, 2 - math.floor(math.log10(limit)))
+    number = f"{value:.{digits}f}"
+    number = "0" if float(number) == 0 else number
+    axis.text(column, row - 0.12, number, ha="center", va="center", fontsize=8, color=color)
+    if count is not None:
+        axis.text(column, row + 0.26, _pixels(count), ha="center", va="center", fontsize=5.8, color=color)
+
+
+def profile_chart(
+    edges: Tensor,
+    series: Mapping[str, Tensor],
+    area: Tensor,
+    *,
+    r50: Mapping[str, float] | None = None,
+    ylabel: str = "share of the context's attribution",
+    title: str = "",
+    note: str = "",
+) -> "Figure":
+    """How far from the region attribution lies: a step per distance bin and a line for each series.
+
+    edges: (B + 1,), pixels. series: name -> (B,), or (S, B) for several networks or images, drawn as mean and range.
+    area: (B,), the share of the pixels outside, which evenly spread attribution would have (dashed). r50: name ->
+    distance within which half lies, marked on the axis. NaN (no attribution outside) leaves a gap.
+    """
+    borders, even = edges.detach().cpu().double().numpy(), area.detach().cpu().double().numpy()
+    figure = _figure(6.4, 3.9 + 0.3 * bool(note))
+    axis = figure.subplots()
+    axis.stairs(
+        even, borders, baseline=None, color=RANDOM, linestyle=(0, (4, 2)), linewidth=1.6, label="share of the pixels"
+    )
+    for number, (name, values) in enumerate(series.items()):
+        rows = torch.atleast_2d(values.detach()).cpu().double().numpy()
+        if rows.shape[1] != len(borders) - 1:
+            came = f"{rows.shape[1]} for {len(borders) - 1} bins"
+            raise ValueError(complain("series", "a value per bin", came, "Use the edges of these profiles."))
+        color = _LINES[number % len(_LINES)]
+        kept = rows[np.isfinite(rows).all(1)]
+        if not len(kept):
+            continue
+        axis.stairs(
+            kept.mean(0),
+            borders,
+            baseline=None,
+            color=color,
+            linewidth=2,
+            label=name + ", mean and range" * (len(kept) > 1),
+        )
+        if len(kept) > 1:
+            axis.stairs(kept.max(0), borders, baseline=kept.min(0), color=color, fill=True, alpha=0.18)
+        place = (r50 or {}).get(name)
+        if place is not None and np.isfinite(place):
+            axis.plot(place, 0, marker="^", color=color, markersize=8, clip_on=False, zorder=5)
+    axis.set_xlabel("distance from the region (pixels)" + ("; ▲ half of it lies nearer" if r50 else ""))
+    axis.set_ylabel(ylabel)
+    axis.set_xlim(borders[0], borders[-1])
+    axis.set_ylim(bottom=0)
+    _plain(axis)
+    axis.legend(frameon=False, fontsize=9)
+    captions(figure, title, note)
+    return figure
+
+
+@dataclass(frozen=True)
+class CurvePanel:
+    """One picture of `removal_chart`; all arrays (K,).
+
+    title: shown above. fraction: share removed (or put back). value: along the attribution. mean, low, high: of the
+    random orders. others: further orders by name. gain: the signed area to the random mean, written into the picture.
+    """
+
+    title: str
+    fraction: Tensor
+    value: Tensor
+    mean: Tensor
+    low: Tensor
+    high: Tensor
+    others: Mapping[str, Tensor] = field(default_factory=dict)
+    gain: float | None = None
+    xlabel: str = "share of the context removed, highest first"
+    ylabel: str = ""
+
+
+def removal_chart(panels: Sequence[CurvePanel], *, columns: int = 3, title: str = "", note: str = "") -> "Figure":
+    """Deletion and insertion curves, each with the band of the random orders; the better, the farther outside it."""
+    check_integer("columns", columns, low=1)
+    if not panels:
+        raise ValueError(complain("panels", "at least one curve", "none", "Measure one with perpixel.faithfulness."))
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = _figure(3.9 * columns, 3.0 * rows + 0.6 + 0.3 * bool(title) + 0.3 * bool(note))
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    handles: dict[str, Any] = {}
+    orders = list(dict.fromkeys(name for panel in panels for name in panel.others))
+    for axis, panel in zip(axes, panels):
+        x, value, mean, low, high = (
+            each.detach().cpu().double().numpy()
+            for each in (panel.fraction, panel.value, panel.mean, panel.low, panel.high)
+        )
+        handles.setdefault("attribution")
+        handles["random orders: mean, range"] = (
+            axis.fill_between(x, low, high, color=RANDOM, alpha=0.3, linewidth=0),
+            axis.plot(x, mean, color=RANDOM, linewidth=1.4)[0],
+        )
+        for name, other in panel.others.items():
+            number = 2 + orders.index(name)
+            style = {"color": _LINES[number % len(_LINES)], "linestyle": (0, (5, 2)), "linewidth": 1.4}
+            (handles[name],) = axis.plot(x, other.detach().cpu().double().numpy(), **style)
+        (handles["attribution"],) = axis.plot(x, value, color=_LINES[1], linewidth=2.2, marker="o", markersize=2.5)
+        axis.set_title(panel.title, fontsize=10, loc="left")
+        axis.set_xlabel(panel.xlabel, fontsize=8.5)
+        axis.set_ylabel(panel.ylabel, fontsize=8.5)
+        axis.set_xlim(0, 1)
+        _plain(axis)
+        if panel.gain is not None and np.isfinite(panel.gain):
+            verdict = "better than" if panel.gain > 0 else "worse than" if panel.gain < 0 else "as"
+            axis.set_title(f"{panel.gain:+.2g}, {verdict} random", fontsize=8.5, loc="right", color="#444444")
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower left", ncols=4, frameon=False, fontsize=9)
+    captions(figure, title, note)
+    return figure
+
+
+def _plain(axis: "Axes") -> None:
+    axis.grid(color="#e6e6e6", linewidth=0.8)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=8.5)
+
+
+def _pixels(count: float) -> str:
+    for size, unit in ((1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3g}{unit} px"
+    return f"{count:.0f} px"

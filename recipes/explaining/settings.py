@@ -1,0 +1,228 @@
+"""What an explanation run can be told: dataclasses that become the YAML file and the command line."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from perpixel.checks import check_integer, check_number, check_option, complain
+from recipes.kit.settings import DataSettings, HardwareSettings, ModelSettings, Schedule, check_seeds
+from recipes.tracing.settings import FixationSettings, PictureSettings
+
+INFLUENCE = "Influence"
+
+
+@dataclass
+class AskSettings:
+    """What is asked: which labels, of which images.
+
+    Args:
+        images: Image files, or numbers of evaluation images, to draw (null: `pictures` evaluation images, in turns for
+            each label the one in which most of its pixels are labelled right).
+        pictures: How many images are chosen then.
+        labels: Names of the classes to ask about (null: all but the background, of synthetic data; of other data all
+            that are labelled right somewhere, the rarest first).
+        most: Labels drawn per image, at most.
+        least: Pixels that a label must be predicted on, and in data with labels also be right on, to be asked about.
+        score: margin (what puts the label above its best rival), or logit (what raises the label's own score).
+    """
+
+    images: list[int | str] | None = None
+    pictures: int = 3
+    labels: list[str] | None = None
+    most: int = 2
+    least: int = 60
+    score: Literal["margin", "logit"] = "margin"
+
+    def __post_init__(self) -> None:
+        check_integer("ask.pictures", self.pictures, low=1)
+        check_integer("ask.most", self.most, low=1)
+        check_integer("ask.least", self.least, low=1)
+        for name, given in (("images", self.images), ("labels", self.labels)):
+            if given is not None and (not given or len(set(given)) < len(given)):
+                remedy = "Leave it out for the default."
+                raise ValueError(complain(f"ask.{name}", "null, or one or more different ones", given, remedy))
+        for image in self.images or ():
+            if isinstance(image, str) and not Path(image).is_file():
+                remedy = "Check the path, or give the number of an evaluation image."
+                raise FileNotFoundError(complain("ask.images", "image files", image, remedy))
+
+    @property
+    def files(self) -> list[str]:
+        """The image files among `images`."""
+        return [image for image in self.images or () if isinstance(image, str)]
+
+
+@dataclass
+class MapSettings:
+    """How the maps are made.
+
+    Args:
+        methods: Influence (hide patch by patch), or names of captum's methods, such as IntegratedGradients.
+        patch: Side of the patches that are hidden, in pixels (null: an eighth of the images' shorter side).
+        stride: Step between patches (null: the patch).
+        baselines: What stands in for what is hidden, and where integrated gradients start: zero (the mean colour of
+            the data that normalisation knows), mean (of the image), blur.
+        steps: Steps of the methods that integrate.
+        border: Pixels around the region that the context shares leave out (null: the patch, since one that lies across
+            the border hides object and context at once).
+        batch_size: Images per forward pass (null: as the library chooses).
+    """
+
+    methods: list[str] = field(default_factory=lambda: [INFLUENCE, "IntegratedGradients", "LayerGradCam"])
+    patch: int | None = None
+    stride: int | None = None
+    baselines: Literal["zero", "mean", "blur"] = "zero"
+    steps: int = 16
+    border: float | None = None
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        check_integer("maps.steps", self.steps, low=2)
+        if self.border is not None:
+            check_number("maps.border", self.border, low=0)
+        for name in ("patch", "stride", "batch_size"):
+            if getattr(self, name) is not None:
+                check_integer(f"maps.{name}", getattr(self, name), low=1)
+        if not self.methods or len(set(self.methods)) < len(self.methods):
+            raise ValueError(complain("maps.methods", "one or more different names", self.methods, "Name one."))
+
+
+@dataclass
+class CurveSettings:
+    """Deletion and insertion, on the images that are drawn.
+
+    Args:
+        draw: Whether to compute them.
+        steps: Points of a curve, less one.
+        seeds: Random orders to compare with.
+        stages: Compare each map with that of the network after its layers lost what they had learnt, in so many steps
+            (0: not; 1: once, after all of them).
+    """
+
+    draw: bool = True
+    steps: int = 10
+    seeds: int = 4
+    stages: int = 1
+
+    def __post_init__(self) -> None:
+        check_integer("curves.steps", self.steps, low=2)
+        check_integer("curves.seeds", self.seeds, low=2)
+        check_integer("curves.stages", self.stages, low=0)
+
+
+@dataclass
+class DataSetSettings:
+    """What is measured over a data set.
+
+    Args:
+        images: Evaluation images measured, evenly spread over those with a label that is asked about (0: only those
+            that are drawn).
+        methods: The maps that are measured there, of maps.methods (null: those that take few passes: Influence, Layer
+            methods; and IntegratedGradients for synthetic data).
+        truth: Whether the classes of the class-context matrix are those of the labels (true) or of the prediction.
+        least: A patch belongs to a class of the matrix where more than this share of its pixels does (0: any pixel).
+        controls: Random choices of as many pixels, per class and image of the matrix.
+        bins: Bins of the radial profiles.
+        far: Synthetic only: a body pixel counts as far when its evidence is at least so many pixels away.
+        view: Synthetic only: pixels whose evidence is further away than this are left out (60: the default network sees
+            63 pixels each way; null: none left out).
+        random_seeds: Seeds of the networks with random weights to compare with.
+        level: Level of the bootstrap intervals.
+        resamples: Draws of the bootstrap.
+    """
+
+    images: int = 8
+    methods: list[str] | None = None
+    truth: bool = True
+    least: float = 0.25
+    controls: int = 2
+    bins: int = 10
+    far: float = 24.0
+    view: float | None = 60.0
+    random_seeds: list[int] = field(default_factory=lambda: [0])
+    level: float = 0.95
+    resamples: int = 1999
+
+    def __post_init__(self) -> None:
+        check_integer("measure.images", self.images, low=0)
+        check_number("measure.least", self.least, low=0, high=1, open_high=True)
+        check_integer("measure.controls", self.controls, low=1)
+        check_integer("measure.bins", self.bins, low=2)
+        check_number("measure.far", self.far, low=0)
+        if self.view is not None:
+            check_number("measure.view", self.view, low=self.far)
+        check_seeds("measure.random_seeds", self.random_seeds)
+        check_number("measure.level", self.level, low=0, high=1, open_low=True, open_high=True)
+        check_integer("measure.resamples", self.resamples, low=100)
+
+
+def _pretraining() -> Schedule:
+    return Schedule(epochs=4, optimizer="adamw", lr=3e-3, bias_multiplier=1.0, head_multiplier=1.0, warmup=20)
+
+
+@dataclass
+class ExplainSettings:
+    """Which context decides which labels? Maps, matrix and curves of a network, beside one with random weights.
+
+    Args:
+        name: Name of the run, and of its folder.
+        out: Folder the run folders go to.
+        folder: The run folder itself (null: out/name-date-time).
+        run: A run folder of recipes.finetune, whose data, model and weights are used (data and model settings given
+            beside it win). Without it: model.checkpoint or model.weights, or else a short training first.
+        part: Which weights of that run: seed0/control, seed0/loss, start and so on.
+        seed: Seed of the training, if there is one, and of random choices.
+        backdrop: What stands behind regions and patches: photograph (the image), labels (pale colours of the predicted
+            labels) or outlines (their borders on white): the last two show nothing of the image, for data whose images
+            must not be published; maps by pixel, such as those of IntegratedGradients, trace its edges all the same.
+        explorer: Whether to write a page (HTML) per drawn image in which any pixel can be asked.
+        data: Which images.
+        model: Which network.
+        pretrain: The training, where no weights are given.
+        ask: Which labels of which images.
+        maps: How the maps are made.
+        curves: Deletion and insertion.
+        measure: What is measured over the data.
+        hardware: Where it runs; one device.
+    """
+
+    name: str = "explain"
+    out: str = "runs"
+    folder: str | None = None
+    run: str | None = None
+    part: str = "seed0/control"
+    seed: int = 0
+    backdrop: Literal["photograph", "labels", "outlines"] = "photograph"
+    explorer: bool = True
+    data: DataSettings = field(default_factory=DataSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    pretrain: Schedule = field(default_factory=_pretraining)
+    ask: AskSettings = field(default_factory=AskSettings)
+    maps: MapSettings = field(default_factory=MapSettings)
+    curves: CurveSettings = field(default_factory=CurveSettings)
+    measure: DataSetSettings = field(default_factory=DataSetSettings)
+    hardware: HardwareSettings = field(default_factory=HardwareSettings)
+
+    def __post_init__(self) -> None:
+        check_integer("seed", self.seed, low=0)
+        if self.run is not None and (self.model.checkpoint or self.model.weights):
+            came = f"run={self.run!r} and {self.model.checkpoint or self.model.weights!r}"
+            raise ValueError(complain("run, model.checkpoint, model.weights", "one of them", came, "Leave one out."))
+        if str(self.hardware.devices) != "1":
+            remedy = "Leave it out: one network is asked, on one device."
+            raise ValueError(complain("hardware.devices", "1", self.hardware.devices, remedy))
+        for method in self.measure.methods or ():
+            check_option("measure.methods", method, self.maps.methods)
+
+    def subject(self, image: int | str = 0) -> FixationSettings:
+        """The same network and data, and one image, as recipes.fixations names them: its parts load all of these."""
+        names = ("name", "out", "folder", "run", "part", "seed", "data", "model", "pretrain", "hardware")
+        return FixationSettings(**{n: getattr(self, n) for n in names}, picture=PictureSettings(image=image))
+
+    @property
+    def measured_methods(self) -> list[str]:
+        """The methods whose maps are measured over the data."""
+        if self.measure.methods is not None:
+            return self.measure.methods
+        cheap = ("IntegratedGradients",) if self.data.name == "synthetic" else ()
+        return [m for m in self.maps.methods if m == INFLUENCE or m.startswith("Layer") or m in cheap]

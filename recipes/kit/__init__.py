@@ -1,0 +1,1 @@
+"""What all jobs share: settings, command line, networks, images, run folder, progress."""

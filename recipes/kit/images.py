@@ -1,0 +1,192 @@
+"""Training and evaluation images: which, in which order, and what was done to them, all functions of (seed, epoch)."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision import tv_tensors
+
+from perpixel import data
+from perpixel.checks import complain
+from perpixel.data import ResizeTo
+from recipes.kit.settings import DataSettings
+
+EvaluationBatch = tuple[Tensor, Tensor, Tensor, Tensor | None]  # indices, images, labels, far-body mask
+
+
+class _InMemory(Dataset[Any]):
+    """The first `count` samples of another data set (None: all), kept after they were first asked for if `keep`."""
+
+    def __init__(self, dataset: Any, *, count: int | None, keep: bool) -> None:
+        self.dataset, self.keep = dataset, keep
+        self.count = len(dataset) if count is None else min(count, len(dataset))
+        self._kept: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Any:
+        if not self.keep:
+            return self.dataset[index]
+        if index not in self._kept:
+            self._kept[index] = self.dataset[index]
+        return self._kept[index]
+
+
+class _Transformed(Dataset[tuple[Tensor, Tensor]]):
+    """(image, labels) of another data set after `transforms`."""
+
+    def __init__(self, dataset: Any, transforms: Any) -> None:
+        self.dataset, self.transforms = dataset, transforms
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image, labels, *_ = self.dataset[index]
+        image, labels = self.transforms(tv_tensors.Image(image), tv_tensors.Mask(labels))
+        return image.as_subclass(Tensor), labels.as_subclass(Tensor)
+
+
+class _ForEvaluation(Dataset[Any]):
+    """(index, image, labels, far-body mask) after `transforms`; the mask is left out of data without evidence masks."""
+
+    def __init__(self, dataset: Any, transforms: Any, far: float, confusable: Tensor | None) -> None:
+        self.dataset, self.far, self.confusable = dataset, far, confusable
+        self.transformed = _Transformed(dataset, transforms)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        sample = (index, *self.transformed[index])
+        if self.confusable is None:
+            return sample
+        _, labels, evidence, instances = self.dataset[index]
+        distance = data.evidence_distance(instances, evidence)
+        far = (distance >= self.far) & distance.isfinite() & torch.isin(labels, self.confusable)
+        return (*sample, far)
+
+
+class Images:
+    """Both parts of a data set, with its `classes`, `colors` and `num_classes`.
+
+    `size` is applied first and to both parts, so that cached images are small; random changes come after the cache.
+    """
+
+    def __init__(self, settings: DataSettings) -> None:
+        self.settings, self.ignore_index = settings, settings.ignore_index
+        synthetic = settings.name == "synthetic"
+        keep = synthetic if settings.cache is None else settings.cache
+        self._train, self._val = (
+            _InMemory(self._source(split, count), count=count, keep=keep)
+            for split, count in (
+                (settings.train_split, settings.train_images),
+                (settings.eval_split, settings.eval_images),
+            )
+        )
+        source, other = self._train.dataset, self._val.dataset
+        for part, split in ((self._train, settings.train_split), (self._val, settings.eval_split)):
+            if not len(part):
+                raise ValueError(complain("data", "at least one image", f"none in {split!r}", "Check root and splits."))
+        self.classes: tuple[str, ...] = tuple(source.classes)
+        self.colors = torch.as_tensor(source.colors, dtype=torch.uint8)
+        self.num_classes: int = source.num_classes
+        if tuple(other.classes) != self.classes:
+            came = f"{list(self.classes)} and {list(other.classes)}"
+            raise ValueError(complain("data", "the same classes in both splits", came, "Use one class list."))
+        self.pairs: tuple[data.Pair, ...] = source.pairs if synthetic else ()
+        self._confusable = None
+        if synthetic:
+            known = [c for pair in self.pairs if pair.kind == "confusable" for c in (pair.first, pair.second)]
+            self._confusable = torch.tensor(known)
+        self._kept_masks: dict[float, Dataset[Any]] = {}
+
+    def _source(self, split: str, count: int | None) -> Any:
+        settings, options = self.settings, dict(self.settings.options)
+        if settings.name == "synthetic":
+            options |= {"seed": settings.seed} | ({} if count is None else {"length": count})
+            options |= {} if settings.size is None else {"size": tuple(settings.size)}
+            return data.build("synthetic", settings.root, split, **options)
+        if settings.name == "folder":
+            options.setdefault("ignore_index", settings.ignore_index)
+        resize = ResizeTo(settings.size) if settings.size is not None else None
+        return data.build(settings.name, settings.root, split, transforms=resize, **options)
+
+    @property
+    def evaluated(self) -> int:
+        """The number of evaluation images."""
+        return len(self._val)
+
+    def evaluation_sample(self, index: int) -> Any:
+        """An evaluation image before it is normalised, its labels, and what else its data set knows of it."""
+        return self._val[index]
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Full batches in an epoch; ValueError if there is none."""
+        steps = len(self._train) // batch_size
+        if steps == 0:
+            came = f"{batch_size} with {len(self._train)} training images"
+            raise ValueError(complain("batch_size", "at most the number of training images", came, "Make it smaller."))
+        return steps
+
+    def training(
+        self, *, seed: int, epoch: int, batch_size: int, skip: int = 0, rank: int = 0, world: int = 1
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process' share of the batches of an epoch but the first `skip`: images and labels.
+
+        The order is a permutation drawn from (seed, epoch); an incomplete last batch is left out.
+        """
+        settings = self.settings
+        crop = settings.crop or settings.size or tuple(self._train[0][0].shape[-2:])
+        if batch_size % world:
+            came = f"{batch_size} for {world} devices"
+            raise ValueError(complain("batch_size", "a multiple of the number of devices", came, "Change one of them."))
+        transforms = data.train_transforms(
+            crop,
+            scale=settings.scale if settings.scale is not None else (1.0, 1.0),
+            flip=0.5 if settings.flip else 0.0,
+            jitter=settings.jitter,
+            ignore_index=self.ignore_index,
+        )
+        dataset = data.Deterministic(_Transformed(self._train, transforms), seed)
+        dataset.set_epoch(epoch)
+        order = np.random.default_rng([seed, epoch]).permutation(len(self._train)).tolist()
+        share = batch_size // world
+        starts = range(skip * batch_size, self.steps_per_epoch(batch_size) * batch_size, batch_size)
+        yield from self._load(dataset, [order[s + rank * share : s + (rank + 1) * share] for s in starts])
+
+    def evaluation(
+        self, *, batch_size: int, far: float, rank: int = 0, world: int = 1, only: Sequence[int] | None = None
+    ) -> Iterator[EvaluationBatch]:
+        """This process' share of the evaluation images (or of `only` those): indices, images, labels, far masks."""
+        dataset = self._evaluation_set(far)
+        indices = list(range(len(self._val)) if only is None else only)[rank::world]
+        step = batch_size if self.settings.size is not None or self.settings.name == "synthetic" else 1
+        for index, images, labels, *masks in self._load(
+            dataset, [indices[i : i + step] for i in range(0, len(indices), step)]
+        ):
+            yield index, images, labels, masks[0] if masks else None
+
+    def _evaluation_set(self, far: float) -> Dataset[Any]:
+        if far not in self._kept_masks:
+            plain = _ForEvaluation(self._val, data.eval_transforms(), far, self._confusable)
+            self._kept_masks[far] = _InMemory(plain, count=None, keep=self._val.keep)
+        return self._kept_masks[far]
+
+    def _load(self, dataset: Any, batches: list[list[int]]) -> Any:
+        # A generator of its own: the loader would else draw from the global one, and a resumed epoch would draw twice.
+        return DataLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=self.settings.workers,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),
+        )
+
+    def displayed(self, image: Tensor) -> Tensor:
+        """A normalised image as it looks, in [0, 1]."""
+        return data.denormalize(image)
