@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from perpixel.checks import check_integer, check_same_device, check_tensor, complain
 from perpixel.fixations.rules.step import K, Share, Step
-from perpixel.fixations.trace import graph
+from perpixel.fixations.trace.graph import Trace
 
 VOID = 255
 
@@ -25,7 +25,7 @@ def _finer(step: Step) -> K:
     return max(1, round(before / max(after, 1)))
 
 
-def counts(k: object, trace: graph.Trace) -> Callable[[Step], K]:
+def counts(k: object, trace: Trace) -> Callable[[Step], K]:
     """How many inputs a point moves to, by step; `one` for one everywhere."""
     if k == "resolution":
         return _finer

@@ -102,18 +102,22 @@ class Fixations(PointMap):
         raise ValueError(complain("layer", "a node or layer that points pass", layer, remedy))
 
 
-def point_map(points: Points, shape: tuple[int, ...], images: int, classes: int) -> PointMap:
-    """The public form of merged points on a tensor of `shape`."""
+def point_map(points: Points, shape: tuple[int, ...], classes: int) -> PointMap:
+    """The public form of points on a tensor of `shape`."""
     size = (shape[2], shape[3]) if len(shape) == 4 else (1, shape[2]) if len(shape) == 3 else (1, 1)
-    area = size[0] * size[1]
-    group, unit, mass = points.group, points.unit, points.mass
-    sign = torch.ones_like(unit) if points.sign is None else points.sign
-    if points.sign is not None:
-        units = math.prod(shape[1:])
-        key, place, count = torch.unique_consecutive(group * units + unit, return_inverse=True, return_counts=True)
-        mass = mass.new_zeros(len(key)).index_add_(0, place, mass)
-        sign = sign.new_zeros(len(key)).index_add_(0, place, sign) // count
-        group, unit = key // units, key % units
-    pixel = unit % area
-    columns = (group // classes, group % classes, unit // area, pixel // size[1], pixel % size[1])
-    return PointMap(torch.stack(columns, 1), mass, sign, size, images, classes)
+    places = size[0] * size[1]
+    points = points.labelled(places, classes)
+    count, units = math.prod(shape[1:]), points.units
+    minus = torch.zeros_like(units.channel) if units.minus is None else units.minus.long()
+    unit = units.channel * places + units.pixel % places
+    key = points.group * count + unit[points.unit]  # type: ignore[operator, index]
+    key, row = torch.unique(key, return_inverse=True)
+    mass = torch.bincount(row, points.mass, len(key))
+    negative = torch.zeros_like(key).index_add_(0, row, minus[points.unit])  # type: ignore[index]
+    both = torch.bincount(row, minlength=len(key))
+    sign = (negative == 0).long() - (negative == both).long()
+    group = key // count
+    unit = key - group * count
+    channel, pixel = unit // places, unit % places
+    columns = (group // classes, group % classes, channel, pixel // size[1], pixel % size[1])
+    return PointMap(torch.stack(columns, 1), mass, sign, size, shape[0], classes)

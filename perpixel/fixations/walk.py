@@ -1,35 +1,30 @@
-"""Walk from labelled output pixels back to the image points they rest on."""
+"""Walk from labelled output pixels back to the image points they rest on: check, trace, run, walk, points."""
 
 import contextlib
-import math
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx.node import Node
 
-from perpixel.borrow import unwrap
+from perpixel.borrow import borrowed, unwrap
 from perpixel.checks import check_flag, check_integer, check_option, complain
 from perpixel.fixations.arguments import VOID, check_images, check_start, counts, one
-from perpixel.fixations.points import Points, merged
-from perpixel.fixations.reading import Scratch
+from perpixel.fixations.points import Points, Units, merged
 from perpixel.fixations.result import Fixations, PointMap, point_map
 from perpixel.fixations.rules import joins
-from perpixel.fixations.rules.step import Moves, Rule, Share, Step, Way
+from perpixel.fixations.rules.step import Conventions, Rule, Share, Step
 from perpixel.fixations.rules.table import FixationRules, fixation_rules
-from perpixel.fixations.swift_walk import SwiftWalk
-from perpixel.fixations.trace import graph
-from perpixel.fixations.tracks import Tracks
+from perpixel.fixations.trace.graph import Trace, last_node, traced
+from perpixel.fixations.trace.run import Run
 from perpixel.outputs import dense_logits
 
-FEW = 128
+_LITTLE = 1 << 15  # contributions that are looked at sooner than equal units are found
+_PORTION = 1 << 15  # units that are moved at once where each becomes several
 _ROUNDING = 1e-9  # of the mass: what shares may lose in adding up
 
 
-@torch.no_grad()
 def fixations(
     model: nn.Module,
     images: Tensor,
@@ -68,72 +63,123 @@ def fixations(
     check_integer("max_points", max_points, low=1)
     model = unwrap(model)
     check_images(images, model)
-    layers = dict(model.named_modules())
-    with graph.evaluating(layers):
-        trace = graph.trace(model, layers, images, rules.leaves)
-        way = Way(shift, rules.base == "seg-unravel", rules.select == "element", 0, counts(k, trace))
-        walk = _Walk(layers, images, trace, rules, way, record, max_points)
-        return walk.back(start)
+    with borrowed(model, images.device):
+        layers = dict(model.named_modules())
+        trace = traced(model, layers, images, rules.leaves)
+        conventions = Conventions(shift, rules.base == "seg-unravel", rules.select == "element", counts(k, trace))
+        steps = _Steps(trace, rules, conventions)
+        run = Run(trace, layers, images, steps, None if rules.extra else (rules.base, rules.select))
+        output = run.forward()
+        logits = output if isinstance(output, Tensor) and output.ndim == 2 else dense_logits(output)
+        labels = _labels(logits, start, run)
+        last, classes = last_node(trace, output, logits), logits.shape[1]
+        del output, logits
+        run.start_from(last)
+        walk = _Walk(run, steps, classes, record, max_points)
+        return walk.back(last, _start(labels, traced_only=start is not None))
+
+
+def _labels(logits: Tensor, start: Tensor | None, run: Run) -> Tensor:
+    """The labels (N, ...) to start from."""
+    if start is None:
+        values, labels = logits.max(1)
+        nan = values.isnan()
+    else:
+        labels, nan = check_start(start, logits), logits.isnan()
+    if bool(nan.any()):
+        run.blame_nan()
+    return labels
+
+
+def _start(labels: Tensor, *, traced_only: bool) -> Points:
+    """A point for each pixel, in the channel of its label."""
+    labels = labels.flatten()
+    place = torch.arange(labels.shape[0], device=labels.device)
+    if traced_only:
+        place = ((labels >= 0) & (labels != VOID)).nonzero().squeeze(1)
+        labels = labels[place]
+    mass = torch.ones(place.shape[0], dtype=torch.float64, device=place.device)
+    return Points(Units(place, labels, distinct=True), mass)
+
+
+class _Steps:
+    """The rules of one walk, by node: what a run asks to know what it must keep, and where the points of a node go."""
+
+    def __init__(self, trace: Trace, rules: FixationRules, conventions: Conventions) -> None:
+        self.trace, self.rules, self.conventions = trace, rules, conventions
+        self._known: dict[Node, Rule | None] = {} if rules.extra else trace.rules
+
+    def at(self, node: Node, run: Run) -> tuple[Step, Rule | None]:
+        """The step at a node and the rule for it, if there is one."""
+        step = Step(node, run, self.conventions)
+        if node not in self._known:
+            self._known[node] = self.rules.rule(node, step.module)
+        return step, self._known[node]
+
+    def follows(self, node: Node, run: Run) -> Iterable[Node]:
+        """The nodes the points of `node` may move to."""
+        step, rule = self.at(node, run)
+        with contextlib.suppress(NotImplementedError):  # raised if points come here
+            return step.operands if rule is None else rule.follows(step)
+        return step.operands
+
+    def reads(self, node: Node, run: Run) -> Iterable[Node]:
+        """The nodes whose values the move needs."""
+        step, rule = self.at(node, run)
+        with contextlib.suppress(NotImplementedError):
+            return [] if rule is None else rule.reads(step)
+        return []
+
+    def inner(self, node: Node) -> Iterable[Node]:
+        """The nodes that are passed over because `node` and they are one operation."""
+        if node not in self.trace.inner:
+            self.trace.inner[node] = joins.inner_nodes(node)
+        return self.trace.inner[node]
 
 
 class _Walk:
-    """One run there and back."""
+    """The way back, node by node."""
 
-    def __init__(
-        self,
-        layers: graph.Layers,
-        images: Tensor,
-        trace: graph.Trace,
-        rules: FixationRules,
-        way: Way,
-        record: bool,
-        max_points: int,
-    ) -> None:
-        self.trace, self.rules, self.way, self.record, self.max_points = trace, rules, way, record, max_points
-        kind = None if rules.extra else (rules.base, rules.select)  # what a plan for one run holds for
-        self.run = graph.Run(trace, layers, images, self, kind)
-        self.run.scratch = Scratch()
-        self.images, self.classes = images.shape[0], 0
+    def __init__(self, run: Run, steps: _Steps, classes: int, record: bool, max_points: int) -> None:
+        self.run, self.steps, self.classes, self.record, self.max_points = run, steps, classes, record, max_points
+        self.several = steps.conventions.k is not one
+        self.stays: dict[Node, Node] = run.plan.tables.setdefault("stays", {})
         self.layers: dict[str, PointMap] = {}
         self.nodes: dict[str, str] = {}
         self.dropped: dict[str, float] = {}
         self.capped: dict[str, float] = {}
         self.jumps: dict[str, float] = {}
 
-    def follows(self, node: Node, run: graph.Run) -> Iterable[Node]:
-        step = Step(node, run, self.way)
-        rule = self._rule(step)
-        with contextlib.suppress(NotImplementedError):  # raised if points come here
-            return step.operands if rule is None else rule.follows(step)
-        return step.operands
-
-    def reads(self, node: Node, run: graph.Run) -> Iterable[Node]:
-        step = Step(node, run, self.way)
-        rule = self._rule(step)
-        with contextlib.suppress(NotImplementedError):
-            return [] if rule is None else rule.reads(step)
-        return []
-
-    def inner(self, node: Node) -> Iterable[Node]:
-        if node not in self.trace.inner:
-            self.trace.inner[node] = joins.inner_nodes(node)
-        return self.trace.inner[node]
-
-    def back(self, start: Tensor | None) -> Fixations:
-        output = self.run.forward()
-        logits = output if isinstance(output, Tensor) and output.ndim == 2 else dense_logits(output)
-        last = graph.last_node(self.trace, output, logits)
-        labels = self._start(logits, start)
-        del output, logits
-        self.run.start_from(last)
-        traced = ((labels >= 0) & (labels != VOID)).flatten() if start is not None else None
-        swift = self._swift(labels)
-        found = self._walk_swiftly(last, labels, traced) if swift else self._walk(last, self._points(labels, traced))
-        started = float(labels.numel() if traced is None else traced.sum())
-        self._report()
-        on_input = point_map(found, tuple(self.run.images.shape), self.images, self.classes)
+    def back(self, last: Node, start: Points) -> Fixations:
+        """From the points on the output to those on the images."""
+        started = start.total()
+        pending: dict[Node, list[Points]] = {last: [start]}
+        image = next(node for node in self.run.trace.nodes if node.op == "placeholder")
+        found = Points(start.units.take(start.mass < 0), start.mass[:0])
+        for node in reversed(self.run.trace.nodes):
+            parts = pending.pop(node, None)
+            if parts is not None:
+                step, rule = self.steps.at(node, self.run)
+                points = self._merged(parts, step, rule)
+                if node is not last:
+                    points = self._capped(points, step)
+                if self.record:
+                    self._record(points, step)
+                if node is image:
+                    found = points
+                elif len(points.units):
+                    self._move(points, step, rule, pending)
+            self.run.release(node)
+        self.run.check()
+        if self.capped:
+            warnings.warn(
+                f"max_points={self.max_points} cut {sum(self.capped.values()):g} of the mass, at {list(self.capped)}; "
+                "it counts as dropped. Raise max_points, lower k, or trace fewer pixels (start).",
+                stacklevel=3,
+            )
+        on_images = point_map(found, tuple(self.run.images.shape), self.classes)
         return Fixations(
-            **vars(on_input),
+            **{name: getattr(on_images, name) for name in PointMap.__dataclass_fields__},
             started=started,
             dropped=sum(self.dropped.values()),
             dropped_at=self.dropped,
@@ -143,121 +189,61 @@ class _Walk:
             nodes=self.nodes,
         )
 
-    def _start(self, logits: Tensor, start: Tensor | None) -> Tensor:
-        """The labels (N, ...) to start from."""
-        self.classes = logits.shape[1]
-        self.way = replace(self.way, classes=self.classes)
-        if start is None:
-            values, labels = logits.max(1)
-            nan = values.isnan()
-        else:
-            labels, nan = check_start(start, logits), logits.isnan()
-        if bool(nan.any()):
-            self.run.blame_nan()
-        return labels
+    def _merged(self, parts: list[Points], step: Step, rule: Rule | None) -> Points:
+        points = parts[0]
+        alone = len(parts) == 1 and not self.several and not self.record
+        if alone and rule is not None and len(points.units) * rule.work(step) <= _LITTLE:
+            return points
+        return merged(parts, step.shape(), self.classes, add_up=self.several)
 
-    def _points(self, labels: Tensor, traced: Tensor | None) -> Points:
-        area, labels = labels[0].numel(), labels.flatten()
-        place = torch.arange(len(labels), device=labels.device)
-        if traced is not None:
-            place, labels = place[traced], labels[traced]
-        image = place // area
-        mass = torch.ones(len(place), dtype=torch.float64, device=place.device)
-        group, unit = image * self.classes + labels, labels * area + place - image * area
-        return Points(group, unit, mass, distinct=not self.record)
-
-    def _swift(self, labels: Tensor) -> bool:
-        """Whether the walk may be the one in numpy."""
-        values = (
-            value for value in self.run.values.values() if isinstance(value, Tensor) and value.is_floating_point()
-        )
-        simple = self.way.k is one and not self.rules.extra and labels.device.type == "cpu"
-        return simple and all(value.dtype in (torch.float32, torch.float64) for value in values)
-
-    def _walk_swiftly(self, last: Node, labels: Tensor, traced: Tensor | None) -> Points:
-        channel = labels.flatten().numpy()
-        pixel = np.arange(len(channel))
-        if traced is not None:
-            pixel = traced.numpy().nonzero()[0]
-            channel = channel.take(pixel)
-        walk = SwiftWalk(self.run, self.way, self._rule, self.record)
-        found = walk.back(last, Tracks(pixel, channel, np.ones(len(pixel)), distinct=True))
-        for node, points in walk.recorded().items():
-            self._record(node, points)
-        self.dropped, self.jumps = walk.dropped, walk.through
-        return found
-
-    def _walk(self, last: Node, points: Points) -> Points:
-        pending: dict[Node, list[Points]] = {last: [points]}
-        found = points.take(slice(0, 0))
-        for node in reversed(self.trace.nodes):
-            parts = pending.pop(node, [])
-            if parts:
-                here = self._merged(node, parts)
-                if node is not last:
-                    here = self._capped(node, here)
-                self._record(node, here)
-                if node.op == "placeholder":
-                    found = here
-                    continue
-                for operand, part in self._move(node, here):
-                    pending.setdefault(operand, []).append(part)
-            self.run.release(node)
-        return found
-
-    def _merged(self, node: Node, parts: list[Points]) -> Points:
-        few = len(parts) == 1 and len(parts[0]) <= FEW and self.way.k is one and not self.record
-        if few and node.op != "placeholder":  # following a few points twice costs less than finding them equal
-            return parts[0]
-        if node.op == "placeholder":
-            parts = [replace(part, distinct=False) for part in parts]
-        return merged(parts, math.prod(self.run.shapes[node][1:]))
-
-    def _move(self, node: Node, points: Points) -> Moves:
-        step = Step(node, self.run, self.way)
-        rule = self._rule(step)
+    def _move(self, points: Points, step: Step, rule: Rule | None, pending: dict[Node, list[Points]]) -> None:
         if rule is None:
             raise step.refuse("there is no rule for it")
-        moves = [(operand, part) for operand, part in rule.move(points, step) if len(part)]
-        if len(moves) == 1 and moves[0][1].mass is points.mass:
-            return moves
-        mass = points.total()
-        lost = mass - sum(part.total() for _, part in moves)
-        if lost > _ROUNDING * mass:
-            self.dropped[node.name] = lost
-        if math.prod(step.shape()[2:]) == 1 and rule.move in joins.POOLINGS:
-            self.jumps[node.name] = mass
-        return moves
+        if not rule.keeps_channel:
+            points = points.labelled(step.places(), self.classes)
+        arrived: list[tuple[int, Tensor]] = []
+        for portion in points.portions(_PORTION) if self.several else (points,):
+            for operand, units in rule.move(portion.units, step):
+                if len(units):
+                    part = portion.moved(units)
+                    arrived.append((len(units), part.mass))
+                    self._await(part, operand, pending)
+        if self.several or sum(count for count, _ in arrived) < len(points.units):
+            mass = points.total()
+            lost = mass - sum(float(masses.sum()) for _, masses in arrived)
+            if lost > _ROUNDING * mass:
+                self.dropped[step.node.name] = lost
+        if rule.jumps and step.places() == 1:
+            self.jumps[step.node.name] = points.total()
 
-    def _rule(self, step: Step) -> Rule | None:
-        if self.rules.extra:
-            return self.rules.rule(step.node, step.module)
-        known = self.trace.rules
-        if step.node not in known:
-            known[step.node] = self.rules.rule(step.node, step.module)
-        return known[step.node]
+    def _await(self, points: Points, node: Node, pending: dict[Node, list[Points]]) -> None:
+        """Put points down where they go to, beyond what leaves every unit as it is; together where they are many."""
+        if not self.record:
+            node = self.stays.get(node) or self._beyond(node)
+        here = pending.setdefault(node, [])
+        here.append(points)
+        if self.several and len(here) > 1 and sum(part.mass.shape[0] for part in here) > 2 * self.max_points:
+            here[:] = [merged(here, self.run.shapes[node], self.classes, add_up=True)]
 
-    def _capped(self, node: Node, points: Points) -> Points:
-        if self.way.k is one or len(points) <= self.max_points:
+    def _beyond(self, node: Node) -> Node:
+        """`node`, or where the points go from it without a change."""
+        reached = node
+        while (rule := self.steps.at(reached, self.run)[1]) is not None and rule.stays:
+            reached = self.run.operands(reached)[0]
+        self.stays[node] = reached
+        return reached
+
+    def _capped(self, points: Points, step: Step) -> Points:
+        if not self.several or points.mass.shape[0] <= self.max_points:
             return points
-        keep = points.mass.sort(descending=True, stable=True).indices[: self.max_points].sort().values
-        kept = points.take(keep)
-        cut = points.total() - kept.total()
-        self.capped[node.name] = cut
-        self.dropped[node.name] = self.dropped.get(node.name, 0.0) + cut
-        return replace(kept, distinct=True)
+        kept = points.heaviest(self.max_points)
+        name, cut = step.node.name, points.total() - kept.total()
+        self.capped[name] = cut
+        self.dropped[name] = self.dropped.get(name, 0.0) + cut
+        return kept
 
-    def _record(self, node: Node, points: Points) -> None:
-        if self.record:
-            shape = self.run.shapes[node]
-            self.layers[node.name] = point_map(points, shape, self.images, self.classes)
-            if node.op == "call_module":
-                self.nodes[node.name] = str(node.target)
-
-    def _report(self) -> None:
-        if self.capped:
-            warnings.warn(
-                f"max_points={self.max_points} cut {sum(self.capped.values()):g} of the mass, at {list(self.capped)}; "
-                "it counts as dropped. Raise max_points, lower k, or trace fewer pixels (start).",
-                stacklevel=5,
-            )
+    def _record(self, points: Points, step: Step) -> None:
+        name = step.node.name
+        self.layers[name] = point_map(points, step.shape(), self.classes)
+        if step.node.op == "call_module":
+            self.nodes[name] = str(step.node.target)

@@ -1,111 +1,124 @@
 """Moves through layers that weigh their input: convolution, transposed convolution, linear."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from perpixel.fixations.points import Points
-from perpixel.fixations.reading import Windows
-from perpixel.fixations.rules.choice import ELEMENTS, Plain, centre_of, choose, is_fixed, moved, tap_order
-from perpixel.fixations.rules.geometry import Taps, Window, pair, taps
+from perpixel.fixations.points import Units
+from perpixel.fixations.rules.choice import ELEMENTS, Chosen, Given, choose, choose_in_slices
+from perpixel.fixations.rules.geometry import Window, WindowTable, centre_of, cut, pair, tap_order
 from perpixel.fixations.rules.step import Moves, Step
+from perpixel.fixations.rules.windows import Inputs
 
 _PROBES = 64  # elements of a weight that tell whether it was changed behind autograd's back
 
 
-@dataclass(frozen=True)
-class Kernel:
-    """A convolution's weight and settings."""
-
-    weight: Tensor
-    window: Window
-    groups: int
-
-
-def convolution(points: Points, step: Step) -> Moves:
+def convolution(units: Units, step: Step) -> Moves:
     """To the inputs with the largest weight x input; the bias does not compete."""
-    return _weigh(points, step, kernel_of(step, transposed=False))
+    return _weigh(units, step, transposed=False)
 
 
-def transposed_convolution(points: Points, step: Step) -> Moves:
+def transposed_convolution(units: Units, step: Step) -> Moves:
     """To the inputs with the largest weight x input among those that reach the unit."""
-    return _weigh(points, step, kernel_of(step, transposed=True))
+    return _weigh(units, step, transposed=True)
 
 
-def linear(points: Points, step: Step) -> Moves:
+def work(step: Step) -> int:
+    """How many contributions a unit has."""
+    weight = step.argument("weight", 1)
+    return weight.numel() // step.shape()[1]
+
+
+def linear(units: Units, step: Step) -> Moves:
     """To the features with the largest weight x input, at the same place."""
     source = step.operands[0]
-    value, weight = step.value(source), _weight(step)
-    place = points.unit // weight.shape[0]
-    per_image = step.units(source) // value.shape[-1]
-    pixel = (step.image(points) * per_image + place)[:, None]
-    rows = value.reshape(-1, value.shape[-1])
-    parts = []
-    for part in _chunks(len(points), weight.shape[1]):
-        some = points.take(part)
-        chosen_rows, w = rows[pixel[part]], weight[some.unit % weight.shape[0]][:, None]
-        chosen = choose(Plain(chosen_rows * w), some, Taps(pixel[part], None), step.way, step.way.k(step), None)
-        step.check(chosen.score, source)
-        found = None if step.way.published else chosen_rows[chosen.point, chosen.tap, chosen.channel]
-        unit = place[part][chosen.point] * value.shape[-1] + chosen.channel
-        parts.append((source, moved(some, chosen, unit, found)))
-    return parts
+    value, weight = step.value(source), _of_layer(step)
+    length, outputs = value.shape[-1], weight.shape[0]
+    index = step.index(units)
+    place = index // outputs
+    rows = value.reshape(-1, length).to(weight.dtype)
+    row, output = place + step.image(units) * (len(rows) // value.shape[0]), index - place * outputs
+
+    def choose_some(part: slice) -> Chosen:
+        products = (rows.index_select(0, row[part]) * weight.index_select(0, output[part]))[:, None]
+        minus = None if units.minus is None else cut(units.minus, part)
+        return choose(Given(products), minus, None, step.conventions, step.k)
+
+    chosen = choose_in_slices(len(units), length, choose_some)
+    step.check(chosen.score, source)
+    found = None if step.conventions.published else rows[chosen.of(row), chosen.channel]
+    moved = chosen.move(units, chosen.of(units.pixel), chosen.of(units.channel), found)
+    return [(source, step.at_index(moved, chosen.of(place) * length + chosen.channel, source))]
 
 
-def _weigh(points: Points, step: Step, kernel: Kernel) -> Moves:
+@dataclass(slots=True)
+class _Kernel:
+    """A convolution as the way back needs it, worked out once; fixed: the tap to take where points keep their place."""
+
+    settings: tuple[Any, ...]
+    groups: int
+    order: list[int]
+    table: WindowTable
+    fixed: int | None
+
+
+def _weigh(units: Units, step: Step, *, transposed: bool) -> Moves:
     source = step.operands[0]
-    x, way, k = step.value(source), step.way, step.way.k(step)
-    _, channels, height, width = x.shape
-    _, outputs, rows_out, columns_out = step.shape()
-    fixed = is_fixed(way, kernel.window.dilation)
-    order = tap_order(kernel.window.size, way, fixed)
-    channel = points.unit // (rows_out * columns_out)
-    place = points.unit - channel * (rows_out * columns_out)
-    row = place // columns_out
-    taps_of = taps(row, place - row * columns_out, kernel.window, order, (height, width))
-    centre = centre_of(kernel.window.size, order) if fixed else None
-    per_group = channels // kernel.groups
-    first = channel // (outputs // kernel.groups) * per_group  # the first channel of the unit's group
-    weight = laid_out(step, kernel.weight, kernel.groups, order, transposed=kernel.window.transposed)
-    windows = Windows(x, step.image(points), first, taps_of, per_group, step.run.scratch, source)
-    parts = []
-    for part in _chunks(len(points), windows.load(way)):
-        some = points if part.start == 0 and part.stop >= len(points) else points.take(part)
-        given = windows.weighed(part, weight, channel[part])
-        chosen = choose(given, some, taps_of.part(part), way, k, centre)
-        step.check(chosen.score, source)
-        window = chosen.point + part.start
-        found = None if way.published else windows.value(window, chosen.tap, chosen.channel)
-        unit = (first[window] + chosen.channel) * (height * width) + taps_of.pixel[window, chosen.tap]
-        parts.append((source, moved(some, chosen, unit, found)))
-    return parts
+    kernel = _kernel(step, transposed)
+    weight = _laid_out(step, kernel, transposed)
+    outputs, length, per_group = weight.shape
+    taps = kernel.table.taps(units.pixel)
+    group = units.channel // (outputs // kernel.groups) if kernel.groups > 1 else None
+    inputs = Inputs.of(step.value(source), taps, group, per_group)
+
+    def choose_some(part: slice) -> Chosen:
+        products = inputs.weighed(part, weight, units.channel)
+        minus, valid = (None if of is None else cut(of, part) for of in (units.minus, taps.valid))
+        return choose(products, minus, valid, step.conventions, step.k, kernel.fixed)
+
+    load = length * per_group
+    if taps.valid is not None and load * len(units) > ELEMENTS:
+        load = int(load * float(taps.valid.float().mean()))  # what is not valid is not looked at
+    chosen = choose_in_slices(len(units), load, choose_some)
+    step.check(chosen.score, source)
+    channel = chosen.channel
+    found = None if step.conventions.published else inputs.at(chosen)
+    if group is not None:
+        channel = channel + chosen.of(group) * per_group
+    return [(source, chosen.move(units, chosen.tap_of(taps.pixel), channel, found))]
 
 
-def _chunks(count: int, elements: int) -> list[slice]:
-    size = max(1, ELEMENTS // elements)
-    return [slice(start, start + size) for start in range(0, count, size)]
-
-
-def kernel_of(step: Step, *, transposed: bool) -> Kernel:
-    """The convolution a step is."""
-    weight = _weight(step)
-    stride = pair(step.argument("stride", 3, 1))
+def _kernel(step: Step, transposed: bool) -> _Kernel:
+    tables, layer, weight = step.run.plan.tables, step.module, step.argument("weight", 1)
+    settings: tuple[Any, ...] = ()
+    if layer is not None:
+        settings = (layer.stride, layer.padding, layer.dilation, layer.groups, layer.padding_mode, weight.shape)
+        settings = (*settings, step.conventions.shift, step.conventions.published, weight.device)
+        kept = tables.get(step.node)
+        if kept is not None and kept.settings == settings:
+            return kept
     dilation = pair(step.argument("dilation", 7 if transposed else 5, 1))
-    padding = step.argument("padding", 4, 0)
-    size = (weight.shape[2], weight.shape[3])
+    padding, size = step.argument("padding", 4, 0), (weight.shape[2], weight.shape[3])
     if padding == "same":
         before = (dilation[0] * (size[0] - 1) // 2, dilation[1] * (size[1] - 1) // 2)
     else:
         before = (0, 0) if padding == "valid" else pair(padding)
-    groups = step.argument("groups", 6, 1)
     mode = step.argument("padding_mode", 99, "zeros")
-    return Kernel(weight, Window(size, stride, before, dilation, mode, transposed), groups)
+    window = Window(size, pair(step.argument("stride", 3, 1)), before, dilation, mode, transposed)
+    keeps_place = step.conventions.keep_place(dilation)
+    order = tap_order(size, step.conventions.published, keeps_place)
+    fixed = centre_of(size, order) if keeps_place else None
+    kernel = _Kernel(settings, step.argument("groups", 6, 1), order, step.table(window, order), fixed)
+    if layer is not None:
+        tables[step.node] = kernel
+    return kernel
 
 
-def _weight(step: Step) -> Tensor:
-    weight = step.argument("weight", 1)
-    return weight.detach().float() if weight.dtype in (torch.float16, torch.bfloat16) else weight.detach()
+def _of_layer(step: Step) -> Tensor:
+    weight: Tensor = step.argument("weight", 1)
+    return weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight
 
 
 @dataclass(frozen=True)
@@ -125,13 +138,13 @@ class _LaidOut:
         return same and self.order is order and torch.equal(self.some, self.probe)
 
 
-def laid_out(step: Step, weight: Tensor, groups: int, order: list[int], *, transposed: bool) -> Tensor:
+def _laid_out(step: Step, kernel: _Kernel, transposed: bool) -> Tensor:
     """The weight as (outputs, taps in order, channels per group), kept with the trace while it does not change."""
+    weight, order = _of_layer(step), kernel.order
     kept = step.run.trace.weights.get(step.node)
     if kept is not None and kept.holds(weight, order):
         return kept.laid
-    weight = weight.detach()
-    laid = _lay_out(weight, groups, order, transposed)
+    laid = _lay_out(weight, kernel.groups, order, transposed)
     memory = weight if weight.is_contiguous() else weight.movedim(1, -1)
     if weight.device.type == "cpu" and step.node.op == "call_module" and memory.is_contiguous():
         some = memory.view(-1)[:: max(1, weight.numel() // _PROBES)]

@@ -1,22 +1,29 @@
-"""Where the taps of a window lie in the source, for convolutions and poolings alike."""
+"""Where the taps of windows lie in their source, for convolutions and poolings alike, and the order they compete in."""
 
-import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+_KEPT = 1 << 18  # taps of all places together up to which they are kept for the next run
 
-@dataclass(frozen=True)
+
+@dataclass(slots=True)
 class Taps:
-    """Where the taps of P windows lie: pixel int64 (P, T) in the source's grid, valid bool (P, T), None if all are."""
+    """The taps of P windows: pixel int64 (P, T), image · places + place in the source; valid bool, None if all are."""
 
     pixel: Tensor
     valid: Tensor | None
 
     def part(self, part: slice) -> "Taps":
-        return Taps(self.pixel[part], None if self.valid is None else self.valid[part])
+        """Those of some windows."""
+        return Taps(cut(self.pixel, part), None if self.valid is None else cut(self.valid, part))
+
+    def at(self, tap: Tensor) -> Tensor:
+        """The pixel of one tap (P,) of each window."""
+        return self.pixel[:, 0] if self.pixel.shape[1] == 1 else self.pixel.gather(1, tap[:, None])[:, 0]
 
 
 @dataclass(frozen=True)
@@ -36,42 +43,88 @@ class Window:
         return self.size == self.stride == (1, 1) and self.before == (0, 0)
 
 
-def taps(row: Tensor, column: Tensor, window: Window, order: list[int], size: tuple[int, int]) -> Taps:
-    """Where the taps, in `order`, of the windows of the units (row, column) lie in a source of `size`.
+class WindowTable:
+    """Where the windows of every place of a result lie in its source: worked out once for all places of a small one.
 
-    What lies outside is not valid, and stands at the pixel of the border next to it.
+    order: the kernel's taps, preferred ones first. source, result: shapes (N, C, H, W).
     """
-    if window.is_point:
-        return Taps((row * size[1] + column)[:, None], None)
-    tap = torch.tensor(order, device=row.device)
-    axes = []
-    for out, offset, axis in ((row, tap // window.size[1], 0), (column, tap % window.size[1], 1)):
-        stride, length = window.stride[axis], size[axis]
-        if window.transposed:
-            at = out[:, None] + (window.before[axis] - offset * window.dilation[axis])
-            inside = (at % stride == 0) & (at >= 0) & (at < length * stride)
-            at = at // stride
+
+    def __init__(
+        self,
+        window: Window,
+        order: list[int],
+        source: tuple[int, ...],
+        result: tuple[int, ...],
+        device: torch.device,
+    ) -> None:
+        self.window, self.order, self.images = window, order, source[0]
+        self.size, self.columns = (source[2], source[3]), result[3]
+        self.source_places, self.places = source[2] * source[3], result[2] * result[3]
+        self._all: Taps | None = None
+        self._whole: Tensor | None = None
+        if not window.is_point and self.places * len(order) <= _KEPT:
+            self._all = self._taps(torch.arange(self.places, device=device))
+            self._whole = None if self._all.valid is None else self._all.valid.all(1)
+
+    def taps(self, pixel: Tensor) -> Taps:
+        """Those of the windows of the result's units at `pixel`."""
+        if self.window.is_point:
+            return Taps(pixel[:, None], None)
+        image = pixel // self.places if self.images > 1 else None
+        place = pixel if image is None else pixel - image * self.places
+        if self._all is None:
+            found = self._taps(place)
         else:
-            at = (out * stride - window.before[axis])[:, None] + offset * window.dilation[axis]
-            inside = (at >= 0) & (at < length)
-            if window.mode != "zeros":
-                at, inside = _wrapped(at, length, window.mode), torch.ones_like(inside)
-        axes.append((at.clamp(0, length - 1), inside))
-    (y, y_inside), (x, x_inside) = axes
-    padded = window.transposed or (window.mode == "zeros" and window.before != (0, 0)) or window.stride != (1, 1)
-    valid = y_inside & x_inside if padded else None
-    if valid is not None and bool(valid.all()):
-        valid = None
-    return Taps(y * size[1] + x, valid)
+            found = Taps(self._all.pixel.index_select(0, place), None)
+            if self._whole is not None and not bool(self._whole.index_select(0, place).all()):
+                found.valid = self._all.valid.index_select(0, place)  # type: ignore[union-attr]
+        if image is not None:
+            found.pixel = found.pixel + (image * self.source_places)[:, None]
+        return found
+
+    def _taps(self, place: Tensor) -> Taps:
+        """What lies outside is not valid, and stands at the pixel of the border next to it."""
+        window, size = self.window, self.size
+        row = place // self.columns
+        column = place - row * self.columns
+        tap = torch.tensor(self.order, device=place.device)
+        axes = []
+        for out, offset, axis in ((row, tap // window.size[1], 0), (column, tap % window.size[1], 1)):
+            stride, length = window.stride[axis], size[axis]
+            if window.transposed:
+                at = out[:, None] + (window.before[axis] - offset * window.dilation[axis])
+                inside = (at % stride == 0) & (at >= 0) & (at < length * stride)
+                at = at // stride
+            else:
+                at = (out * stride - window.before[axis])[:, None] + offset * window.dilation[axis]
+                inside = (at >= 0) & (at < length)
+                if window.mode != "zeros":
+                    at, inside = _wrapped(at, length, window.mode), torch.ones_like(inside)
+            axes.append((at.clamp(0, length - 1), inside))
+        (y, y_inside), (x, x_inside) = axes
+        valid = y_inside & x_inside
+        return Taps(y * size[1] + x, None if bool(valid.all()) else valid)
 
 
-def flat(x: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
-    """x (N, C, ...) in one row, copied only if it must be, and the steps from image to image, channel and place."""
-    channels, area = x.shape[1], math.prod(x.shape[2:])
-    spread = x.movedim(1, -1)
-    if not x.is_contiguous() and spread.is_contiguous():
-        return spread.reshape(-1), (channels * area, 1, channels)
-    return x.reshape(-1), (channels * area, area, 1)
+@cache
+def tap_order(size: tuple[int, int], published: bool, fixed: bool) -> list[int]:
+    """The taps of a kernel, preferred ones first, so that the first of equal contributions is the one to take."""
+    height, width = size
+    taps = list(range(height * width))
+    if published:
+        return taps[::-1]
+    cy, cx = (height // 2, width // 2) if fixed else ((height - 1) / 2, (width - 1) / 2)
+    return sorted(taps, key=lambda t: ((t // width - cy) ** 2 + (t % width - cx) ** 2, t))
+
+
+def cut(values: Tensor, part: slice) -> Tensor:
+    """The rows of a part, which may be all."""
+    return values if part.start == 0 and part.stop >= values.shape[0] else values[part]
+
+
+def centre_of(size: tuple[int, int], order: list[int]) -> int:
+    """The place in the order of the tap at the kernel's centre."""
+    return order.index(size[0] // 2 * size[1] + size[1] // 2)
 
 
 def pair(value: Any) -> tuple[int, int]:

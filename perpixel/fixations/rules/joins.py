@@ -6,8 +6,9 @@ import torch
 from torch import nn
 from torch.fx.node import Node
 
-from perpixel.fixations.points import Points
-from perpixel.fixations.rules.pooling import adaptive_pool, global_mean
+from perpixel.fixations.points import Units
+from perpixel.fixations.rules.choice import highest_place
+from perpixel.fixations.rules.pooling import global_mean
 from perpixel.fixations.rules.step import Moves, Step
 from perpixel.fixations.trace.in_place import operation
 
@@ -17,43 +18,48 @@ _REDUCTIONS = ("sum", "mean", "amax", "amin")
 _JOINS = {"add": "add", "maximum": "maximum", "max": "maximum", "minimum": "minimum", "min": "minimum"}
 
 
-def same(points: Points, step: Step) -> Moves:
+def same(units: Units, step: Step) -> Moves:
     """To the same unit of the only operand."""
-    return [(step.operands[0], points)]
+    return [(step.operands[0], units)]
 
 
-def normalise(points: Points, step: Step) -> Moves:
+def normalise(units: Units, step: Step) -> Moves:
     """To the same unit; where the channel's scale is negative, the sign turns over."""
     position = {"batch_norm": 3, "instance_norm": 3, "group_norm": 2, "layer_norm": 2}.get(operation(step.node), 0)
     weight = step.argument("weight", position)
-    if weight is None or step.way.published:
-        return same(points, step)
+    if weight is None or step.conventions.published:
+        return same(units, step)
     negative = weight.detach() < 0
     if not bool(negative.any()):
-        return same(points, step)
+        return same(units, step)
     if isinstance(step.module, nn.LayerNorm) or operation(step.node) == "layer_norm":
-        place = points.unit % weight.numel()
+        place = step.index(units) % weight.numel()
     else:
-        place = points.unit // (step.units() // step.shape()[1])
-    return [(step.operands[0], points.flipped(negative.flatten()[place]))]
+        place = units.channel
+    return [(step.operands[0], units.flipped(negative.flatten()[place]))]
 
 
-def join(points: Points, step: Step) -> Moves:
+def join(units: Units, step: Step) -> Moves:
     """To the branch with the largest signed value; the first of equal ones."""
     joined = branches(step)
     if not is_join(step):
         raise step.refuse("a maximum along a dimension")
     if len(joined) == 1:
-        return [_onto(joined[0][0], _turned(points, joined[0][1], step), step)]
-    values = torch.stack([step.at(node, points) * factor for node, factor in joined])
-    if points.sign is not None:
-        values = values * points.sign
+        return [_onto(joined[0][0], _turned(units, joined[0][1], step), step)]
+    read = [(step.read(node, units), factor) for node, factor in joined]
+    values = torch.stack([value if factor == 1 else value * factor for value, factor in read])
     step.check(values, joined[0][0])
-    winner = values.max(0).indices
-    return [
-        _onto(branch, _turned(points.take(winner == place), factor, step), step)
-        for place, (branch, factor) in enumerate(joined)
-    ]
+    signs = units.signs(values.dtype)
+    if signs is not None:
+        values = values * signs
+    winner = highest_place(values.t().contiguous())
+    moves = []
+    for place, (branch, factor) in enumerate(joined):
+        won = (winner == place).nonzero().squeeze(1)
+        if won.shape[0]:
+            part = units if won.shape[0] == len(units) else units.take(won)
+            moves.append(_onto(branch, _turned(part, factor, step), step))
+    return moves
 
 
 def is_join(step: Step) -> bool:
@@ -72,12 +78,9 @@ def follows_join(step: Step) -> list[Node]:
     return [*step.operands, *(node for node, _ in branches(step)), *inner_nodes(step.node)]
 
 
-def reduce(points: Points, step: Step) -> Moves:
+def reduce(units: Units, step: Step) -> Moves:
     """Through a sum, mean or maximum of stacked branches as through a join, of a map over its places as a pooling."""
-    return join(points, step) if _own(step.node) else global_mean(points, step)
-
-
-POOLINGS = (adaptive_pool, reduce)  # may jump from one unit to anywhere on the map
+    return join(units, step) if _own(step.node) else global_mean(units, step)
 
 
 def reads_reduce(step: Step) -> list[Node]:
@@ -91,7 +94,7 @@ def inner_nodes(node: Node) -> list[Node]:
     return [*own, *(inner for operand in own for inner in inner_nodes(operand))]
 
 
-def cat(points: Points, step: Step) -> Moves:
+def cat(units: Units, step: Step) -> Moves:
     """To the operand whose part of the result the unit lies in."""
     tensors, dim = step.node.args[0] if step.node.args else step.node.kwargs["tensors"], step.argument("dim", 1, 0)
     shape = step.shape()
@@ -99,36 +102,38 @@ def cat(points: Points, step: Step) -> Moves:
     if dim == 0:
         raise step.refuse("it joins images into one batch")
     inner = math.prod(shape[dim + 1 :])
-    outer, place = points.unit // (inner * shape[dim]), points.unit // inner % shape[dim]
-    rest = points.unit % inner
-    moves, start = [], 0
+    index = step.index(units)
+    outer, place = index // (inner * shape[dim]), index // inner % shape[dim]
+    rest = index % inner
+    moves: Moves = []
+    start = 0
     for node in tensors:  # type: ignore[union-attr]
         length = step.run.shapes[node][dim]  # type: ignore[index]
-        inside = (place >= start) & (place < start + length)
-        if node in step.run.tracked and bool(inside.any()):
+        inside = ((place >= start) & (place < start + length)).nonzero().squeeze(1)
+        if node in step.run.tracked and inside.shape[0]:
             unit = (outer * length + place - start) * inner + rest
-            moves.append((node, points.at(unit).take(inside)))
+            part = units.take(inside)
+            moves.append((node, step.at_index(part, unit[inside], node, distinct=part.distinct)))  # type: ignore[arg-type]
         start += length
-    return moves  # type: ignore[return-value]
+    return moves
 
 
-def gate(points: Points, step: Step) -> Moves:
+def gate(units: Units, step: Step) -> Moves:
     """Through a product to the gated operand; where the gate is negative, the sign turns over."""
     source, other = gated(step)
-    if step.way.published:
-        return [_onto(source, points, step)]
+    if step.conventions.published:
+        return [_onto(source, units, step)]
     if isinstance(other, Node):
-        factor = step.at(other, points)
+        negative = step.read(other, units) < 0
     else:
-        factor = torch.as_tensor(other, device=points.unit.device).expand(len(points))
-    negative = factor < 0
-    return [_onto(source, points.flipped(negative) if bool(negative.any()) else points, step)]
+        negative = (torch.as_tensor(other, device=units.pixel.device) < 0).expand(len(units))
+    return [_onto(source, units.flipped(negative) if bool(negative.any()) else units, step)]
 
 
 def reads_gate(step: Step) -> list[Node]:
     """The gate."""
     other = gated(step)[1]
-    return [other] if isinstance(other, Node) and not step.way.published else []
+    return [other] if isinstance(other, Node) and not step.conventions.published else []
 
 
 def follows_gate(step: Step) -> list[Node]:
@@ -183,23 +188,24 @@ def branches(step: Step) -> list[tuple[Node, float]]:
     return under(step.node)
 
 
-def _turned(points: Points, factor: float, step: Step) -> Points:
-    if factor > 0 or step.way.published:
-        return points
-    return points.flipped(torch.ones_like(points.unit, dtype=torch.bool))
+def _turned(units: Units, factor: float, step: Step) -> Units:
+    if factor > 0 or step.conventions.published:
+        return units
+    return units.flipped(torch.ones_like(units.pixel, dtype=torch.bool))
 
 
-def _onto(branch: Node, points: Points, step: Step) -> tuple[Node, Points]:
-    """The points on an operand that may have been broadcast to the result."""
+def _onto(branch: Node, units: Units, step: Step) -> tuple[Node, Units]:
+    """The units on an operand that may have been broadcast to the result."""
     shape, result = step.shape(branch), step.shape()
     if shape == result:
-        return branch, points
+        return branch, units
     if len(shape) != len(result) or shape[0] != result[0]:
         raise step.refuse(f"an operand of shape {shape} is broadcast to {result}")
-    unit = torch.zeros_like(points.unit)
-    for length, place in zip(shape[1:], torch.unravel_index(points.unit, result[1:])):
+    index = step.index(units)
+    unit = torch.zeros_like(index)
+    for length, place in zip(shape[1:], torch.unravel_index(index, result[1:])):
         unit = unit * length + (place if length > 1 else 0)
-    return branch, points.at(unit)
+    return branch, step.at_index(units, unit, branch)
 
 
 def gated(step: Step) -> tuple[Node, object]:
@@ -210,11 +216,15 @@ def gated(step: Step) -> tuple[Node, object]:
         return tracked[0], factors[1] if factors[0] is tracked[0] else factors[0]
     if len(tracked) == 2 and operation(step.node) in ("mul", "multiply"):
         one, two = tracked
-        first = step.units(one) < step.units(two) or (step.units(one) == step.units(two) and _is_gate(one, step))
-        second = step.units(two) < step.units(one) or (step.units(one) == step.units(two) and _is_gate(two, step))
+        first = _size(one, step) < _size(two, step) or (_size(one, step) == _size(two, step) and _is_gate(one, step))
+        second = _size(two, step) < _size(one, step) or (_size(one, step) == _size(two, step) and _is_gate(two, step))
         if first != second:
             return (two, one) if first else (one, two)
     raise step.refuse("a product is followed where one factor is a gate: smaller than the other, or out of a sigmoid")
+
+
+def _size(node: Node, step: Step) -> int:
+    return math.prod(step.shape(node)[1:])
 
 
 def _is_gate(node: Node, step: Step) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.fx.node import Node, map_arg
 from torch.nn import functional as F
 
-from perpixel.fixations.points import Points
+from perpixel.fixations.points import Units
 from perpixel.fixations.rules.pooling import adaptive_pool
 from perpixel.fixations.rules.step import Moves, Step
 from perpixel.fixations.trace.in_place import operation
@@ -17,21 +17,28 @@ from perpixel.fixations.trace.in_place import operation
 _NEARLY = 1e-9  # weights closer than this are equal
 
 
-def resize(points: Points, step: Step) -> Moves:
+def resize(units: Units, step: Step) -> Moves:
     """To the source pixel with the largest weight; the first of equal ones."""
-    pixel = source_pixels(step, points.unit.device)
-    if pixel is None:
-        return adaptive_pool(points, step)
+    tables = step.run.plan.tables
+    settings = ("mode", 3), ("scale_factor", 2), ("size", 1), ("align_corners", 4), ("antialias", 6)
+    key = step.node, step.conventions.published, str([step.argument(*setting) for setting in settings])
+    if key not in tables:
+        tables[key] = _source_pixels(step, step.run.images.device)
+    table = tables[key]
+    if table is None:
+        return adaptive_pool(units, step)
     source = step.operands[0]
-    channel = points.unit // len(pixel)
-    unit = channel * math.prod(step.shape(source)[-2:]) + pixel[points.unit - channel * len(pixel)]
-    return [(source, points.at(unit))]
+    if step.shape()[0] == 1:
+        return [(source, units.at(table.take(units.pixel), units.channel))]
+    image = units.pixel // table.shape[0]
+    pixel = table.take(units.pixel - image * table.shape[0]) + image * step.places(source)
+    return [(source, units.at(pixel, units.channel))]
 
 
-def source_pixels(step: Step, device: torch.device) -> Tensor | None:
+def _source_pixels(step: Step, device: torch.device) -> Tensor | None:
     """For every pixel of the resized map, in one row, the pixel of the source to go to; None for means of areas."""
     mode = step.argument("mode", 3, "nearest")
-    if mode == "area" and not step.way.published:
+    if mode == "area" and not step.conventions.published:
         return None
     sizes = tuple(zip(step.shape(step.operands[0])[-2:], step.shape()[-2:]))
     scale = step.argument("scale_factor", 2)
@@ -42,7 +49,7 @@ def source_pixels(step: Step, device: torch.device) -> Tensor | None:
     antialias = bool(step.argument("antialias", 6, False))
     tables = []
     for (before, after), factor in zip(sizes, scales):
-        if step.way.published:
+        if step.conventions.published:
             table = _floored(before, after)
         else:
             table = _heaviest(before, after, None if factor is None else float(factor), mode, align, antialias)
@@ -55,7 +62,7 @@ def reads_resize(step: Step) -> list[Node]:
     return step.operands if step.argument("mode", 3, "nearest") == "area" else []
 
 
-def rearrange(points: Points, step: Step) -> Moves:
+def rearrange(units: Units, step: Step) -> Moves:
     """To the element that was put there, found by doing the same to the elements' numbers; padding drops the point."""
     source, chain = step.node, []
     while source is step.node or source not in step.run.shapes:  # a tuple of tensors: back to what it was cut from
@@ -64,18 +71,19 @@ def rearrange(points: Points, step: Step) -> Moves:
     before, after = step.shape(source), step.shape()
     kept_batch = len(after) > 0 and before[0] == after[0]
     if kept_batch and len(chain) == 1 and _only_reshapes(step):
-        return [(source, points)]
-    count = before[0] * step.units(source)
-    numbers = torch.arange(1, 1 + count, dtype=torch.float64, device=points.unit.device).view(before)
+        return [(source, step.at_index(units, step.index(units), source, distinct=units.distinct))]
+    size = math.prod(before[1:])
+    numbers = torch.arange(1, 1 + before[0] * size, dtype=torch.float64, device=units.pixel.device).view(before)
     for node in reversed(chain):
         numbers = _repeat(node, numbers, step)
     if not kept_batch or tuple(numbers.shape) != after:
         raise step.refuse(f"images of shape {before} become {after}, which mixes them")
-    found = numbers.reshape(-1)[points.unit + step.image(points) * step.units()].long() - 1
-    unit = found - step.image(points) * step.units(source)
-    if bool(((found >= 0) & ((unit < 0) | (unit >= step.units(source)))).any()):
+    image = step.image(units)
+    found = numbers.reshape(-1)[step.index(units) + image * math.prod(after[1:])].long() - 1
+    index = found - image * size
+    if bool(((found >= 0) & ((index < 0) | (index >= size))).any()):
         raise step.refuse("it moves elements from one image to another")
-    return [(source, points.at(unit).take(found >= 0))]
+    return [(source, step.at_index(units, index, source).take(found >= 0))]
 
 
 def follows_rearrange(step: Step) -> list[Node]:

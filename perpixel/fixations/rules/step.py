@@ -1,7 +1,7 @@
-"""What a rule sees: points on the result of one operation, the operation, and the values it was computed from."""
+"""What a rule sees: units of the result of one operation, the operation, and the values it was computed from."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +10,11 @@ from torch import Tensor, nn
 from torch.fx.node import Node, map_arg
 
 from perpixel.checks import check_number, complain
-from perpixel.fixations.points import Points
-from perpixel.fixations.rules.geometry import flat
-from perpixel.fixations.trace.graph import Run, nan_message
-from perpixel.fixations.tracks import Array, Tracks
+from perpixel.fixations.points import Units
+from perpixel.fixations.rules.geometry import Window, WindowTable
+from perpixel.fixations.trace.run import Run
 
-Moves = list[tuple[Node, Points]]
-TrackMoves = list[tuple[Node, Tracks]]
+Moves = list[tuple[Node, Units]]
 
 
 @dataclass(frozen=True)
@@ -33,27 +31,30 @@ K = int | Share
 
 
 @dataclass(frozen=True)
-class Way:
-    """How one run walks back.
+class Conventions:
+    """What all rules of one walk go by.
 
     shift: "full", "partial" or "none". published: the conventions of Seg-Unravel. elements: weigh every contribution on
-    its own, not the channels first. classes: number of labels. k: asked for each step by the node and its sizes.
+    its own, not the channels first. k: asked for each step by the node and its sizes.
     """
 
     shift: str
     published: bool
     elements: bool
-    classes: int
     k: Callable[["Step"], K]
 
+    def keep_place(self, dilation: tuple[int, int]) -> bool:
+        """Whether points stay where they are in a convolution of this dilation."""
+        return self.shift == "none" or (self.shift == "partial" and max(dilation) > 1)
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """One operation: `node` of the graph, with access to what it was computed from."""
 
     node: Node
     run: Run
-    way: Way
+    conventions: Conventions
 
     @property
     def module(self) -> nn.Module | None:
@@ -64,6 +65,11 @@ class Step:
     def operands(self) -> list[Node]:
         """The tensors the operation was computed from, in order, constants and weights left out."""
         return self.run.operands(self.node)
+
+    @property
+    def k(self) -> K:
+        """How many inputs a point moves to."""
+        return self.conventions.k(self)
 
     def value(self, node: Node) -> Tensor:
         """A tensor the operation was computed from; kept only if the rule says that it reads it."""
@@ -84,29 +90,45 @@ class Step:
             given = self.node.args[position]
         return map_arg(given, lambda node: self.run.values[node])
 
-    def image(self, points: Points) -> Tensor | int:
-        """The image of every point."""
-        return 0 if self.run.images.shape[0] == 1 else points.group // self.way.classes
+    def places(self, node: Node | None = None) -> int:
+        """The number of places of an image in an operand (H · W), or in the result."""
+        return math.prod(self.shape(node)[2:])
 
-    def at(self, node: Node, points: Points) -> Tensor:
-        """The values of a 'node' of the result's shape, or one that broadcasts to it, where the points are."""
+    def image(self, units: Units) -> Tensor | int:
+        """The image of every unit."""
+        return 0 if self.shape()[0] == 1 else units.pixel // self.places()
+
+    def index(self, units: Units) -> Tensor:
+        """The place of every unit in its image's part of the result, row-major (channel, y, x)."""
+        places = self.places()
+        return units.channel * places + units.pixel - self.image(units) * places
+
+    def at_index(self, units: Units, index: Tensor, node: Node, *, distinct: bool = False) -> Units:
+        """The units at these places in the same images' part of an operand."""
+        places = self.places(node)
+        channel = index // places
+        pixel = index - channel * places + self.image(units) * places
+        return units.at(pixel, channel, distinct=distinct)
+
+    def read(self, node: Node, units: Units) -> Tensor:
+        """The values of an operand of the result's shape, or of one that broadcasts to it, where the units are."""
         value, shape = self.value(node), self.shape()
         if not isinstance(value, Tensor):
-            return torch.full((len(points),), float(value), device=points.unit.device)
+            return torch.full((len(units),), float(value), device=units.pixel.device)
         if value.shape == torch.Size(shape) and len(shape) > 1:
-            values, (per_image, per_channel, per_pixel) = flat(value)
-            area = per_image // shape[1]
-            channel = points.unit // area
-            pixel = points.unit - channel * area
-            return values[self.image(points) * per_image + channel * per_channel + pixel * per_pixel]
-        index = list(torch.unravel_index(points.unit, shape[1:]))
-        index = [torch.as_tensor(self.image(points), device=points.unit.device).expand(len(points)), *index]
+            return Memory.of(value).at(units.pixel, units.channel)
+        index = list(torch.unravel_index(self.index(units), shape[1:]))
+        index = [torch.as_tensor(self.image(units), device=units.pixel.device).expand(len(units)), *index]
         index = index[len(index) - value.ndim :]
         return value[tuple(i if size > 1 else torch.zeros_like(i) for i, size in zip(index, value.shape))]
 
-    def units(self, node: Node | None = None) -> int:
-        """The number of units per image of an operand, or of the result."""
-        return math.prod(self.shape(node)[1:])
+    def table(self, window: Window, order: list[int]) -> WindowTable:
+        """Where the windows of the result lie in its first operand; kept for runs on images of this size."""
+        tables, source, device = self.run.plan.tables, self.operands[0], self.run.images.device
+        key = window, tuple(order), self.shape(source), self.shape()
+        if key not in tables:
+            tables[key] = WindowTable(window, order, self.shape(source), self.shape(), device)
+        return tables[key]
 
     def refuse(self, why: str) -> NotImplementedError:
         """The error for an operation that cannot be followed."""
@@ -119,35 +141,66 @@ class Step:
             )
         )
 
-    def watch(self, node: Node, scores: Array) -> None:
-        """As `check`, once the walk is over."""
-        self.run.watched.append((node, scores))
-
     def check(self, scores: Tensor, node: Node) -> None:
-        """ValueError naming `node` if the scores taken from its values are not numbers."""
-        if bool(scores.isnan().any()):
-            raise ValueError(nan_message(node.name))
+        """ValueError naming `node`, at the end of the walk at the latest, if scores taken from it are not numbers."""
+        self.run.watch(node, scores)
 
 
 @dataclass(frozen=True)
 class Rule:
     """How points move through one operation.
 
-    move: (points on the result, step) -> pairs of an operand and the points on it; mass that comes back on no operand
+    move: (units of the result, step) -> pairs of an operand and the units on it; mass that comes back on no operand
     counts as dropped. reads: the nodes whose values `move` asks for, known once the result is computed; the values of
-    all others are freed. follows: the operands points may move to. swift: `move` for k = 1 on the CPU, where it pays;
-    it may decline with None.
+    all others are freed. follows: the operands points may move to.
+    stays: every unit goes to the same unit of the one operand. keeps_channel: every unit keeps its channel.
+    jumps: a result of one place per image comes from all over the map. work: how many contributions are looked at for
+    a unit; where that is much in all, equal units are looked for first.
     """
 
-    move: Callable[[Points, Step], Moves]
+    move: Callable[[Units, Step], Moves]
     reads: Callable[[Step], Iterable[Node]] = lambda step: step.operands
     follows: Callable[[Step], Iterable[Node]] = lambda step: step.operands
-    swift: Callable[[Tracks, Step], TrackMoves | None] = lambda tracks, step: None
-
-
-Rules = Mapping[Any, Rule]
+    stays: bool = False
+    keeps_channel: bool = False
+    jumps: bool = False
+    work: Callable[[Step], int] = lambda step: 1
 
 
 def nothing(step: Step) -> list[Node]:
     """Read no value."""
     return []
+
+
+@dataclass(slots=True)
+class Memory:
+    """A tensor (N, C, ...) in one row, copied only if it must be; together: whether the channels of a pixel lie so."""
+
+    row: Tensor
+    channels: int
+    places: int
+    together: bool
+
+    @staticmethod
+    def of(x: Tensor) -> "Memory":
+        """That of `x`."""
+        x = x.detach() if x.requires_grad else x
+        channels, places = x.shape[1] if x.ndim > 1 else 1, math.prod(x.shape[2:])
+        if x.ndim > 2:
+            spread = x.movedim(1, -1)
+            if spread.is_contiguous():
+                return Memory(spread.view(-1), channels, places, True)
+        return Memory(x.reshape(-1), channels, places, False)
+
+    def index(self, pixel: Tensor, channel: Tensor) -> Tensor:
+        """Where the values at these pixels and channels lie."""
+        if self.together:
+            return pixel * self.channels + channel
+        if self.row.shape[0] == self.channels * self.places:
+            return pixel + channel * self.places
+        return pixel + (pixel // self.places * (self.channels - 1) + channel) * self.places
+
+    def at(self, pixel: Tensor, channel: Tensor) -> Tensor:
+        """The values there, computed with in float32 where the tensor is coarser."""
+        values = self.row.take(self.index(pixel, channel))
+        return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

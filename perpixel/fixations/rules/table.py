@@ -10,11 +10,8 @@ from torch.fx.node import Node
 from torch.nn import functional as F
 
 from perpixel.checks import check_option, complain
-from perpixel.fixations import swift, swift_moves
-from perpixel.fixations.points import Points
-from perpixel.fixations.rules import convolution as weighted
-from perpixel.fixations.rules import joins, placement
-from perpixel.fixations.rules import pooling as windows
+from perpixel.fixations.points import Units
+from perpixel.fixations.rules import convolution, joins, placement, pooling
 from perpixel.fixations.rules.step import Moves, Rule, Step, nothing
 from perpixel.fixations.trace.in_place import operation
 
@@ -23,18 +20,19 @@ def _first(step: Step) -> list[Node]:
     return step.operands[:1]
 
 
-_UNIT = Rule(joins.same, nothing, _first, swift_moves.same)
-_NORM = Rule(joins.normalise, nothing, _first, swift_moves.normalise)
-_CONV = Rule(weighted.convolution, swift=swift.convolution)
-_UPCONV = Rule(weighted.transposed_convolution, swift=swift.transposed_convolution)
-_LINEAR = Rule(weighted.linear)
-_MAX, _MEAN = Rule(windows.max_pool, swift=swift.max_pool), Rule(windows.average_pool, swift=swift.average_pool)
-_CELL = Rule(windows.adaptive_pool, swift=swift_moves.cell)
-_JOIN = Rule(joins.join, joins.reads_join, joins.follows_join, swift_moves.join)
-_GATE = Rule(joins.gate, joins.reads_gate, joins.follows_gate, swift_moves.gate)
-_CAT = Rule(joins.cat, nothing, swift=swift_moves.cat)
+_UNIT = Rule(joins.same, nothing, _first, stays=True, keeps_channel=True)
+_NORM = Rule(joins.normalise, nothing, _first, keeps_channel=True)
+_CONV = Rule(convolution.convolution, work=convolution.work)
+_UPCONV = Rule(convolution.transposed_convolution, work=convolution.work)
+_LINEAR = Rule(convolution.linear, work=convolution.work)
+_MAX, _MEAN = Rule(pooling.max_pool, keeps_channel=True), Rule(pooling.average_pool, keeps_channel=True)
+_CELL = Rule(pooling.adaptive_pool, keeps_channel=True, jumps=True, work=pooling.cell_size)
+_JOIN = Rule(joins.join, joins.reads_join, joins.follows_join)
+_REDUCE = Rule(joins.reduce, joins.reads_reduce, joins.follows_join, jumps=True)
+_GATE = Rule(joins.gate, joins.reads_gate, joins.follows_gate)
+_CAT = Rule(joins.cat, nothing)
 _PLACE = Rule(placement.rearrange, nothing, placement.follows_rearrange)
-_RESIZE = Rule(placement.resize, placement.reads_resize, swift=swift_moves.resize)
+_RESIZE = Rule(placement.resize, placement.reads_resize, keeps_channel=True)
 
 # Operation -> rule. An operation is a layer's class (its subclasses count too), a function, or a bare name, which
 # stands for the method and for any function of that name.
@@ -46,7 +44,7 @@ RULES: Mapping[Any, Rule] = {
     **dict.fromkeys((nn.AvgPool2d, F.avg_pool2d), _MEAN),
     **dict.fromkeys((nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d), _CELL),
     **dict.fromkeys((nn.AdaptiveMaxPool2d, F.adaptive_max_pool2d), _CELL),
-    **dict.fromkeys(("sum", "mean", "amax", "amin"), Rule(joins.reduce, joins.reads_reduce, joins.follows_join)),
+    **dict.fromkeys(("sum", "mean", "amax", "amin"), _REDUCE),
     **dict.fromkeys((nn.BatchNorm2d, nn.SyncBatchNorm, nn.InstanceNorm2d, nn.GroupNorm, nn.LayerNorm), _NORM),
     **dict.fromkeys(("batch_norm", "instance_norm", "group_norm", "layer_norm"), _NORM),
     **dict.fromkeys((nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU), _UNIT),
@@ -81,14 +79,14 @@ class FixationRules:
     select: how "modern" ranks the inputs of a convolution: "channel" takes the channels with the largest contribution
         summed over the kernel, and the best tap in each; "element" takes single contributions (equation 2.3).
     extra: operation -> rule, looked up first. An operation is a layer's class, a function, or the name of a method or
-        function. A rule is a function (points, step) -> pairs of an operand and the points on it, or a `Rule`.
+        function. A rule is a function (units, step) -> pairs of an operand and the units on it, or a `Rule`.
 
     TypeError or ValueError for anything else.
     """
 
     base: Literal["modern", "seg-unravel"] = "modern"
     select: Literal["channel", "element"] = "channel"
-    extra: Mapping[Any, Rule | Callable[[Points, Step], Moves]] = field(default_factory=dict)
+    extra: Mapping[Any, Rule | Callable[[Units, Step], Moves]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_option("base", self.base, ("modern", "seg-unravel"))
@@ -103,7 +101,7 @@ class FixationRules:
             if not callable(op) and not isinstance(op, str):
                 raise TypeError(complain("extra", "a layer's class, a function or a name as key", op, "Pass one."))
             if not isinstance(rule, Rule) and not callable(rule):
-                raise TypeError(complain(f"extra[{op!r}]", "a function (points, step)", rule, "Pass one."))
+                raise TypeError(complain(f"extra[{op!r}]", "a function (units, step)", rule, "Pass one."))
 
     @property
     def leaves(self) -> tuple[type[nn.Module], ...]:
