@@ -1,12 +1,16 @@
-"""Points on their way back: the units of one tensor that are followed, each once, and the labels that rest on them."""
+"""Points on their way back: the units of one tensor that are followed, each once, and the labels that rest on them.
+
+Where units are and what rests on them is kept in numpy: these are many small steps, and numpy's cost least.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
+Array = np.ndarray[Any, Any]
 _DENSE = 4  # places per unit up to which counting in all of them costs less than sorting
 _ROWS = 4  # of labels per unit, from which on those of one label are added up
 
@@ -21,49 +25,43 @@ class Units:
     distinct: no two are equal.
     """
 
-    pixel: Tensor
-    channel: Tensor
-    minus: Tensor | None = None
-    source: Tensor | None = None
-    part: Tensor | None = None
+    pixel: Array
+    channel: Array
+    minus: Array | None = None
+    source: Array | None = None
+    part: Array | None = None
     distinct: bool = False
 
     def __len__(self) -> int:
-        return self.pixel.shape[0]  # len(tensor) takes many times as long
+        return len(self.pixel)
 
-    def at(self, pixel: Tensor, channel: Tensor, *, distinct: bool = False) -> "Units":
+    def at(self, pixel: Array, channel: Array, *, distinct: bool = False) -> "Units":
         """The same in other places."""
         return Units(pixel, channel, self.minus, self.source, self.part, distinct)
 
-    def asked(self, minus: Tensor | None) -> "Units":
-        """The same, asked what made them negative where `minus`; None for nowhere."""
-        return Units(self.pixel, self.channel, minus, self.source, self.part)
+    def asked(self, minus: Array) -> "Units":
+        """The same, asked what made them negative where `minus`, positive elsewhere."""
+        return Units(self.pixel, self.channel, minus if minus.any() else None, self.source, self.part)
 
-    def flipped(self, where: Tensor) -> "Units":
+    def flipped(self, where: Array) -> "Units":
         """The same, the question turned over where the mask says so."""
         minus = where if self.minus is None else where ^ self.minus
         return Units(self.pixel, self.channel, minus, self.source, self.part, self.distinct)
 
-    def take(self, index: Tensor, part: Tensor | None = None) -> "Units":
+    def take(self, index: Array, part: Array | None = None) -> "Units":
         """The units at `index`, sorted, with this `part` of their mass each; or those that a mask marks."""
-        if index.dtype == torch.bool:
-            index = index.nonzero().squeeze(1)
-        if part is None:
-            part = None if self.part is None else self.part[index]
-        elif self.part is not None:
-            part = part * self.part[index]
+        if index.dtype == np.bool_:
+            index = index.nonzero()[0]
+        if self.part is not None:
+            part = self.part.take(index) if part is None else part * self.part.take(index)
         return Units(
-            self.pixel.index_select(0, index),
-            self.channel.index_select(0, index),
-            None if self.minus is None else self.minus.index_select(0, index),
-            index if self.source is None else self.source.index_select(0, index),
+            self.pixel.take(index),
+            self.channel.take(index),
+            None if self.minus is None else self.minus.take(index),
+            index if self.source is None else self.source.take(index),
             part,
             self.distinct and part is None,
         )
-
-    def signs(self, dtype: torch.dtype) -> Tensor | None:
-        """+1, or -1 where `minus`, (M,); None if all are +1."""
-        return None if self.minus is None else torch.where(self.minus, -1, 1).to(dtype)
 
 
 @dataclass(slots=True)
@@ -75,9 +73,9 @@ class Points:
     """
 
     units: Units
-    mass: Tensor
-    group: Tensor | None = None
-    unit: Tensor | None = None
+    mass: Array
+    group: Array | None = None
+    unit: Array | None = None
 
     def total(self) -> float:
         """The mass of all points."""
@@ -88,34 +86,34 @@ class Points:
         if self.group is not None:
             return self
         group = self.units.pixel // places * classes + self.units.channel
-        return Points(self.units, self.mass, group, torch.arange(group.shape[0], device=group.device))
+        return Points(self.units, self.mass, group, np.arange(len(group)))
 
     def moved(self, units: Units) -> "Points":
         """The points on `units`, which a rule made of this one's."""
         source, part = units.source, units.part
-        units = Units(units.pixel, units.channel, units.minus, distinct=units.distinct)
+        if source is not None or part is not None:
+            units = Units(units.pixel, units.channel, units.minus, distinct=units.distinct)
         if source is None:
             return Points(units, self.mass if part is None else self.mass * part, self.group, self.unit)
         if self.group is None or self.unit is None:
-            mass = self.mass.index_select(0, source)
+            mass = self.mass.take(source)
             return Points(units, mass if part is None else mass * part)
         if part is not None:
             return self._shared_out(units, source, part)
-        place = torch.full((len(self.units),), -1, device=source.device)
-        place[source] = torch.arange(source.shape[0], device=source.device)
-        unit = place.index_select(0, self.unit)
-        rows = (unit >= 0).nonzero().squeeze(1)
-        return Points(units, *(kept.index_select(0, rows) for kept in (self.mass, self.group, unit)))
+        place = np.full(len(self.units), -1)
+        place[source] = np.arange(len(source))
+        unit = place.take(self.unit)
+        rows = (unit >= 0).nonzero()[0]
+        return Points(units, self.mass.take(rows), self.group.take(rows), unit.take(rows))
 
-    def _shared_out(self, units: Units, source: Tensor, part: Tensor) -> "Points":
+    def _shared_out(self, units: Units, source: Array, part: Array) -> "Points":
         """Where a unit becomes several, each row becomes as many."""
-        count = torch.bincount(source, minlength=len(self.units))
-        first = count.cumsum(0) - count
-        times = count[self.unit]
-        row = torch.repeat_interleave(times)
-        nth = torch.arange(row.shape[0], device=row.device) - (times.cumsum(0) - times)[row]
-        unit = first[self.unit][row] + nth  # type: ignore[index]
-        return Points(units, self.mass[row] * part[unit], self.group[row], unit)  # type: ignore[index]
+        count = np.bincount(source, minlength=len(self.units))
+        first = count.cumsum() - count
+        times = count.take(self.unit)
+        row = np.arange(len(times)).repeat(times)
+        unit = np.arange(len(row)) + (first.take(self.unit) - times.cumsum() + times).take(row)
+        return Points(units, self.mass.take(row) * part.take(unit), self.group.take(row), unit)  # type: ignore[union-attr]
 
     def portions(self, size: int) -> Iterator["Points"]:
         """The points on `size` units after the other."""
@@ -123,18 +121,17 @@ class Points:
             yield self
             return
         for start in range(0, len(self.units), size):
-            index = torch.arange(start, min(start + size, len(self.units)), device=self.mass.device)
-            yield self.moved(self.units.take(index))
+            yield self.moved(self.units.take(np.arange(start, min(start + size, len(self.units)))))
 
     def heaviest(self, count: int) -> "Points":
         """The `count` rows with the largest mass, the first of equal ones, and the units they rest on."""
+        rows = np.sort((-self.mass).argsort(kind="stable")[:count])
         if self.group is None or self.unit is None:
-            rows = self.mass.sort(descending=True, stable=True).indices[:count].sort().values
             return self.moved(self.units.take(rows))
-        rows = self.mass.sort(descending=True, stable=True).indices[:count].sort().values
-        held = torch.zeros(len(self.units), dtype=torch.bool, device=rows.device)
-        held[self.unit[rows]] = True
-        return Points(self.units, self.mass[rows], self.group[rows], self.unit[rows]).moved(self.units.take(held))
+        held = np.zeros(len(self.units), np.bool_)
+        held[self.unit.take(rows)] = True
+        kept = Points(self.units, self.mass.take(rows), self.group.take(rows), self.unit.take(rows))
+        return kept.moved(self.units.take(held))
 
 
 def merged(parts: Sequence[Points], shape: tuple[int, ...], classes: int, *, add_up: bool) -> Points:
@@ -145,64 +142,65 @@ def merged(parts: Sequence[Points], shape: tuple[int, ...], classes: int, *, add
     places = math.prod(shape[2:])
     points = parts[0] if len(parts) == 1 else _joined(parts, places, classes)
     units, pixels = points.units, shape[0] * places
-    if units.distinct and not add_up:
+    if units.distinct:
         return points
+    signed = units.minus is not None
     key, size = units.channel * pixels + units.pixel, shape[1] * pixels
     if units.minus is not None:
         key, size = key * 2 + units.minus, size * 2
-    if points.group is None and size <= _DENSE * key.shape[0]:
-        counted = torch.bincount(key, points.mass, size)
-        key = counted.nonzero().squeeze(1)
-        return Points(_at_keys(key, pixels, units.minus is not None), counted.index_select(0, key))
+    if points.group is None and size <= _DENSE * len(key):
+        mass = np.bincount(key, points.mass, size)
+        key = mass.nonzero()[0]
+        return Points(_units_at(key, pixels, signed), mass.take(key))
     key, place = _distinct(key, size)
-    units = _at_keys(key, pixels, units.minus is not None)
+    units = _units_at(key, pixels, signed)
     if points.group is None or points.unit is None:
-        return Points(units, torch.bincount(place, points.mass, len(units)))
-    unit = place.index_select(0, points.unit)
-    if not add_up and unit.shape[0] <= _ROWS * len(units):
+        return Points(units, np.bincount(place, points.mass, len(key)))
+    unit = place.take(points.unit)
+    if not add_up and len(unit) <= _ROWS * len(units):
         return Points(units, points.mass, points.group, unit)
-    size = (int(points.group.max()) + 1) * len(units) if unit.shape[0] else 0
+    size = (int(points.group.max()) + 1) * len(units) if len(unit) else 0
     key, place = _distinct(points.group * len(units) + unit, size)
-    group = key // len(units) if len(units) else key
-    return Points(units, torch.bincount(place, points.mass, key.shape[0]), group, key - group * len(units))
-
-
-def _at_keys(key: Tensor, pixels: int, signed: bool) -> Units:
-    unit = key >> 1 if signed else key
-    channel = unit // pixels
-    return Units(unit - channel * pixels, channel, (key & 1).bool() if signed else None, distinct=True)
+    group = key // max(len(units), 1)
+    return Points(units, np.bincount(place, points.mass, len(key)), group, key - group * len(units))
 
 
 def _joined(parts: Sequence[Points], places: int, classes: int) -> Points:
+    units = [part.units for part in parts]
     minus = None
-    if any(part.units.minus is not None for part in parts):
-        none = [torch.zeros_like(part.units.pixel, dtype=torch.bool) for part in parts]
-        minus = torch.cat([n if part.units.minus is None else part.units.minus for part, n in zip(parts, none)])
-    pixel, channel = (torch.cat([getattr(part.units, name) for part in parts]) for name in ("pixel", "channel"))
-    units = Units(pixel, channel, minus)
+    if any(some.minus is not None for some in units):
+        minus = np.concatenate([np.zeros(len(u), np.bool_) if u.minus is None else u.minus for u in units])
+    joined = Units(np.concatenate([u.pixel for u in units]), np.concatenate([u.channel for u in units]), minus)
     if any(part.group is not None for part in parts):
         parts = [part.labelled(places, classes) for part in parts]
-    mass = torch.cat([part.mass for part in parts])
+    mass = np.concatenate([part.mass for part in parts])
     if parts[0].group is None:
-        return Points(units, mass)
-    rows, before = [], 0
-    for part in parts:
-        rows.append(part.unit + before)  # type: ignore[operator]
-        before += len(part.units)
-    return Points(units, mass, torch.cat([part.group for part in parts]), torch.cat(rows))  # type: ignore[misc]
+        return Points(joined, mass)
+    before = np.cumsum([0, *(len(some) for some in units)])
+    unit = np.concatenate([part.unit + start for part, start in zip(parts, before)])  # type: ignore[operator]
+    return Points(joined, mass, np.concatenate([part.group for part in parts]), unit)  # type: ignore[misc]
 
 
-def _distinct(key: Tensor, size: int) -> tuple[Tensor, Tensor]:
+def _units_at(key: Array, pixels: int, signed: bool) -> Units:
+    unit = key >> 1 if signed else key
+    channel = unit // pixels
+    return Units(unit - channel * pixels, channel, (key & 1).astype(np.bool_) if signed else None, distinct=True)
+
+
+def _distinct(key: Array, size: int) -> tuple[Array, Array]:
     """The distinct values of `key`, all below `size`, sorted, and the place of every value among them."""
-    if size <= _DENSE * key.shape[0]:
-        held = torch.zeros(size, dtype=torch.bool, device=key.device)
-        held.index_fill_(0, key, True)
-        found = held.nonzero().squeeze(1)
-        place = torch.empty(size, dtype=torch.int64, device=key.device)
-        place[found] = torch.arange(found.shape[0], device=key.device)
-        return found, place.index_select(0, key)
-    key, order = key.sort()
-    found, run = torch.unique_consecutive(key, return_inverse=True)
-    place = torch.empty_like(run)
-    place[order] = run
-    return found, place
+    if size <= _DENSE * len(key):
+        held = np.zeros(size, np.bool_)
+        held[key] = True
+        found = held.nonzero()[0]
+        place = np.empty(size, np.int64)
+        place[found] = np.arange(len(found))
+        return found, place.take(key)
+    order = key.argsort()
+    key = key.take(order)
+    first = np.empty(len(key), np.bool_)
+    first[:1] = True
+    np.not_equal(key[1:], key[:-1], out=first[1:])
+    place = np.empty(len(key), np.int64)
+    place[order] = first.cumsum() - 1
+    return key[first], place

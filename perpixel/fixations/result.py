@@ -4,6 +4,7 @@ import difflib
 import math
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -102,22 +103,22 @@ class Fixations(PointMap):
         raise ValueError(complain("layer", "a node or layer that points pass", layer, remedy))
 
 
-def point_map(points: Points, shape: tuple[int, ...], classes: int) -> PointMap:
+def point_map(points: Points, shape: tuple[int, ...], classes: int, device: torch.device) -> PointMap:
     """The public form of points on a tensor of `shape`."""
     size = (shape[2], shape[3]) if len(shape) == 4 else (1, shape[2]) if len(shape) == 3 else (1, 1)
     places = size[0] * size[1]
     points = points.labelled(places, classes)
     count, units = math.prod(shape[1:]), points.units
-    minus = torch.zeros_like(units.channel) if units.minus is None else units.minus.long()
+    minus = np.zeros(len(units), np.bool_) if units.minus is None else units.minus
+    rows = points.unit
     unit = units.channel * places + units.pixel % places
-    key = points.group * count + unit[points.unit]  # type: ignore[operator, index]
-    key, row = torch.unique(key, return_inverse=True)
-    mass = torch.bincount(row, points.mass, len(key))
-    negative = torch.zeros_like(key).index_add_(0, row, minus[points.unit])  # type: ignore[index]
-    both = torch.bincount(row, minlength=len(key))
-    sign = (negative == 0).long() - (negative == both).long()
+    key, row = np.unique(points.group * count + unit.take(rows), return_inverse=True)  # type: ignore[operator, arg-type]
+    mass, asked = np.bincount(row, points.mass, len(key)), np.bincount(row, minlength=len(key))
+    negative = np.bincount(row, minus.take(rows), len(key))  # type: ignore[arg-type]
+    sign = (negative == 0).astype(np.int64) - (negative == asked)
     group = key // count
     unit = key - group * count
-    channel, pixel = unit // places, unit % places
+    channel, pixel = np.divmod(unit, places)
     columns = (group // classes, group % classes, channel, pixel // size[1], pixel % size[1])
-    return PointMap(torch.stack(columns, 1), mass, sign, size, shape[0], classes)
+    found = (torch.from_numpy(of).to(device) for of in (np.stack(columns, 1), mass, sign))
+    return PointMap(*found, size, shape[0], classes)

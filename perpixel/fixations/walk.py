@@ -4,14 +4,14 @@ import contextlib
 import warnings
 from collections.abc import Iterable, Mapping
 
-import torch
+import numpy as np
 from torch import Tensor, nn
 from torch.fx.node import Node
 
 from perpixel.borrow import borrowed, unwrap
 from perpixel.checks import check_flag, check_integer, check_option, complain
 from perpixel.fixations.arguments import VOID, check_images, check_start, counts, one
-from perpixel.fixations.points import Points, Units, merged
+from perpixel.fixations.points import Array, Points, Units, merged
 from perpixel.fixations.result import Fixations, PointMap, point_map
 from perpixel.fixations.rules import joins
 from perpixel.fixations.rules.step import Conventions, Rule, Share, Step
@@ -20,7 +20,7 @@ from perpixel.fixations.trace.graph import Trace, last_node, traced
 from perpixel.fixations.trace.run import Run
 from perpixel.outputs import dense_logits
 
-_LITTLE = 1 << 15  # contributions that are looked at sooner than equal units are found
+_LITTLE = 1 << 16  # contributions that are looked at sooner than equal units are found
 _PORTION = 1 << 15  # units that are moved at once where each becomes several
 _ROUNDING = 1e-9  # of the mass: what shares may lose in adding up
 
@@ -93,13 +93,12 @@ def _labels(logits: Tensor, start: Tensor | None, run: Run) -> Tensor:
 
 def _start(labels: Tensor, *, traced_only: bool) -> Points:
     """A point for each pixel, in the channel of its label."""
-    labels = labels.flatten()
-    place = torch.arange(labels.shape[0], device=labels.device)
+    channel = labels.flatten().cpu().numpy()
+    pixel = np.arange(len(channel))
     if traced_only:
-        place = ((labels >= 0) & (labels != VOID)).nonzero().squeeze(1)
-        labels = labels[place]
-    mass = torch.ones(place.shape[0], dtype=torch.float64, device=place.device)
-    return Points(Units(place, labels, distinct=True), mass)
+        pixel = ((channel >= 0) & (channel != VOID)).nonzero()[0]
+        channel = channel.take(pixel)
+    return Points(Units(pixel, channel, distinct=True), np.ones(len(pixel)))
 
 
 class _Steps:
@@ -177,7 +176,7 @@ class _Walk:
                 "it counts as dropped. Raise max_points, lower k, or trace fewer pixels (start).",
                 stacklevel=3,
             )
-        on_images = point_map(found, tuple(self.run.images.shape), self.classes)
+        on_images = point_map(found, tuple(self.run.images.shape), self.classes, self.run.images.device)
         return Fixations(
             **{name: getattr(on_images, name) for name in PointMap.__dataclass_fields__},
             started=started,
@@ -201,7 +200,7 @@ class _Walk:
             raise step.refuse("there is no rule for it")
         if not rule.keeps_channel:
             points = points.labelled(step.places(), self.classes)
-        arrived: list[tuple[int, Tensor]] = []
+        arrived: list[tuple[int, Array]] = []
         for portion in points.portions(_PORTION) if self.several else (points,):
             for operand, units in rule.move(portion.units, step):
                 if len(units):
@@ -222,7 +221,7 @@ class _Walk:
             node = self.stays.get(node) or self._beyond(node)
         here = pending.setdefault(node, [])
         here.append(points)
-        if self.several and len(here) > 1 and sum(part.mass.shape[0] for part in here) > 2 * self.max_points:
+        if self.several and len(here) > 1 and sum(len(part.mass) for part in here) > 2 * self.max_points:
             here[:] = [merged(here, self.run.shapes[node], self.classes, add_up=True)]
 
     def _beyond(self, node: Node) -> Node:
@@ -234,7 +233,7 @@ class _Walk:
         return reached
 
     def _capped(self, points: Points, step: Step) -> Points:
-        if not self.several or points.mass.shape[0] <= self.max_points:
+        if not self.several or len(points.mass) <= self.max_points:
             return points
         kept = points.heaviest(self.max_points)
         name, cut = step.node.name, points.total() - kept.total()
@@ -244,6 +243,6 @@ class _Walk:
 
     def _record(self, points: Points, step: Step) -> None:
         name = step.node.name
-        self.layers[name] = point_map(points, step.shape(), self.classes)
+        self.layers[name] = point_map(points, step.shape(), self.classes, self.run.images.device)
         if step.node.op == "call_module":
             self.nodes[name] = str(step.node.target)

@@ -4,13 +4,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from perpixel.fixations.points import Units
+from perpixel.fixations.points import Array, Units
 from perpixel.fixations.rules.step import Conventions, K, Share
+from perpixel.fixations.rules.values import beside, highest, signs
 
-ELEMENTS = 1 << 18  # contributions looked at at once: few enough to stay in a core's cache
+ELEMENTS = 1 << 17  # contributions looked at at once: few enough to stay in a core's cache
 _FEW = 8  # up to here taking the highest k times costs less than sorting
 
 
@@ -19,37 +21,36 @@ class Chosen:
     """What was chosen: for each, its window (None: one for each in turn), tap and channel of the group, and its part of
     the mass (None: all); score (P,): the highest of each window, to look for NaN in."""
 
-    window: Tensor | None
-    tap: Tensor
-    channel: Tensor
-    part: Tensor | None
-    score: Tensor
+    window: Array | None
+    tap: Array
+    channel: Array
+    part: Array | None
+    score: Array
 
-    def of(self, values: Tensor) -> Tensor:
+    def of(self, values: Array) -> Array:
         """`values` (P, ...) of the windows."""
-        return values if self.window is None else values.index_select(0, self.window)
+        return values if self.window is None else values.take(self.window, axis=0)
 
-    def tap_of(self, values: Tensor) -> Tensor:
+    def tap_of(self, values: Array) -> Array:
         """`values` (P, T) of the windows at the taps."""
-        values = self.of(values)
-        return (values if values.shape[1] == 1 else values.gather(1, self.tap[:, None])).view(-1)
+        length = values.shape[1]
+        if length == 1:
+            return self.of(values[:, 0])
+        first = np.arange(0, values.size, length) if self.window is None else self.window * length
+        return values.ravel().take(first + self.tap)
 
-    def move(self, units: Units, pixel: Tensor, channel: Tensor, value: Tensor | None = None) -> Units:
+    def move(self, units: Units, pixel: Array, channel: Array, value: Array | None = None) -> Units:
         """The units they were chosen for, where they go; asked what made the `value` there what it is, if given."""
         found = units if self.window is None else units.take(self.window, self.part)
         found = found.at(pixel, channel)
-        if value is None:
-            return found
-        minus = value < 0
-        return found.asked(minus if bool(minus.any()) else None)
+        return found if value is None else found.asked(value < 0)
 
 
 class Products(Protocol):
     """What P windows give, contributions or inputs, (P, T, C); computed no further than asked for."""
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """P, T and C."""
+    shape: tuple[int, int, int]
+    dtype: torch.dtype
 
     def whole(self) -> Tensor:
         """All of it, for the caller to write over."""
@@ -57,29 +58,21 @@ class Products(Protocol):
     def sums(self) -> Tensor:
         """Added up over the taps, (P, C), for the caller to write over."""
 
-    def of(self, channel: Tensor) -> Tensor:
-        """The channels (P, K) of every window, (P, T, K)."""
+    def of(self, channel: Array) -> Array:
+        """The channels (P, K) of every window, (P, K, T)."""
 
 
-@dataclass(frozen=True)
 class Given:
-    """What is computed already."""
+    """What is computed already, one channel each."""
 
-    given: Tensor
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        count, length, channels = self.given.shape
-        return count, length, channels
+    def __init__(self, given: Tensor) -> None:
+        self.given, self.shape, self.dtype = given, (given.shape[0], given.shape[1], 1), given.dtype
 
     def whole(self) -> Tensor:
-        return self.given
+        """All of it."""
+        return self.given[:, :, None]
 
-    def sums(self) -> Tensor:
-        return self.given.squeeze(1) if self.given.shape[1] == 1 else self.given.sum(1)
-
-    def of(self, channel: Tensor) -> Tensor:
-        return self.given.gather(2, channel[:, None, :].expand(-1, self.given.shape[1], -1))
+    sums = of = None  # type: ignore[assignment]  # never asked for where there is one channel
 
 
 def choose_in_slices(count: int, elements: int, choose_some: Callable[[slice], Chosen]) -> Chosen:
@@ -91,18 +84,17 @@ def choose_in_slices(count: int, elements: int, choose_some: Callable[[slice], C
     found = [choose_some(slice(start, start + size)) for start in starts]
     window = None
     if any(some.window is not None for some in found):
-        every = [torch.arange(some.tap.shape[0], device=some.tap.device) for some in found]
-        parts = [each if some.window is None else some.window for some, each in zip(found, every)]
-        window = torch.cat([part + start for start, part in zip(starts, parts)])
-    part = None if found[0].part is None else torch.cat([some.part for some in found])  # type: ignore[misc]
-    tap, channel, score = (torch.cat([getattr(some, name) for some in found]) for name in ("tap", "channel", "score"))
+        parts = [np.arange(len(some.tap)) if some.window is None else some.window for some in found]
+        window = np.concatenate([part + start for start, part in zip(starts, parts)])
+    part = None if found[0].part is None else np.concatenate([some.part for some in found])  # type: ignore[misc]
+    tap, channel, score = (np.concatenate([getattr(c, name) for c in found]) for name in ("tap", "channel", "score"))
     return Chosen(window, tap, channel, part, score)
 
 
 def choose(
     products: Products,
-    minus: Tensor | None,
-    valid: Tensor | None,
+    minus: Array | None,
+    valid: Array | None,
     conventions: Conventions,
     k: K,
     fixed: int | None = None,
@@ -115,74 +107,64 @@ def choose(
     `minus` (P,), what is smallest is looked for.
     """
     count, length, channels = products.shape
-    signs = None if minus is None else torch.where(minus, -1.0, 1.0)
-    invalid = None if valid is None or conventions.published else ~valid
+    valid = None if conventions.published else valid
+    sign = None if minus is None else signs(minus, products.dtype)
     if conventions.elements or channels == 1:
-        place, part, score = _highest(_competing(products.whole(), signs, invalid).view(count, -1), k)
-        tap, channel = (place, torch.zeros_like(place)) if channels == 1 else (place // channels, place % channels)
+        given = products.whole()
+        if sign is not None:
+            given.mul_(beside(sign, given)[:, None, None])
+        if valid is not None:
+            given.masked_fill_(~beside(valid, given)[:, :, None], -torch.inf)
+        place, part, score = _highest(given.view(count, -1), k)
+        tap, channel = (place, np.zeros(place.shape, np.int64)) if channels == 1 else np.divmod(place, channels)
     else:
         sums = products.sums()
-        sums = sums if signs is None else sums.mul_(signs[:, None])
+        if sign is not None:
+            sums.mul_(beside(sign, sums)[:, None])
         channel, part, score = _highest(sums, k, last=conventions.published)
-        if length == 1 or fixed is not None:
-            tap = torch.zeros_like(channel)
-        else:
-            given = _competing(products.of(channel), signs, invalid).transpose(1, 2)
-            tap = highest_place(given.flatten(0, 1)).view(channel.shape)
+        tap = np.zeros(channel.shape, np.int64)
+        if length > 1 and fixed is None:
+            of_channel = products.of(channel)
+            if sign is not None:
+                of_channel *= sign[:, None, None]
+            if valid is not None:
+                np.copyto(of_channel, -np.inf, where=~valid[:, None])
+            tap = of_channel.argmax(2)
     if fixed is not None:
-        tap = torch.full_like(tap, fixed)
-        if invalid is not None:
-            tap = valid.to(torch.uint8).argmax(1)[:, None].expand_as(tap)  # type: ignore[union-attr]
-    has = None if invalid is None else ~invalid.all(1, keepdim=True)
-    if part is None and (has is None or bool(has.all())):
-        return Chosen(None, tap.view(-1), channel.view(-1), None, score)
-    keep = torch.ones_like(tap, dtype=torch.bool) if part is None else part > 0
-    keep = keep if has is None else keep & has
-    window = torch.arange(count, device=tap.device)[:, None].expand_as(keep)[keep]
+        tap = np.full_like(tap, fixed)
+        if valid is not None:
+            tap[:] = valid.argmax(1)[:, None]
+    some = None if valid is None else valid.any(1)
+    if part is None and (some is None or some.all()):
+        return Chosen(None, tap[:, 0], channel[:, 0], None, score)
+    keep = np.ones_like(tap, np.bool_) if part is None else part > 0
+    if some is not None:
+        keep &= some[:, None]
+    window = np.arange(count)[:, None].repeat(keep.shape[1], 1)[keep]
     return Chosen(window, tap[keep], channel[keep], None if part is None else part[keep], score)
 
 
-def _competing(given: Tensor, signs: Tensor | None, invalid: Tensor | None) -> Tensor:
-    """`given` (P, T, K), written over: signed, and -inf at taps that do not compete."""
-    if signs is not None:
-        given = given.mul_(signs[:, None, None])
-    return given if invalid is None else given.masked_fill_(invalid[:, :, None], -torch.inf)
-
-
-def highest_place(scores: Tensor) -> Tensor:
-    """The first place of the highest of each row of scores (P, C); NaN counts as highest."""
-    if scores.device.type == "cpu":  # numpy's takes a tenth of the time
-        return torch.from_numpy(scores.numpy().argmax(1))
-    return scores.argmax(1)
-
-
-def _highest(scores: Tensor, k: K, last: bool = False) -> tuple[Tensor, Tensor | None, Tensor]:
+def _highest(scores: Tensor, k: K, *, last: bool = False) -> tuple[Array, Array | None, Array]:
     """The k highest of scores (P, C), which are written over: their places (P, k), parts (P, k) of the mass or None for
-    k = 1, and the highest (P, 1). Of equal ones the first, or the last."""
-    if last:
-        scores = scores.flip(1)
-    place = highest_place(scores)[:, None]
-    ranked, part = scores.gather(1, place), None
-    high = ranked
+    k = 1, and the highest (P,). Of equal ones the first, or the last."""
+    place, high = highest(scores, last=last)
+    if k == 1:
+        return place[:, None], None, high
     if isinstance(k, Share) or k > _FEW:
-        ranked, place = scores.sort(dim=1, descending=True, stable=True)
-    elif k > 1:
-        places, ranks = [place], [ranked]
-        while len(places) < min(k, scores.shape[1]):
-            scores.scatter_(1, places[-1], -torch.inf)
-            places.append(highest_place(scores)[:, None])
-            ranks.append(scores.gather(1, places[-1]))
-        ranked, place = torch.cat(ranks, 1), torch.cat(places, 1)
-    if k != 1:
-        keep = ranked.isfinite()
-        if isinstance(k, Share):
-            kept = torch.where(keep, ranked, 0)
-            keep = keep & (kept.cumsum(1) - kept < k.share * kept.sum(1, keepdim=True))
-            count = max(int(keep.sum(1).max()), 1)
-        else:
-            count = k
-        place, ranked, keep = place[:, :count], ranked[:, :count], keep[:, :count]
-        part = torch.where(keep, ranked, 0).clamp(min=0).double()
-        part[:, :1] = torch.where(part.sum(1, keepdim=True) > 0, part[:, :1], 1.0)
-        part = part / part.sum(1, keepdim=True)
-    return (scores.shape[1] - 1 - place if last else place), part, high
+        ordered = (scores.flip(1) if last else scores).sort(dim=1, descending=True, stable=True)
+        ranks, places = ordered.values.cpu().numpy(), ordered.indices.cpu().numpy()
+        places = scores.shape[1] - 1 - places if last else places
+    else:
+        found = [(place, high)]
+        while len(found) < min(k, scores.shape[1]):
+            scores.scatter_(1, beside(found[-1][0], scores)[:, None], -torch.inf)
+            found.append(highest(scores, last=last))
+        places, ranks = (np.stack(of, 1) for of in zip(*found))
+    finite = np.isfinite(ranks)
+    ranks = np.where(finite, ranks, 0)
+    if isinstance(k, Share):
+        finite &= ranks.cumsum(1) - ranks < k.share * ranks.sum(1, keepdims=True)
+        k = max(int(finite.sum(1).max()), 1)
+    part = np.where(finite, ranks, 0)[:, :k].clip(min=0).astype(np.float64)
+    part[:, 0] = np.where(part.sum(1) > 0, part[:, 0], 1.0)
+    return places[:, :k], part / part.sum(1, keepdims=True), high

@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from perpixel.fixations.points import Units
-from perpixel.fixations.rules.choice import ELEMENTS, Chosen, Given, choose, choose_in_slices
-from perpixel.fixations.rules.geometry import Window, WindowTable, centre_of, cut, pair, tap_order
+from perpixel.fixations.points import Array, Units
+from perpixel.fixations.rules.choice import ELEMENTS, Chosen, choose, choose_in_slices
+from perpixel.fixations.rules.geometry import Window, WindowTable, centre_of, pair, tap_order
 from perpixel.fixations.rules.step import Moves, Step
 from perpixel.fixations.rules.windows import Inputs
 
@@ -38,18 +39,11 @@ def linear(units: Units, step: Step) -> Moves:
     length, outputs = value.shape[-1], weight.shape[0]
     index = step.index(units)
     place = index // outputs
-    rows = value.reshape(-1, length).to(weight.dtype)
-    row, output = place + step.image(units) * (len(rows) // value.shape[0]), index - place * outputs
-
-    def choose_some(part: slice) -> Chosen:
-        products = (rows.index_select(0, row[part]) * weight.index_select(0, output[part]))[:, None]
-        minus = None if units.minus is None else cut(units.minus, part)
-        return choose(Given(products), minus, None, step.conventions, step.k)
-
-    chosen = choose_in_slices(len(units), length, choose_some)
-    step.check(chosen.score, source)
-    found = None if step.conventions.published else rows[chosen.of(row), chosen.channel]
-    moved = chosen.move(units, chosen.of(units.pixel), chosen.of(units.channel), found)
+    rows = value.detach().reshape(-1, length).to(weight.dtype)
+    row = place + step.image(units) * (rows.shape[0] // value.shape[0])
+    inputs = Inputs(rows, row[:, None], None)
+    chosen = _choose(units, inputs, weight[:, None].detach(), index - place * outputs, step)
+    moved = chosen.move(units, chosen.of(units.pixel), chosen.of(units.channel), _value(inputs, chosen, step))
     return [(source, step.at_index(moved, chosen.of(place) * length + chosen.channel, source))]
 
 
@@ -68,26 +62,37 @@ def _weigh(units: Units, step: Step, *, transposed: bool) -> Moves:
     source = step.operands[0]
     kernel = _kernel(step, transposed)
     weight = _laid_out(step, kernel, transposed)
-    outputs, length, per_group = weight.shape
+    outputs, _, per_group = weight.shape
     taps = kernel.table.taps(units.pixel)
     group = units.channel // (outputs // kernel.groups) if kernel.groups > 1 else None
     inputs = Inputs.of(step.value(source), taps, group, per_group)
+    chosen = _choose(units, inputs, weight, units.channel, step, kernel.fixed)
+    channel = chosen.channel if group is None else chosen.channel + chosen.of(group) * per_group
+    value = _value(inputs, chosen, step)
+    return [(source, chosen.move(units, chosen.tap_of(taps.pixel), channel, value))]
+
+
+def _choose(
+    units: Units, inputs: Inputs, weight: Tensor, output: Array, step: Step, fixed: int | None = None
+) -> Chosen:
+    valid = inputs.valid
 
     def choose_some(part: slice) -> Chosen:
-        products = inputs.weighed(part, weight, units.channel)
-        minus, valid = (None if of is None else cut(of, part) for of in (units.minus, taps.valid))
-        return choose(products, minus, valid, step.conventions, step.k, kernel.fixed)
+        products = inputs.weighed(part, weight, output)
+        minus, valid_of_part = (None if of is None else of[part] for of in (units.minus, valid))
+        return choose(products, minus, valid_of_part, step.conventions, step.k, fixed)
 
-    load = length * per_group
-    if taps.valid is not None and load * len(units) > ELEMENTS:
-        load = int(load * float(taps.valid.float().mean()))  # what is not valid is not looked at
+    load = weight.shape[1] * weight.shape[2]
+    if valid is not None and load * len(units) > ELEMENTS:
+        load = -(-load * int(np.count_nonzero(valid)) // valid.size)  # what is not valid is not looked at
     chosen = choose_in_slices(len(units), load, choose_some)
-    step.check(chosen.score, source)
-    channel = chosen.channel
-    found = None if step.conventions.published else inputs.at(chosen)
-    if group is not None:
-        channel = channel + chosen.of(group) * per_group
-    return [(source, chosen.move(units, chosen.tap_of(taps.pixel), channel, found))]
+    step.check(chosen.score, step.operands[0])
+    return chosen
+
+
+def _value(inputs: Inputs, chosen: Chosen, step: Step) -> Array | None:
+    """The inputs that were chosen, whose sign is asked about from now on."""
+    return None if step.conventions.published else inputs.at(chosen)
 
 
 def _kernel(step: Step, transposed: bool) -> _Kernel:
@@ -118,6 +123,7 @@ def _kernel(step: Step, transposed: bool) -> _Kernel:
 
 def _of_layer(step: Step) -> Tensor:
     weight: Tensor = step.argument("weight", 1)
+    weight = weight.detach() if weight.requires_grad else weight
     return weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight
 
 

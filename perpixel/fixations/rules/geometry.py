@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+
+from perpixel.fixations.points import Array
 
 _KEPT = 1 << 18  # taps of all places together up to which they are kept for the next run
 
@@ -14,16 +15,12 @@ _KEPT = 1 << 18  # taps of all places together up to which they are kept for the
 class Taps:
     """The taps of P windows: pixel int64 (P, T), image · places + place in the source; valid bool, None if all are."""
 
-    pixel: Tensor
-    valid: Tensor | None
+    pixel: Array
+    valid: Array | None
 
     def part(self, part: slice) -> "Taps":
         """Those of some windows."""
-        return Taps(cut(self.pixel, part), None if self.valid is None else cut(self.valid, part))
-
-    def at(self, tap: Tensor) -> Tensor:
-        """The pixel of one tap (P,) of each window."""
-        return self.pixel[:, 0] if self.pixel.shape[1] == 1 else self.pixel.gather(1, tap[:, None])[:, 0]
+        return Taps(self.pixel[part], None if self.valid is None else self.valid[part])
 
 
 @dataclass(frozen=True)
@@ -49,47 +46,39 @@ class WindowTable:
     order: the kernel's taps, preferred ones first. source, result: shapes (N, C, H, W).
     """
 
-    def __init__(
-        self,
-        window: Window,
-        order: list[int],
-        source: tuple[int, ...],
-        result: tuple[int, ...],
-        device: torch.device,
-    ) -> None:
+    def __init__(self, window: Window, order: list[int], source: tuple[int, ...], result: tuple[int, ...]) -> None:
         self.window, self.order, self.images = window, order, source[0]
         self.size, self.columns = (source[2], source[3]), result[3]
         self.source_places, self.places = source[2] * source[3], result[2] * result[3]
+        self._is_point = window.is_point
         self._all: Taps | None = None
-        self._whole: Tensor | None = None
-        if not window.is_point and self.places * len(order) <= _KEPT:
-            self._all = self._taps(torch.arange(self.places, device=device))
-            self._whole = None if self._all.valid is None else self._all.valid.all(1)
+        self._whole: Array | None = None
+        if not self._is_point and self.places * len(order) <= _KEPT:
+            self._all = self._taps(np.arange(self.places))
+            self._whole = None if self._all.valid is None else np.all(self._all.valid, axis=1)
 
-    def taps(self, pixel: Tensor) -> Taps:
+    def taps(self, pixel: Array) -> Taps:
         """Those of the windows of the result's units at `pixel`."""
-        if self.window.is_point:
+        if self._is_point:
             return Taps(pixel[:, None], None)
         image = pixel // self.places if self.images > 1 else None
         place = pixel if image is None else pixel - image * self.places
         if self._all is None:
             found = self._taps(place)
         else:
-            found = Taps(self._all.pixel.index_select(0, place), None)
-            if self._whole is not None and not bool(self._whole.index_select(0, place).all()):
-                found.valid = self._all.valid.index_select(0, place)  # type: ignore[union-attr]
+            found = Taps(self._all.pixel.take(place, axis=0), None)
+            if self._whole is not None and not self._whole.take(place).all():
+                found.valid = self._all.valid.take(place, axis=0)  # type: ignore[union-attr]
         if image is not None:
             found.pixel = found.pixel + (image * self.source_places)[:, None]
         return found
 
-    def _taps(self, place: Tensor) -> Taps:
+    def _taps(self, place: Array) -> Taps:
         """What lies outside is not valid, and stands at the pixel of the border next to it."""
-        window, size = self.window, self.size
-        row = place // self.columns
-        column = place - row * self.columns
-        tap = torch.tensor(self.order, device=place.device)
+        window, size, order = self.window, self.size, np.array(self.order)
+        outs, offsets = np.divmod(place, self.columns), np.divmod(order, window.size[1])
         axes = []
-        for out, offset, axis in ((row, tap // window.size[1], 0), (column, tap % window.size[1], 1)):
+        for axis, (out, offset) in enumerate(zip(outs, offsets)):
             stride, length = window.stride[axis], size[axis]
             if window.transposed:
                 at = out[:, None] + (window.before[axis] - offset * window.dilation[axis])
@@ -99,11 +88,11 @@ class WindowTable:
                 at = (out * stride - window.before[axis])[:, None] + offset * window.dilation[axis]
                 inside = (at >= 0) & (at < length)
                 if window.mode != "zeros":
-                    at, inside = _wrapped(at, length, window.mode), torch.ones_like(inside)
-            axes.append((at.clamp(0, length - 1), inside))
+                    at, inside = _wrapped(at, length, window.mode), np.ones_like(inside)
+            axes.append((at.clip(0, length - 1), inside))
         (y, y_inside), (x, x_inside) = axes
         valid = y_inside & x_inside
-        return Taps(y * size[1] + x, None if bool(valid.all()) else valid)
+        return Taps(y * size[1] + x, None if valid.all() else valid)
 
 
 @cache
@@ -115,11 +104,6 @@ def tap_order(size: tuple[int, int], published: bool, fixed: bool) -> list[int]:
         return taps[::-1]
     cy, cx = (height // 2, width // 2) if fixed else ((height - 1) / 2, (width - 1) / 2)
     return sorted(taps, key=lambda t: ((t // width - cy) ** 2 + (t % width - cx) ** 2, t))
-
-
-def cut(values: Tensor, part: slice) -> Tensor:
-    """The rows of a part, which may be all."""
-    return values if part.start == 0 and part.stop >= values.shape[0] else values[part]
 
 
 def centre_of(size: tuple[int, int], order: list[int]) -> int:
@@ -134,11 +118,11 @@ def pair(value: Any) -> tuple[int, int]:
     return (int(value), int(value))
 
 
-def _wrapped(at: Tensor, length: int, mode: str) -> Tensor:
+def _wrapped(at: Array, length: int, mode: str) -> Array:
     """The place that padding of this mode copies from."""
     if mode == "circular":
         return at % length
     if mode == "reflect":
-        at = at.abs()
-        return torch.where(at >= length, 2 * (length - 1) - at, at)
-    return at.clamp(0, length - 1)
+        at = abs(at)
+        return np.where(at >= length, 2 * (length - 1) - at, at)
+    return at.clip(0, length - 1)

@@ -2,18 +2,18 @@
 
 import math
 
-import torch
+import numpy as np
 from torch import nn
 from torch.fx.node import Node
 
 from perpixel.fixations.points import Units
-from perpixel.fixations.rules.choice import highest_place
 from perpixel.fixations.rules.pooling import global_mean
 from perpixel.fixations.rules.step import Moves, Step
 from perpixel.fixations.trace.in_place import operation
 
 _RESHAPED = ("detach", "interpolate", "expand", "expand_as", "view", "reshape", "unsqueeze", "dropout")
 _RESHAPING = (nn.Upsample, nn.Dropout, nn.Identity)
+_WEIGHTS = {"batch_norm": 3, "instance_norm": 3, "group_norm": 2, "layer_norm": 2}  # their places as arguments
 _REDUCTIONS = ("sum", "mean", "amax", "amin")
 _JOINS = {"add": "add", "maximum": "maximum", "max": "maximum", "minimum": "minimum", "min": "minimum"}
 
@@ -25,18 +25,16 @@ def same(units: Units, step: Step) -> Moves:
 
 def normalise(units: Units, step: Step) -> Moves:
     """To the same unit; where the channel's scale is negative, the sign turns over."""
-    position = {"batch_norm": 3, "instance_norm": 3, "group_norm": 2, "layer_norm": 2}.get(operation(step.node), 0)
-    weight = step.argument("weight", position)
-    if weight is None or step.conventions.published:
+    position = _WEIGHTS.get(operation(step.node), 0)
+    weight = None if step.conventions.published else step.argument("weight", position)
+    if weight is None:
         return same(units, step)
-    negative = weight.detach() < 0
-    if not bool(negative.any()):
+    negative = weight.detach().cpu().numpy().ravel() < 0
+    if not negative.any():
         return same(units, step)
-    if isinstance(step.module, nn.LayerNorm) or operation(step.node) == "layer_norm":
-        place = step.index(units) % weight.numel()
-    else:
-        place = units.channel
-    return [(step.operands[0], units.flipped(negative.flatten()[place]))]
+    by_element = isinstance(step.module, nn.LayerNorm) or operation(step.node) == "layer_norm"
+    place = step.index(units) % len(negative) if by_element else units.channel
+    return [(step.operands[0], units.flipped(negative.take(place)))]
 
 
 def join(units: Units, step: Step) -> Moves:
@@ -46,18 +44,16 @@ def join(units: Units, step: Step) -> Moves:
         raise step.refuse("a maximum along a dimension")
     if len(joined) == 1:
         return [_onto(joined[0][0], _turned(units, joined[0][1], step), step)]
-    read = [(step.read(node, units), factor) for node, factor in joined]
-    values = torch.stack([value if factor == 1 else value * factor for value, factor in read])
+    values = np.stack([step.read(node, units) * np.float32(factor) for node, factor in joined])
     step.check(values, joined[0][0])
-    signs = units.signs(values.dtype)
-    if signs is not None:
-        values = values * signs
-    winner = highest_place(values.t().contiguous())
+    if units.minus is not None:
+        values = np.where(units.minus, -values, values)
+    winner = values.argmax(0)
     moves = []
     for place, (branch, factor) in enumerate(joined):
-        won = (winner == place).nonzero().squeeze(1)
-        if won.shape[0]:
-            part = units if won.shape[0] == len(units) else units.take(won)
+        won = (winner == place).nonzero()[0]
+        if len(won):
+            part = units if len(won) == len(units) else units.take(won)
             moves.append(_onto(branch, _turned(part, factor, step), step))
     return moves
 
@@ -109,8 +105,8 @@ def cat(units: Units, step: Step) -> Moves:
     start = 0
     for node in tensors:  # type: ignore[union-attr]
         length = step.run.shapes[node][dim]  # type: ignore[index]
-        inside = ((place >= start) & (place < start + length)).nonzero().squeeze(1)
-        if node in step.run.tracked and inside.shape[0]:
+        inside = ((place >= start) & (place < start + length)).nonzero()[0]
+        if node in step.run.tracked and len(inside):
             unit = (outer * length + place - start) * inner + rest
             part = units.take(inside)
             moves.append((node, step.at_index(part, unit[inside], node, distinct=part.distinct)))  # type: ignore[arg-type]
@@ -126,8 +122,8 @@ def gate(units: Units, step: Step) -> Moves:
     if isinstance(other, Node):
         negative = step.read(other, units) < 0
     else:
-        negative = (torch.as_tensor(other, device=units.pixel.device) < 0).expand(len(units))
-    return [_onto(source, units.flipped(negative) if bool(negative.any()) else units, step)]
+        negative = np.full(len(units), float(other) < 0)  # type: ignore[arg-type]
+    return [_onto(source, units.flipped(negative) if negative.any() else units, step)]
 
 
 def reads_gate(step: Step) -> list[Node]:
@@ -191,7 +187,7 @@ def branches(step: Step) -> list[tuple[Node, float]]:
 def _turned(units: Units, factor: float, step: Step) -> Units:
     if factor > 0 or step.conventions.published:
         return units
-    return units.flipped(torch.ones_like(units.pixel, dtype=torch.bool))
+    return units.flipped(np.ones(len(units), np.bool_))
 
 
 def _onto(branch: Node, units: Units, step: Step) -> tuple[Node, Units]:
@@ -202,8 +198,8 @@ def _onto(branch: Node, units: Units, step: Step) -> tuple[Node, Units]:
     if len(shape) != len(result) or shape[0] != result[0]:
         raise step.refuse(f"an operand of shape {shape} is broadcast to {result}")
     index = step.index(units)
-    unit = torch.zeros_like(index)
-    for length, place in zip(shape[1:], torch.unravel_index(index, result[1:])):
+    unit = np.zeros_like(index)
+    for length, place in zip(shape[1:], np.unravel_index(index, result[1:])):
         unit = unit * length + (place if length > 1 else 0)
     return branch, step.at_index(units, unit, branch)
 

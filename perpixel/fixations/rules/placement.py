@@ -4,14 +4,16 @@ import math
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx.node import Node, map_arg
 from torch.nn import functional as F
 
-from perpixel.fixations.points import Units
+from perpixel.fixations.points import Array, Units
 from perpixel.fixations.rules.pooling import adaptive_pool
 from perpixel.fixations.rules.step import Moves, Step
+from perpixel.fixations.rules.values import pick
 from perpixel.fixations.trace.in_place import operation
 
 _NEARLY = 1e-9  # weights closer than this are equal
@@ -23,19 +25,19 @@ def resize(units: Units, step: Step) -> Moves:
     settings = ("mode", 3), ("scale_factor", 2), ("size", 1), ("align_corners", 4), ("antialias", 6)
     key = step.node, step.conventions.published, str([step.argument(*setting) for setting in settings])
     if key not in tables:
-        tables[key] = _source_pixels(step, step.run.images.device)
+        tables[key] = _source_pixels(step)
     table = tables[key]
     if table is None:
         return adaptive_pool(units, step)
     source = step.operands[0]
     if step.shape()[0] == 1:
         return [(source, units.at(table.take(units.pixel), units.channel))]
-    image = units.pixel // table.shape[0]
-    pixel = table.take(units.pixel - image * table.shape[0]) + image * step.places(source)
+    image = units.pixel // len(table)
+    pixel = table.take(units.pixel - image * len(table)) + image * step.places(source)
     return [(source, units.at(pixel, units.channel))]
 
 
-def _source_pixels(step: Step, device: torch.device) -> Tensor | None:
+def _source_pixels(step: Step) -> Array | None:
     """For every pixel of the resized map, in one row, the pixel of the source to go to; None for means of areas."""
     mode = step.argument("mode", 3, "nearest")
     if mode == "area" and not step.conventions.published:
@@ -53,8 +55,8 @@ def _source_pixels(step: Step, device: torch.device) -> Tensor | None:
             table = _floored(before, after)
         else:
             table = _heaviest(before, after, None if factor is None else float(factor), mode, align, antialias)
-        tables.append(table.to(device))
-    return (tables[0][:, None] * sizes[1][0] + tables[1]).flatten()
+        tables.append(table.numpy())
+    return (tables[0][:, None] * sizes[1][0] + tables[1]).ravel()
 
 
 def reads_resize(step: Step) -> list[Node]:
@@ -73,15 +75,15 @@ def rearrange(units: Units, step: Step) -> Moves:
     if kept_batch and len(chain) == 1 and _only_reshapes(step):
         return [(source, step.at_index(units, step.index(units), source, distinct=units.distinct))]
     size = math.prod(before[1:])
-    numbers = torch.arange(1, 1 + before[0] * size, dtype=torch.float64, device=units.pixel.device).view(before)
+    numbers = torch.arange(1, 1 + before[0] * size, dtype=torch.float64, device=step.run.images.device).view(before)
     for node in reversed(chain):
         numbers = _repeat(node, numbers, step)
     if not kept_batch or tuple(numbers.shape) != after:
         raise step.refuse(f"images of shape {before} become {after}, which mixes them")
     image = step.image(units)
-    found = numbers.reshape(-1)[step.index(units) + image * math.prod(after[1:])].long() - 1
+    found = pick(numbers.reshape(-1), step.index(units) + image * math.prod(after[1:])).astype(np.int64) - 1
     index = found - image * size
-    if bool(((found >= 0) & ((index < 0) | (index >= size))).any()):
+    if ((found >= 0) & ((index < 0) | (index >= size))).any():
         raise step.refuse("it moves elements from one image to another")
     return [(source, step.at_index(units, index, source).take(found >= 0))]
 

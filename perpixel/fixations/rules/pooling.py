@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
-from perpixel.fixations.points import Units
+from perpixel.fixations.points import Array, Units
 from perpixel.fixations.rules.choice import Chosen, Given, choose, choose_in_slices
-from perpixel.fixations.rules.geometry import Taps, Window, cut, pair, tap_order
-from perpixel.fixations.rules.step import Memory, Moves, Step
+from perpixel.fixations.rules.geometry import Taps, Window, pair, tap_order
+from perpixel.fixations.rules.step import Moves, Step
+from perpixel.fixations.rules.values import Values
 
 
 def max_pool(units: Units, step: Step) -> Moves:
@@ -39,7 +40,7 @@ def global_mean(units: Units, step: Step) -> Moves:
     dims = [dims] if isinstance(dims, int) else dims
     if len(size) != 4 or dims is None or sorted(d % 4 for d in dims) != [2, 3]:
         raise step.refuse("a mean is followed over height and width of a map (N, C, H, W)")
-    zero = torch.zeros_like(units.pixel)
+    zero = np.zeros_like(units.pixel)
     return _strongest_in_cells(units, step, _cell(zero, 1, size[2]), _cell(zero, 1, size[3]))
 
 
@@ -58,19 +59,19 @@ def _pool(units: Units, step: Step, dilation: Any) -> Moves:
     return _strongest(units, step, len(order), lambda part: taps.part(part))
 
 
-def _strongest_in_cells(units: Units, step: Step, ys: tuple[Tensor, Tensor], xs: tuple[Tensor, Tensor]) -> Moves:
+def _strongest_in_cells(units: Units, step: Step, ys: tuple[Array, Array], xs: tuple[Array, Array]) -> Moves:
     """To the strongest of the inputs at rows ys (P, h) and columns xs (P, w), each with a mask of those that exist."""
     height, width = step.shape(step.operands[0])[-2:]
     image = step.image(units)
     size = (ys[0].shape[1], xs[0].shape[1])
-    order = torch.tensor(tap_order(size, step.conventions.published, False), device=units.pixel.device)
+    order = tap_order(size, step.conventions.published, False)
 
     def taps(part: slice) -> Taps:
-        pixel = (ys[0][part][:, :, None] * width + xs[0][part][:, None]).flatten(1)[:, order]
-        if isinstance(image, Tensor):
+        pixel = (ys[0][part][:, :, None] * width + xs[0][part][:, None]).reshape(-1, size[0] * size[1])[:, order]
+        if not isinstance(image, int):
             pixel = pixel + image[part, None] * (height * width)
-        valid = (ys[1][part][:, :, None] & xs[1][part][:, None]).flatten(1)[:, order]
-        return Taps(pixel, None if bool(valid.all()) else valid)
+        valid = (ys[1][part][:, :, None] & xs[1][part][:, None]).reshape(pixel.shape)[:, order]
+        return Taps(pixel, None if valid.all() else valid)
 
     return _strongest(units, step, len(order), taps)
 
@@ -78,28 +79,27 @@ def _strongest_in_cells(units: Units, step: Step, ys: tuple[Tensor, Tensor], xs:
 def _strongest(units: Units, step: Step, length: int, taps: Callable[[slice], Taps]) -> Moves:
     """To the strongest input of the `length` that the taps name for each unit, in its channel."""
     source = step.operands[0]
-    memory = Memory.of(step.value(source))
-    pixels: list[Tensor] = []
+    values = Values.of(step.value(source))
+    pixels: list[Array] = []
 
     def choose_some(part: slice) -> Chosen:
         found = taps(part)
-        inputs = memory.at(found.pixel, cut(units.channel, part)[:, None])
+        inputs = values.at(found.pixel, units.channel[part, None])
         if found.valid is not None:
-            inputs = inputs.masked_fill_(~found.valid, 0)
-        minus = None if units.minus is None else cut(units.minus, part)
-        chosen = choose(Given(inputs[:, :, None]), minus, found.valid, step.conventions, step.k)
+            inputs[~found.valid] = 0
+        minus = None if units.minus is None else units.minus[part]
+        chosen = choose(Given(torch.from_numpy(inputs)), minus, found.valid, step.conventions, step.k)
         pixels.append(chosen.tap_of(found.pixel))
         return chosen
 
     chosen = choose_in_slices(len(units), length, choose_some)
     step.check(chosen.score, source)
-    pixel = pixels[0] if len(pixels) == 1 else torch.cat(pixels)
-    return [(source, chosen.move(units, pixel, chosen.of(units.channel)))]
+    return [(source, chosen.move(units, np.concatenate(pixels), chosen.of(units.channel)))]
 
 
-def _cell(out: Tensor, cells: int, length: int) -> tuple[Tensor, Tensor]:
+def _cell(out: Array, cells: int, length: int) -> tuple[Array, Array]:
     """The places of the cell of every unit, as adaptive pooling divides an axis."""
     start, end = out * length // cells, ((out + 1) * length + cells - 1) // cells
     longest = length if cells == 1 else int((end - start).max())
-    at = start[:, None] + torch.arange(longest, device=out.device)
-    return at.clamp(max=length - 1), at < end[:, None]
+    at = start[:, None] + np.arange(longest)
+    return at.clip(max=length - 1), at < end[:, None]

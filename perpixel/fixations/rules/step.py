@@ -5,13 +5,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx.node import Node, map_arg
 
 from perpixel.checks import check_number, complain
-from perpixel.fixations.points import Units
+from perpixel.fixations.points import Array, Units
 from perpixel.fixations.rules.geometry import Window, WindowTable
+from perpixel.fixations.rules.values import Values, pick
 from perpixel.fixations.trace.run import Run
 
 Moves = list[tuple[Node, Units]]
@@ -94,40 +96,40 @@ class Step:
         """The number of places of an image in an operand (H · W), or in the result."""
         return math.prod(self.shape(node)[2:])
 
-    def image(self, units: Units) -> Tensor | int:
+    def image(self, units: Units) -> Array | int:
         """The image of every unit."""
         return 0 if self.shape()[0] == 1 else units.pixel // self.places()
 
-    def index(self, units: Units) -> Tensor:
+    def index(self, units: Units) -> Array:
         """The place of every unit in its image's part of the result, row-major (channel, y, x)."""
         places = self.places()
         return units.channel * places + units.pixel - self.image(units) * places
 
-    def at_index(self, units: Units, index: Tensor, node: Node, *, distinct: bool = False) -> Units:
+    def at_index(self, units: Units, index: Array, node: Node, *, distinct: bool = False) -> Units:
         """The units at these places in the same images' part of an operand."""
         places = self.places(node)
         channel = index // places
-        pixel = index - channel * places + self.image(units) * places
-        return units.at(pixel, channel, distinct=distinct)
+        return units.at(index - channel * places + self.image(units) * places, channel, distinct=distinct)
 
-    def read(self, node: Node, units: Units) -> Tensor:
+    def read(self, node: Node, units: Units) -> Array:
         """The values of an operand of the result's shape, or of one that broadcasts to it, where the units are."""
         value, shape = self.value(node), self.shape()
         if not isinstance(value, Tensor):
-            return torch.full((len(units),), float(value), device=units.pixel.device)
-        if value.shape == torch.Size(shape) and len(shape) > 1:
-            return Memory.of(value).at(units.pixel, units.channel)
-        index = list(torch.unravel_index(self.index(units), shape[1:]))
-        index = [torch.as_tensor(self.image(units), device=units.pixel.device).expand(len(units)), *index]
-        index = index[len(index) - value.ndim :]
-        return value[tuple(i if size > 1 else torch.zeros_like(i) for i, size in zip(index, value.shape))]
+            return np.full(len(units), float(value))
+        if len(shape) > 1 and value.shape == torch.Size(shape):
+            return Values.of(value).at(units.pixel, units.channel)
+        place = np.unravel_index(self.index(units), shape[1:])
+        index = [np.broadcast_to(self.image(units), len(units)), *place][len(shape) - value.ndim :]
+        index = [i if size > 1 else np.zeros_like(i) for i, size in zip(index, value.shape)]
+        row = value.detach().reshape(-1)
+        return pick(row, np.ravel_multi_index(index, value.shape) if index else np.zeros(len(units), np.int64))
 
     def table(self, window: Window, order: list[int]) -> WindowTable:
         """Where the windows of the result lie in its first operand; kept for runs on images of this size."""
-        tables, source, device = self.run.plan.tables, self.operands[0], self.run.images.device
+        tables, source = self.run.plan.tables, self.operands[0]
         key = window, tuple(order), self.shape(source), self.shape()
         if key not in tables:
-            tables[key] = WindowTable(window, order, self.shape(source), self.shape(), device)
+            tables[key] = WindowTable(window, order, self.shape(source), self.shape())
         return tables[key]
 
     def refuse(self, why: str) -> NotImplementedError:
@@ -141,7 +143,7 @@ class Step:
             )
         )
 
-    def check(self, scores: Tensor, node: Node) -> None:
+    def check(self, scores: Array, node: Node) -> None:
         """ValueError naming `node`, at the end of the walk at the latest, if scores taken from it are not numbers."""
         self.run.watch(node, scores)
 
@@ -170,37 +172,3 @@ class Rule:
 def nothing(step: Step) -> list[Node]:
     """Read no value."""
     return []
-
-
-@dataclass(slots=True)
-class Memory:
-    """A tensor (N, C, ...) in one row, copied only if it must be; together: whether the channels of a pixel lie so."""
-
-    row: Tensor
-    channels: int
-    places: int
-    together: bool
-
-    @staticmethod
-    def of(x: Tensor) -> "Memory":
-        """That of `x`."""
-        x = x.detach() if x.requires_grad else x
-        channels, places = x.shape[1] if x.ndim > 1 else 1, math.prod(x.shape[2:])
-        if x.ndim > 2:
-            spread = x.movedim(1, -1)
-            if spread.is_contiguous():
-                return Memory(spread.view(-1), channels, places, True)
-        return Memory(x.reshape(-1), channels, places, False)
-
-    def index(self, pixel: Tensor, channel: Tensor) -> Tensor:
-        """Where the values at these pixels and channels lie."""
-        if self.together:
-            return pixel * self.channels + channel
-        if self.row.shape[0] == self.channels * self.places:
-            return pixel + channel * self.places
-        return pixel + (pixel // self.places * (self.channels - 1) + channel) * self.places
-
-    def at(self, pixel: Tensor, channel: Tensor) -> Tensor:
-        """The values there, computed with in float32 where the tensor is coarser."""
-        values = self.row.take(self.index(pixel, channel))
-        return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

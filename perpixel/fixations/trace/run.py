@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.backends import mkldnn
@@ -16,6 +17,7 @@ from perpixel.fixations.trace.graph import Layers, Trace
 from perpixel.fixations.trace.in_place import operation
 from perpixel.fixations.trace.tracer import compute, out_of_place
 
+Array = np.ndarray[Any, Any]
 _MANY = 20_000  # pixels; for fewer, convolutions are not faster with the channels of a pixel together
 _SIZES = 8  # of images, and sets of rules, for which a plan is kept
 _WATCHED = 1 << 20  # scores up to which looking for NaN in them is put off
@@ -56,7 +58,7 @@ class Run:
         self.images = images if trace.plain else _channels_last(images)
         self.model = layers[""]
         self.values: dict[Node, Any] = {}
-        self._watched: list[tuple[Node, Tensor]] = []
+        self._watched: list[tuple[Node, Array]] = []
         self._watching = 0
         self._key = (kind, tuple(images.shape)) if kind is not None else None
         known = trace.plans.get(self._key)
@@ -121,19 +123,19 @@ class Run:
                 raise ValueError(nan_message(node.name))
         raise ValueError(nan_message(self.trace.nodes[-1].name))
 
-    def watch(self, node: Node, scores: Tensor) -> None:
+    def watch(self, node: Node, scores: Array) -> None:
         """ValueError naming `node`, at `check` at the latest, if these scores of its values are not numbers."""
         self._watched.append((node, scores))
-        self._watching += scores.numel()
+        self._watching += scores.size
         if self._watching > _WATCHED:
             self.check()
 
     def check(self) -> None:
         """ValueError if something watched was not a number."""
         watched, self._watched, self._watching = self._watched, [], 0
-        if watched and bool(torch.cat([scores.reshape(-1).double() for _, scores in watched]).sum().isnan()):
+        if watched and np.isnan(np.concatenate([scores.ravel() for _, scores in watched])).any():
             for node, scores in watched:
-                if bool(scores.isnan().any()):
+                if np.isnan(scores).any():
                     raise ValueError(nan_message(node.name))
 
     def _value(self, node: Node) -> Any:
