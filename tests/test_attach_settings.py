@@ -46,8 +46,8 @@ def test_compiled_model_trains_as_the_eager_one(first: str, head: str | None) ->
     criterion.remove()
     assert not list(hooks(model))
     compiled(images)
-    assert not criterion._recorder.passed
-    assert criterion._recorder.output is None
+    assert not criterion._recorder.records
+    assert criterion._recorder.model_output is None
 
 
 def test_a_model_compiled_and_run_before_is_told() -> None:
@@ -177,8 +177,8 @@ def test_checkpointing_gives_the_same_gradients_and_leaves_nothing(kind: str, he
         model.zero_grad()
         criterion(model(images), labels).backward()
         assert_same(gradients(net), expected)
-        assert not criterion._recorder.passed  # the recomputation in backward is not a pass
-        assert criterion._recorder.output is None
+        assert not criterion._recorder.records  # the recomputation in backward is not a pass
+        assert criterion._recorder.model_output is None
         gc.collect()
         assert not any(ref() is not None for ref in held)
 
@@ -191,7 +191,7 @@ def test_reentrant_checkpoint_of_the_whole_model_is_told() -> None:
         loss = criterion(Whole(net, reentrant=True)(images.requires_grad_()), labels)
     loss.backward()
     assert net[0].weight.grad is not None
-    assert not criterion._recorder.passed
+    assert not criterion._recorder.records
     with pytest.raises(RuntimeError, match="got none"):
         criterion(torch.zeros(2, CLASSES, 16, 16), labels)
 

@@ -348,7 +348,7 @@ def test_gradient_checkpointing(kind: str, make: Any) -> None:
         model.zero_grad()
         criterion(model(images), labels).backward()
         assert_same(gradients(net), expected)
-    assert criterion._recorder.given is None
+    assert criterion._recorder.model_input is None
 
 
 @pytest.mark.parametrize("make", LOSSES.values(), ids=LOSSES)
