@@ -313,7 +313,7 @@ def test_bad_options_are_named_by_the_constructor(how: dict[str, Any], error: ty
 def test_options_of_fixations_are_passed_on_and_shown() -> None:
     rules = FixationRules(select="element")
     loss = DiscriminativeRegionLoss(0.3, region="fixation", rules=rules, k=Share(0.5), shift="none")
-    assert loss.regions.how == {"rules": rules, "k": Share(0.5), "shift": "none"}
+    assert vars(loss.regions.fixations) == {"rules": rules, "k": Share(0.5), "shift": "none"}
     assert "region='fixation'" in repr(loss)
     model, images, logits, labels = problem()
     check_map(loss.weight_map(model, images, logits, labels), labels)

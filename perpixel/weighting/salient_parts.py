@@ -1,7 +1,7 @@
 """What becomes of an object when its discriminative part is hidden (Ganeshan 2017, experiment 2.4)."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from perpixel.borrow import borrowed, dtype_of, unwrap
 from perpixel.checks import check_integer, check_same_device, check_tensor, complain
 from perpixel.fixations import FixationRules
+from perpixel.fixations.options import FixationOptions, K, Shift
 from perpixel.outputs import check_labels, dense_logits, logits_at
-from perpixel.weighting.options import K, fixation_options
 from perpixel.weighting.regions import Fill, Region, Regions, activation
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def salient_parts(
     candidates: int = 4,
     rules: str | FixationRules = "modern",
     k: K = 1,
-    shift: Literal["full", "partial", "none"] = "partial",
+    shift: Shift = "partial",
     ignore_index: int = 255,
 ) -> SalientParts:
     """Hide the discriminative region of one object after the other, and see what becomes of the rest of it.
@@ -165,7 +165,7 @@ def salient_parts(
     if not isinstance(model, nn.Module):
         raise TypeError(complain("model", "a torch.nn.Module", model, "Pass the network itself."))
     ignore_index = check_integer("ignore_index", ignore_index)
-    how = Regions(region, share, fill, cell, candidates, fixation_options(rules, k, shift))
+    how = Regions(region, share, fill, cell, candidates, FixationOptions(rules, k, shift))
     if isinstance(images, Tensor) and images.ndim == 3:
         images = images[None]
         labels = labels[None] if isinstance(labels, Tensor) and labels.ndim == 2 else labels
