@@ -239,7 +239,7 @@ def test_operators_are_registered_soundly(layout: str, source: str) -> None:
             operators.template_similarity_map, (leaf, templates, peaks, *shared, centred, temperature, False)
         )
         kept = operators.template_similarity_map(features, templates, peaks, *shared, centred, temperature, False)
-        backward = (torch.ones_like(kept[0]), features, peaks, *shared, *kept, temperature, False, source == "given")
+        backward = (torch.ones_like(kept[0]), features, peaks, *shared, kept, temperature, False, source == "given")
         torch.library.opcheck(operators.template_similarity_backward, backward)
 
 

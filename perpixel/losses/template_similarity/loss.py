@@ -181,9 +181,6 @@ class TemplateSimilarityLoss(nn.Module):
             self.running = RunningTemplates(momentum)
 
     def forward(self, features: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        template: Template = self.template
-        if self.running is not None:
-            template = self._running_templates(features, logits, labels)
         return template_similarity_loss(
             features,
             logits,
@@ -192,7 +189,7 @@ class TemplateSimilarityLoss(nn.Module):
             selective=self.selective,
             objective=self.objective,
             temperature=self.temperature,
-            template=template,
+            template=self._template(features, logits, labels),
             detach_templates=self.detach_templates,
             reduction=self.reduction,
             ignore_index=self.ignore_index,
@@ -205,7 +202,8 @@ class TemplateSimilarityLoss(nn.Module):
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
 
     @torch.no_grad()
-    def _running_templates(self, features: Tensor, logits: Tensor, labels: Tensor) -> Template:
+    def _template(self, features: Tensor, logits: Tensor, labels: Tensor) -> Template:
+        """The option, or the running templates once there are any; in training mode the batch moves them first."""
         running = self.running
         if running is None or not isinstance(self.template, str):
             return self.template
