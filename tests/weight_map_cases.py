@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from attach_cases import CLASSES, Net, batch
+from attach_cases import Net, batch
 from torch import Tensor, nn
 
 from perpixel.weighting import DiscriminativeRegionLoss, FixationWeightedLoss, WeightMapLoss
@@ -25,7 +25,7 @@ LOSSES: dict[str, Callable[..., WeightMapLoss]] = {
 
 
 class Given(WeightMapLoss):
-    """Scores that depend on images, labels and the state of the model, so that a stale map shows; looks are counted."""
+    """Scores that depend on images, labels and the model, so that a stale map shows; counts its refreshes."""
 
     name = "given"
 
@@ -38,12 +38,12 @@ class Given(WeightMapLoss):
         ignore_index: int = 255,
     ) -> None:
         super().__init__(weight, strength, per_label, every, ignore_index)
-        self.looks = 0
+        self.refreshes = 0
 
     def scores(
         self, model: nn.Module, images: Tensor, logits: Tensor, labels: Tensor, valid: Tensor, fresh: bool
     ) -> Tensor:
-        self.looks += 1
+        self.refreshes += 1
         assert not model.training
         assert not torch.is_grad_enabled()
         shift = next(model.parameters()).detach().flatten()[0]
@@ -71,6 +71,3 @@ def check_map(weights: Tensor, labels: Tensor, strength: float = STRENGTH) -> No
         torch.testing.assert_close(weights[valid].double().mean().item(), 1.0, rtol=0, atol=1e-5)
         assert weights[valid].min() >= 1 / (1 + strength) - 1e-5
         assert weights[valid].max() <= 1 + strength + 1e-5
-
-
-__all__ = ["CLASSES", "LOSSES", "STRENGTH", "Given", "check_map", "problem"]
