@@ -1,7 +1,7 @@
 """A small network and steps that the tests of attaching share."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -101,16 +101,28 @@ def _no_base(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.sum() * 0.0
 
 
-def step(model: nn.Module, criterion: Feedback, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+def step(
+    model: nn.Module, criterion: Feedback, images: Tensor, labels: Tensor, of: nn.Module | None = None
+) -> dict[str, Tensor]:
+    """Gradients of one step, by the names they have in `of`, where the model is a wrapper."""
     model.zero_grad()
     criterion(model(images), labels).backward()
-    return gradients(model)
+    return gradients(of or model)
 
 
-def reference(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Gradients of an ordinary eager step, on a copy."""
+def assert_holds_nothing(criterion: Feedback) -> None:
+    recorder = criterion._recorder
+    assert not recorder.records
+    assert recorder.model_input is None
+    assert recorder.model_output is None
+
+
+def reference(
+    model: nn.Module, images: Tensor, labels: Tensor, make: Callable[[], Any] = TemplateSimilarityLoss
+) -> dict[str, Tensor]:
+    """Gradients of an ordinary eager step with the term, on a copy."""
     copied = copy.deepcopy(model)
-    return step(copied, attach(copied, TemplateSimilarityLoss()), images, labels)
+    return step(copied, attach(copied, make()), images, labels)
 
 
 def assert_same(gradients: dict[str, Tensor], expected: dict[str, Tensor], **tolerance: float) -> None:

@@ -12,7 +12,6 @@ from test_model_untouched import assert_same as assert_same_model
 from test_model_untouched import snapshot
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 from weight_map_cases import LOSSES, Given
 
 from perpixel import TemplateSimilarityLoss, template_similarity_loss, weighted_cross_entropy
@@ -210,7 +209,7 @@ def test_images_are_held_no_longer_than_the_call(fails: bool) -> None:
         images, labels = batch()
 
 
-# --- the extra look disturbs nothing
+# --- making the map disturbs nothing
 
 
 @pytest.mark.parametrize("make", LOSSES.values(), ids=LOSSES)
@@ -266,108 +265,7 @@ def test_two_criteria_on_one_model_do_not_disturb_each_other(make: Any) -> None:
     assert one != two
 
 
-# --- the ways people run training
-
-
-def expected_step(make: Any, model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    copied = copy.deepcopy(model)
-    copied.zero_grad()
-    attach(copied, make())(copied(images), labels).backward()
-    return gradients(copied)
-
-
-@pytest.mark.parametrize("make", [LOSSES["evidence"], LOSSES["debt"]], ids=["evidence", "debt"])
-@pytest.mark.parametrize("first", ["attach", "compile"])
-def test_compiled_model_trains_as_the_eager_one(first: str, make: Any) -> None:
-    torch.compiler.reset()
-    model = Net(aux=True)
-    images, labels = batch()
-    expected = expected_step(make, model, images, labels)
-    state = copy.deepcopy(model.state_dict())
-    if first == "attach":
-        criterion = attach(model, make())
-        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    else:
-        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-        criterion = attach(compiled, make())
-    for _ in range(2):
-        model.load_state_dict(state)  # what the look sees, statistics of batch norm included
-        compiled.zero_grad()
-        criterion(compiled(images), labels).backward()
-        assert_same(gradients(model), expected)
-    criterion.remove()
-    assert not list(hooks(model))
-
-
-def test_a_model_compiled_in_place_is_looked_at_eagerly() -> None:
-    torch.compiler.reset()
-    model = Net()
-    images, labels = batch()
-    expected = expected_step(Given, model, images, labels)
-    model.compile(backend="aot_eager")
-    criterion = attach(model, Given())
-    criterion(model(images), labels).backward()
-    assert_same(gradients(model), expected)
-
-
-def test_a_compiled_training_step_leaves_the_look_out_of_its_graph() -> None:
-    torch.compiler.reset()
-    model, term = Net(), LOSSES["debt"]()
-    images, labels = batch()
-    copied = copy.deepcopy(model)
-    expected = term(copied, images, copied(images)["out"], labels)
-    expected.backward()
-    whole = torch.compile(lambda x, y: term(model, x, model(x)["out"], y), backend="eager")
-    loss = whole(images, labels)
-    loss.backward()
-    torch.testing.assert_close(loss, expected)
-    assert_same(gradients(model), gradients(copied))
-    assert model.training
-
-
-@pytest.mark.parametrize("make", LOSSES.values(), ids=LOSSES)
-@pytest.mark.parametrize("kind", ["inside", "whole"])
-def test_gradient_checkpointing(kind: str, make: Any) -> None:
-    class Whole(nn.Module):
-        def __init__(self, net: nn.Module) -> None:
-            super().__init__()
-            self.net = net
-
-        def forward(self, images: Tensor) -> Any:
-            return checkpoint(self.net, images, use_reentrant=False)
-
-    net = Net(reentrant=False if kind == "inside" else None)
-    plain = Net()
-    plain.load_state_dict(net.state_dict())
-    images, labels = batch()
-    expected = expected_step(make, plain, images, labels)
-    model = Whole(net) if kind == "whole" else net
-    criterion = attach(net, make())
-    for _ in range(2):
-        net.load_state_dict(plain.state_dict())
-        model.zero_grad()
-        criterion(model(images), labels).backward()
-        assert_same(gradients(net), expected)
-    assert criterion._recorder.model_input is None
-
-
-@pytest.mark.parametrize("make", LOSSES.values(), ids=LOSSES)
-def test_channels_last_and_autocast(make: Any) -> None:
-    model = Net()
-    images, labels = batch()
-    expected = expected_step(make, model, images, labels)
-    model.to(memory_format=torch.channels_last)
-    criterion = attach(model, make())
-    criterion(model(images.to(memory_format=torch.channels_last)), labels).backward()
-    assert_same(gradients(model), expected)
-    model.zero_grad()
-    with torch.autocast("cpu", torch.bfloat16):
-        inside = criterion(model(images), labels)
-        output = model(images)
-    outside = criterion(output, labels)
-    assert inside.dtype == outside.dtype == torch.float32
-    (inside + outside).backward()
-    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+# --- copies, files, state
 
 
 @pytest.mark.parametrize("found", [False, True])

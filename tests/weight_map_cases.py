@@ -7,6 +7,7 @@ import torch
 from attach_cases import Net, batch
 from torch import Tensor, nn
 
+from perpixel import TemplateSimilarityLoss
 from perpixel.weighting import DiscriminativeRegionLoss, FixationWeightedLoss, WeightMapLoss
 
 STRENGTH = 3.0
@@ -50,6 +51,14 @@ class Given(WeightMapLoss):
         noise = torch.rand(())  # draws random numbers, as a model may
         scores = ((images.mean(1) + shift) * 3 + labels * 0.3 + 0 * noise).sigmoid()
         return torch.where(valid, scores, torch.nan)
+
+
+# how a term is made, and the head it is attached with
+TERMS: dict[str, tuple[Callable[..., Any], str | None]] = {
+    "template similarity, head named": (TemplateSimilarityLoss, "classifier"),
+    "template similarity, head found": (TemplateSimilarityLoss, None),
+    **{name: (make, None) for name, make in LOSSES.items()},
+}
 
 
 def problem(dtype: torch.dtype = torch.float32, n: int = 2, size: int = 16) -> tuple[Any, ...]:
