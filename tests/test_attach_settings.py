@@ -11,12 +11,11 @@ import torch
 from attach_cases import CLASSES, Net, assert_holds_nothing, assert_same, batch, gradients, hooks, reference, step
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from weight_map_cases import LOSSES, TERMS, Given
+from weight_map_cases import EVERY_TERM, LOSSES, TERMS, Given
 
 from perpixel import TemplateSimilarityLoss
 from perpixel.attach.criterion import attach
 
-EVERY_TERM = pytest.mark.parametrize(("make", "head"), TERMS.values(), ids=TERMS)
 COMPILED = {name: term for name, term in TERMS.items() if "template" in name or name in ("evidence", "debt")}
 
 # --- torch.compile

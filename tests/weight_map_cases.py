@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from attach_cases import Net, batch
 from torch import Tensor, nn
@@ -59,6 +60,7 @@ TERMS: dict[str, tuple[Callable[..., Any], str | None]] = {
     "template similarity, head found": (TemplateSimilarityLoss, None),
     **{name: (make, None) for name, make in LOSSES.items()},
 }
+EVERY_TERM = pytest.mark.parametrize(("make", "head"), TERMS.values(), ids=TERMS)
 
 
 def problem(dtype: torch.dtype = torch.float32, n: int = 2, size: int = 16) -> tuple[Any, ...]:
