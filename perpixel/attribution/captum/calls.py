@@ -2,19 +2,16 @@
 
 import inspect
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from types import CodeType, FrameType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from perpixel.checks import complain
 
 _DOORS = ("attribute", "infidelity", "sensitivity_max")
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _REMEDY = (
     "Pass additional_forward_args=target.arguments(images) to captum, which then expands labels and regions together "
     "with the images; or explain one image at a time."
@@ -92,28 +89,3 @@ def _interleaving() -> frozenset[CodeType]:
 
     samplers = (NoiseTunnel.attribute, DeepLiftShap.attribute, LayerDeepLiftShap.attribute, infidelity, sensitivity_max)
     return frozenset(inspect.unwrap(call).__code__ for call in samplers)
-
-
-@contextmanager
-def captum_hooks_off(model: nn.Module) -> Iterator[None]:
-    """Inside, the hooks that a captum call under way has put on `model` do not run; all others do."""
-    taken = []
-    for module in model.modules():
-        for name in _HOOKS:
-            hooks = getattr(module, name)
-            if any(_is_captums(hook) for hook in hooks.values()):
-                taken.append((hooks, dict(hooks)))
-    try:
-        for hooks, before in taken:
-            for key, hook in before.items():
-                if _is_captums(hook):
-                    del hooks[key]
-        yield
-    finally:
-        for hooks, before in taken:
-            hooks.clear()
-            hooks.update(before)
-
-
-def _is_captums(hook: object) -> bool:
-    return (getattr(hook, "__module__", None) or "").startswith("captum.")

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from perpixel.attribution.baselines import Baselines, baseline_images
 from perpixel.attribution.captum.methods import Method
+from perpixel.borrow import hooked
 from perpixel.checks import check_tensor, complain
 from perpixel.outputs import maps_in
 
@@ -83,12 +84,9 @@ def layer_squares(method: Method, model: nn.Module, layer: nn.Module | None, ima
     if "layer_mask" not in method.parameters() or layer is None:
         return {}
     grids: list[torch.Size] = []
-    handle = layer.register_forward_hook(lambda _, __, output: grids.extend(made.shape for made in maps_in(output)))
-    try:
-        with torch.no_grad():
-            model(images[:1])
-    finally:
-        handle.remove()
+    note = lambda _, __, output: grids.extend(made.shape for made in maps_in(output))  # noqa: E731
+    with torch.no_grad(), hooked({"": layer}, after=note):
+        model(images[:1])
     if not grids:
         raise ValueError(
             complain("layer", "one that gives a map (N, D, h, w)", "another output", "Name another layer.")

@@ -13,11 +13,11 @@ from perpixel.attribution.captum.defaults import DISTRIBUTION, baselines_for, gr
 from perpixel.attribution.captum.layers import find_layer, last_feature_layer
 from perpixel.attribution.captum.methods import Method
 from perpixel.attribution.captum.operations import census
-from perpixel.attribution.captum.target import RegionTarget, check_images, evaluating
-from perpixel.attribution.captum.untouched import separate, untouched
+from perpixel.attribution.captum.target import RegionTarget, check_images
+from perpixel.attribution.captum.untouched import separate
 from perpixel.attribution.captum.validity import FAMILIES, lend_rules, warn_if_not_valid
 from perpixel.attribution.measures.context import Attribution
-from perpixel.borrow import unwrap
+from perpixel.borrow import borrowed, unwrap
 from perpixel.checks import check_same_device, complain
 from perpixel.outputs import logits_at
 from perpixel.reduction import labels_on_grid
@@ -89,8 +89,7 @@ def _lent(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(untouched(model))
-        stack.enter_context(evaluating(model))
+        stack.enter_context(borrowed(model, gradients=True, restore_all=True))
         stack.enter_context(warnings.catch_warnings())
         for message in _NOISE:
             warnings.filterwarnings("ignore", message=rf"\s*{message}")

@@ -1,11 +1,9 @@
 """The layer that a layer method explains when none is named."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 
+from perpixel.borrow import hooked
 from perpixel.checks import complain
 from perpixel.outputs import maps_in
 
@@ -34,9 +32,10 @@ def last_feature_layer(model: nn.Module, images: Tensor) -> tuple[str, nn.Module
     classifier that give one map: the last of those on the coarsest grid; the last of all where there is such a
     backbone but it gives no map (transformers). ValueError if there is none.
     """
-    with _maps(model) as seen:
-        model(images[:1])
     named = dict(model.named_modules())
+    seen: list[tuple[str, list[Tensor]]] = []  # the maps that every layer gave, in the order in which they finished
+    with hooked(named, after=lambda name, _, output: seen.append((name, maps_in(output)))):
+        model(images[:1])
     given = {name: maps for name, maps in seen if name.split(".")[-1] in BACKBONES}
     for backbone, maps in given.items():
         inside = [name for name, made in seen if name.startswith(f"{backbone}.") and maps and _same(made, maps[-1])]
@@ -65,18 +64,3 @@ def _before_head(layers: list[tuple[str, Tensor]], named: dict[str, nn.Module]) 
 
 def _same(maps: list[Tensor], wanted: Tensor) -> bool:
     return len(maps) == 1 and (maps[0] is wanted or maps[0].data_ptr() == wanted.data_ptr())
-
-
-@contextmanager
-def _maps(model: nn.Module) -> Iterator[list[tuple[str, list[Tensor]]]]:
-    """The maps that every layer gave, in the order in which the layers finished."""
-    seen: list[tuple[str, list[Tensor]]] = []
-    handles = []
-    try:
-        for name, module in model.named_modules():
-            hook = lambda _, __, output, name=name: seen.append((name, maps_in(output)))  # noqa: E731
-            handles.append(module.register_forward_hook(hook))
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -1,8 +1,6 @@
 """Which operations a network runs, in which layers: what decides whether a method's rules hold for it."""
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from perpixel.borrow import hooked
 
 # ATen operations, without the underscores around their names: values moved about; linear; a product of two arguments
 _MOVES = (
@@ -60,11 +60,10 @@ class Census:
 def census(model: nn.Module, images: Tensor) -> Census:
     """What `model` runs for the first of `images`; call it with the model in evaluation mode."""
     watch = _Watch()
-    with _followed(model, watch):
-        image = images[:1].clone()
-        image._follows_image = True  # type: ignore[attr-defined]
-        with watch:
-            model(image)
+    image = images[:1].clone()
+    image._follows_image = True  # type: ignore[attr-defined]
+    with hooked(dict(model.named_modules()), before=watch.enter, after=watch.leave), watch:
+        model(image)
     return watch.census
 
 
@@ -73,6 +72,14 @@ class _Watch(TorchDispatchMode):
         super().__init__()
         self.census = Census()
         self.inside: list[tuple[str, nn.Module]] = []
+
+    def enter(self, name: str, layer: nn.Module, _: object) -> None:
+        self.inside.append((name, layer))
+        if not layer._modules:
+            self.census.calls[layer] += 1
+
+    def leave(self, *_: object) -> None:
+        self.inside.pop()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -98,26 +105,3 @@ class _Watch(TorchDispatchMode):
             self.census.nonlinear.append(use)
         elif followed > 1 and operation in ("add", "sub", "rsub"):
             self.census.sums.append(use)
-
-
-@contextmanager
-def _followed(model: nn.Module, watch: _Watch) -> Iterator[None]:
-    handles = []
-
-    def enter(module: nn.Module, name: str) -> None:
-        watch.inside.append((name, module))
-        if not module._modules:
-            watch.census.calls[module] += 1
-
-    try:
-        for name, module in model.named_modules():
-            handles.append(module.register_forward_pre_hook(lambda module, _, name=name: enter(module, name)))
-            handles.append(module.register_forward_hook(lambda *_: _leave(watch), always_call=True))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _leave(watch: _Watch) -> None:
-    watch.inside.pop()

@@ -1,12 +1,10 @@
 """One number per image out of a dense prediction: what captum is to explain."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 
-from perpixel.attribution.captum.calls import CaptumCall, captum_hooks_off
+from perpixel.attribution.captum.calls import CaptumCall
+from perpixel.borrow import borrowed
 from perpixel.checks import check_finite, check_integer, check_option, check_tensor, complain
 from perpixel.outputs import dense_logits, logits_at
 
@@ -60,8 +58,7 @@ class RegionTarget(nn.Module):
     @torch.no_grad()
     def _freeze(self, images: Tensor) -> tuple[Tensor, Tensor]:
         images = check_images(images)
-        with captum_hooks_off(self.model):
-            logits = self._logits(images)
+        logits = self._logits(images, captum_hooks=False)
         labels = labels_for(self.label, logits)
         region = region_for(self._given, logits, labels, images.shape[-2:])
         if self.score == "margin" and logits.shape[1] < 2:
@@ -105,8 +102,8 @@ class RegionTarget(nn.Module):
         examples = call.examples(len(labels), images).to(labels.device)
         return labels[examples], region[examples]
 
-    def _logits(self, images: Tensor) -> Tensor:
-        with evaluating(self.model):
+    def _logits(self, images: Tensor, captum_hooks: bool = True) -> Tensor:
+        with borrowed(self.model, gradients=True, captum_hooks=captum_hooks):
             return dense(self.model(images), images)
 
     def extra_repr(self) -> str:
@@ -237,21 +234,3 @@ def dense(output: object, images: Tensor) -> Tensor:
         came = f"{len(logits)} for {len(images)} images"
         raise ValueError(complain("output", "one logit map per image", came, "Return the maps of this very batch."))
     return logits
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """`model` in evaluation mode and, where gradients are recorded, without activations that overwrite their input.
-
-    Every module's own flags come back, also after an error.
-    """
-    changed = [(module, "training") for module in model.modules() if module.training]
-    if torch.is_grad_enabled():
-        changed += [(module, "inplace") for module in model.modules() if vars(module).get("inplace") is True]
-    for module, flag in changed:
-        setattr(module, flag, False)
-    try:
-        yield
-    finally:
-        for module, flag in changed:
-            setattr(module, flag, True)
