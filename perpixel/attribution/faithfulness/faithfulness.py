@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from perpixel.attribution.baselines import Baselines, baseline_images
 from perpixel.attribution.captum.explain_again import Again, explainer_of
-from perpixel.attribution.captum.target import SCORES, check_images, check_label
 from perpixel.attribution.faithfulness.baselines import Completeness, baseline_sensitivity, completeness
 from perpixel.attribution.faithfulness.curves import Cells, Curve, removal_curves
 from perpixel.attribution.faithfulness.infidelity import infidelity, sensitivity
@@ -17,6 +16,7 @@ from perpixel.attribution.faithfulness.object_alone import alone, context_of
 from perpixel.attribution.faithfulness.randomised_weights import randomised_weights
 from perpixel.attribution.faithfulness.region_scores import RegionScores
 from perpixel.attribution.faithfulness.result import Faithfulness
+from perpixel.attribution.inputs import SCORES, check_images, check_label
 from perpixel.attribution.measures.context import Attribution, context_share, distances
 from perpixel.attribution.measures.evidence import as_map, as_mass
 from perpixel.borrow import borrowed

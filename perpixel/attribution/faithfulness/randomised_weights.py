@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import is_parametrized
 
-from perpixel.attribution.captum.target import check_images
+from perpixel.attribution.inputs import check_images
 from perpixel.attribution.measures.context import Attribution
 from perpixel.attribution.measures.evidence import as_map, as_mass
 from perpixel.borrow import hooked, random_numbers, unwrap

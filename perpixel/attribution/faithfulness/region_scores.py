@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from perpixel.attribution.captum.target import RegionTarget, dense
+from perpixel.attribution.captum.target import RegionTarget
+from perpixel.attribution.inputs import dense
 from perpixel.borrow import borrowed
 from perpixel.outputs import logits_at
 from perpixel.reduction import labels_on_grid

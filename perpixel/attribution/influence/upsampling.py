@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from perpixel.attribution.captum.target import dense
+from perpixel.attribution.inputs import dense
 from perpixel.checks import complain
 from perpixel.outputs import logits_at
 from perpixel.upsampling import axis_matrices
