@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from perpixel.attribution.captum.defaults import DISTRIBUTION
 from perpixel.attribution.captum.explain import explain
 from perpixel.attribution.captum.methods import NAMES, Method
+from perpixel.attribution.captum.options import DISTRIBUTION
 from perpixel.attribution.measures.context import Attribution
 from perpixel.checks import complain
 

@@ -38,7 +38,8 @@ NOISE = ("nt_type", "nt_samples", "nt_samples_batch_size", "stdevs", "draw_basel
 class Method:
     """A captum method, not yet on a network: `kind` is its class; `on(target, layer)` gives the object.
 
-    `noise`: whether a NoiseTunnel is around it.
+    `noise`: whether a NoiseTunnel is around it. TypeError or ValueError for a method that explains no score, and for
+    options of `attribute` that it has not.
     """
 
     def __init__(self, method: Any, options: Mapping[str, Any]) -> None:
@@ -53,6 +54,7 @@ class Method:
         _check_kind(self.kind)
         own = self.parameters()
         self.noise = self.noise or any(name in options and name not in own for name in NOISE)
+        self._check(options)
 
     @property
     def name(self) -> str:
@@ -88,7 +90,7 @@ class Method:
             bound = self.kind(target, layer) if self.takes_layer else self.kind(target)
         return NoiseTunnel(bound) if self.noise else bound
 
-    def check_options(self, options: Mapping[str, Any]) -> None:
+    def _check(self, options: Mapping[str, Any]) -> None:
         """TypeError or ValueError for an option that the method has not, that `explain` sets itself, or no count."""
         known = {*self.parameters(), *(NOISE if self.noise else ())} - {*_OWN}
         for name in options:

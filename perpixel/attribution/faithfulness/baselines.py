@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from perpixel.attribution.baselines import Baselines, baseline_images
-from perpixel.attribution.captum.target import check_images
 from perpixel.attribution.faithfulness.randomised_weights import explained, rank_correlation
 from perpixel.attribution.faithfulness.region_scores import RegionScores
+from perpixel.attribution.inputs import check_images
 from perpixel.attribution.measures.context import Attribution
 from perpixel.checks import complain
 

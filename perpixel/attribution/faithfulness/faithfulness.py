@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from perpixel.attribution.baselines import Baselines, baseline_images
 from perpixel.attribution.captum.explain_again import Again, explainer_of
-from perpixel.attribution.captum.target import SCORES, check_images, check_label
-from perpixel.attribution.captum.untouched import untouched
 from perpixel.attribution.faithfulness.baselines import Completeness, baseline_sensitivity, completeness
 from perpixel.attribution.faithfulness.curves import Cells, Curve, removal_curves
 from perpixel.attribution.faithfulness.infidelity import infidelity, sensitivity
@@ -18,8 +16,10 @@ from perpixel.attribution.faithfulness.object_alone import alone, context_of
 from perpixel.attribution.faithfulness.randomised_weights import randomised_weights
 from perpixel.attribution.faithfulness.region_scores import RegionScores
 from perpixel.attribution.faithfulness.result import Faithfulness
+from perpixel.attribution.inputs import SCORES, check_images, check_label
 from perpixel.attribution.measures.context import Attribution, context_share, distances
 from perpixel.attribution.measures.evidence import as_map, as_mass
+from perpixel.borrow import borrowed
 from perpixel.checks import check_flag, check_integer, check_option, complain
 
 
@@ -82,7 +82,7 @@ def faithfulness(
     label, region, score = _explained(attribution, label, region, score)
     values = as_map("attribution", attribution, (len(images), *images.shape[-2:])).to(images.device)
     baseline = baseline_images(baselines, images)
-    with untouched(_network(model)):
+    with borrowed(_network(model), gradients=True, restore_all=True):
         scores = RegionScores(model, images, label, region, batch_size)
         _check_margin(score, scores)
         context = context_of(scores.region, exclude_border)

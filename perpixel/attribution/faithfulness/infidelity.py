@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from perpixel.attribution.captum.target import RegionTarget
 from perpixel.attribution.faithfulness.curves import Cells, random_key
-from perpixel.attribution.faithfulness.randomised_weights import seeded
 from perpixel.attribution.faithfulness.region_scores import RegionScores
 from perpixel.attribution.measures.context import Attribution
 from perpixel.attribution.measures.evidence import as_map
+from perpixel.borrow import random_numbers
 
 NOISE = 0.02  # half width of the noise for the sensitivity, in standard deviations of the image
 
@@ -117,7 +117,7 @@ def sensitivity(
             found = explainer(model, given.detach().clone())
         return (as_map("explainer", found, (len(given), *given.shape[-2:])),)
 
-    with torch.inference_mode(False), seeded(seed, images.device):
+    with torch.inference_mode(False), random_numbers(images.device, seed):
         found = sensitivity_max(
             values, images.clone(), noisy, n_perturb_samples=samples, max_examples_per_batch=len(images)
         )

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from perpixel.attribution.baselines import Baselines, baseline_images
-from perpixel.attribution.captum.target import check_images
 from perpixel.attribution.faithfulness.curves import random_key
 from perpixel.attribution.faithfulness.region_scores import RegionScores
+from perpixel.attribution.inputs import check_images
 from perpixel.attribution.measures.context import distances
 from perpixel.checks import check_integer, check_number, complain
 

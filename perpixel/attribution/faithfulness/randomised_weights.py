@@ -7,16 +7,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import is_parametrized
 
-from perpixel.attribution.captum.target import check_images
+from perpixel.attribution.inputs import check_images
 from perpixel.attribution.measures.context import Attribution
 from perpixel.attribution.measures.evidence import as_map, as_mass
-from perpixel.borrow import unwrap
+from perpixel.borrow import hooked, random_numbers, unwrap
 from perpixel.checks import check_integer, check_option, complain
 from perpixel.outputs import dense_logits
 
@@ -128,7 +127,7 @@ def explained(explainer: Explainer, network: nn.Module, images: Tensor, seed: in
 
 def _values(explainer: Explainer, network: nn.Module, images: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Maps and masses, each (N, H, W)."""
-    with torch.inference_mode(False), torch.enable_grad(), seeded(seed, images.device):
+    with torch.inference_mode(False), torch.enable_grad(), random_numbers(images.device, seed):
         values = explainer(network, images.clone())
     size = (len(images), *images.shape[-2:])
     shown, mass = (read("explainer", values, size) for read in (as_map, as_mass))
@@ -196,18 +195,14 @@ def _used_layers(network: nn.Module, images: Tensor) -> list[str]:
     order: dict[str, int] = {}
     modules = dict(network.named_modules())
 
-    def noted(name: str) -> Callable[..., None]:
-        def hook(*_: object) -> None:
-            order.setdefault(name, len(order))
+    def note(name: str, *_: object) -> None:
+        order.setdefault(name, len(order))
 
-        return hook
-
-    handles = [module.register_forward_pre_hook(noted(name)) for name, module in modules.items()]
     wanted = {p: p.requires_grad for p in network.parameters()}
     try:
         for p in wanted:
             p.requires_grad_(p.is_floating_point())
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), hooked(modules, before=note):
             logits = dense_logits(network(images[:1].clone())).sum()
         differentiable = [p for p in wanted if p.requires_grad]
         if logits.requires_grad and differentiable:
@@ -216,8 +211,6 @@ def _used_layers(network: nn.Module, images: Tensor) -> list[str]:
         else:
             unused = set()
     finally:
-        for handle in handles:
-            handle.remove()
         for p, flag in wanted.items():
             p.requires_grad_(flag)
     running: dict[str, int] = {}
@@ -262,7 +255,7 @@ def _can_reset(module: nn.Module, device: torch.device) -> bool:
 def _reset(group: list[nn.Module], seed: int, device: torch.device, *, put_back: bool) -> Iterator[None]:
     before = [(tensor, tensor.detach().clone()) for module in group for tensor in own_tensors(module) if put_back]
     try:
-        with torch.no_grad(), seeded(seed, device):
+        with torch.no_grad(), random_numbers(device, seed):
             for module in group:
                 reset = _resetter(module)
                 if reset is not None:
@@ -278,30 +271,13 @@ def _reset(group: list[nn.Module], seed: int, device: torch.device, *, put_back:
 def _measure_statistics(network: nn.Module, layers: list[nn.Module], images: Tensor) -> None:
     """Give the batch norms among `layers` the mean and variance of what they get for `images`."""
 
-    def measure(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
+    def measure(_: object, layer: nn.Module, given: tuple[Tensor, ...]) -> None:
         values = given[0].transpose(0, 1).flatten(1)
         if values.shape[1] > 1:
             layer.running_mean.copy_(values.mean(1))  # type: ignore[operator]
             layer.running_var.copy_(values.var(1))  # type: ignore[operator]
 
     norms = [layer for layer in layers if isinstance(layer, _BatchNorm) and layer.running_mean is not None]
-    handles = [layer.register_forward_pre_hook(measure) for layer in norms]
-    try:
-        if norms:
+    if norms:
+        with hooked({str(i): norm for i, norm in enumerate(norms)}, before=measure):
             network(images.clone())
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """torch's and numpy's global generators start from `seed`, and are put back; captum draws from both."""
-    drawn = np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
-        try:
-            yield
-        finally:
-            np.random.set_state(drawn)  # noqa: NPY002

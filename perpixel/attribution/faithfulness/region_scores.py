@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from perpixel.attribution.captum.target import RegionTarget, dense, evaluating
+from perpixel.attribution.captum.target import RegionTarget
+from perpixel.attribution.inputs import dense
+from perpixel.borrow import borrowed
 from perpixel.outputs import logits_at
 from perpixel.reduction import labels_on_grid
 
@@ -48,10 +50,9 @@ class RegionScores:
         kept = (found & region).flatten(1).sum(1) / size
         return torch.stack([logit, margin, iou, kept], 1)
 
-    @torch.no_grad()
     def _readout(self, images: Tensor, original: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logit of the label, best other logit (NaN if there is none) and where the label is predicted: (B, H, W)."""
-        with evaluating(self.model):
+        with borrowed(self.model, images.device):
             logits = dense(self.model(images), images)
         logits = logits_at(logits.float() if logits.dtype != torch.float64 else logits, self.region.shape[-2:])
         label = self.label[original][:, None, None, None].expand(-1, 1, *logits.shape[-2:])

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from perpixel.attribution.baselines import Baselines, baseline_images
-from perpixel.attribution.captum.target import check_images
 from perpixel.attribution.influence.passes import INPAINT, Passes, batches, first_pass
 from perpixel.attribution.influence.patches import Patches, Segments, connected_segments, segments_of, slide
 from perpixel.attribution.influence.result import Influence
 from perpixel.attribution.influence.storage import allocate
 from perpixel.attribution.influence.upsampling import size_of
+from perpixel.attribution.inputs import check_images
 from perpixel.borrow import unwrap
 from perpixel.checks import check_finite, check_flag, check_integer, check_option, complain
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from perpixel.attribution.baselines import RING, fill
-from perpixel.attribution.captum.target import evaluating
 from perpixel.attribution.influence.patches import Patches, Segments
 from perpixel.attribution.influence.upsampling import Upsampling, find_upsampling
+from perpixel.borrow import borrowed
+from perpixel.memory_format import channels_last_is_faster, memory_format
 
 INPAINT = "inpaint"
-_MANY = 20_000  # pixels in a batch
 
 
 class Job(NamedTuple):
@@ -44,7 +44,7 @@ class Passes:
     @contextmanager
     def running(self) -> Iterator[None]:
         """All passes go inside: without gradients, in evaluation mode."""
-        with running(self.model):
+        with running(self.model, self.images.device):
             yield
 
     def unperturbed(self) -> Tensor:
@@ -65,8 +65,8 @@ class Passes:
         jobs = iter(jobs)
         while part := list(islice(jobs, self.batch)):
             images = torch.stack([self.without(job.image, job.mask) for job in part])
-            order = torch.channels_last if _together(self.images) else torch.contiguous_format
-            yield part, self.upsampling.logits(self.model, images.contiguous(memory_format=order))
+            images = images.contiguous(memory_format=memory_format(self.images))
+            yield part, self.upsampling.logits(self.model, images)
 
     def without(self, image: int, mask: Tensor) -> Tensor:
         """The image (channels, H, W) with what `mask` (H, W) covers hidden."""
@@ -76,14 +76,10 @@ class Passes:
         return torch.where(mask, self.substitute[image], self.images[image])
 
 
-def _together(images: Tensor) -> bool:
-    return images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
-
-
 @contextmanager
-def running(model: nn.Module) -> Iterator[None]:
+def running(model: nn.Module, device: torch.device) -> Iterator[None]:
     """`model` in evaluation mode, nothing recorded for gradients, tensors that count how often they are written to."""
-    with torch.inference_mode(False), torch.no_grad(), evaluating(model):
+    with torch.inference_mode(False), borrowed(model, device):
         yield
 
 
@@ -100,15 +96,15 @@ def _faster_together(model: nn.Module, images: Tensor, batch: int) -> bool:
 
     They take 0.57 to 0.79 of the time then; of others some are slower.
     """
-    if images.device.type != "cpu" or images.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
-        return False
-    large = batch * images.shape[-2] * images.shape[-1] >= _MANY
-    return large and any(isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1 for m in model.modules())
+    faster = channels_last_is_faster(images, batch)
+    return faster and any(isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1 for m in model.modules())
 
 
 def _first_pass(model: nn.Module, images: Tensor, substitute: Tensor | None, batch: int) -> tuple[Passes, Tensor]:
     parts = images.split(batch)
-    with running(model):  # clones: a network that writes into its input shall not change the user's images
+    with running(
+        model, images.device
+    ):  # clones: a network that writes into its input shall not change the user's images
         logits, upsampling = find_upsampling(model, parts[0].clone())
         rest = [upsampling.logits(model, part.clone()) for part in parts[1:]]
         return Passes(model, images, substitute, batch, upsampling), torch.cat([logits, *rest])
@@ -124,7 +120,7 @@ class _Buffer:
             (batch, *images.shape[1:]),
             dtype=images.dtype,
             device=images.device,
-            memory_format=torch.channels_last if _together(images) else torch.contiguous_format,
+            memory_format=memory_format(images),
         )
         self.boxes = units.boxes.tolist()
         self.holds: list[int | None] = [None] * batch

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from perpixel.attribution.captum.target import SCORES, check_label, check_region, labels_for, region_for
 from perpixel.attribution.influence.class_matrix import ClassMatrix, class_matrix
 from perpixel.attribution.influence.passes import Passes
 from perpixel.attribution.influence.patches import Patches, Segments
 from perpixel.attribution.influence.upsampling import Upsampling, precise
+from perpixel.attribution.inputs import SCORES, check_label, check_region, labels_for, region_for
 from perpixel.checks import check_flag, check_integer, check_number, check_option, complain
 
 _CHUNK = 1 << 22  # numbers worked on at once

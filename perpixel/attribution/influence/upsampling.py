@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from perpixel.attribution.captum.target import dense
+from perpixel.attribution.inputs import dense
 from perpixel.checks import complain
 from perpixel.outputs import logits_at
+from perpixel.upsampling import axis_matrices
 
 Size = tuple[int, int]
 Options = Mapping[str, Any]  # of F.interpolate, its input left out
-_CHUNK = 1 << 22  # numbers worked on at once
 _INTERPOLATE = signature(F.interpolate)
 
 
@@ -58,27 +58,19 @@ class Upsampling:
         return grid[..., rows, :] if down is None else down[rows].to(grid.dtype) @ grid
 
     def axes(self, size: Size, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
-        """Matrices (H, h) and (W, w) with upsampled(g) = rows · g · columnsᵀ; None for the identity.
-
-        `F.interpolate` treats the axes one by one, in each of its modes, and keeps constants.
-        """
-        if size == self.grid and (self.own is None or size != self.output):
+        """Matrices (H, h) and (W, w) with upsampled(g) = rows · g · columnsᵀ; None for the identity."""
+        steps = [] if self.own is None else [(self.grid, self.own)]
+        if size != self.output:
+            steps.append((self.output, {"size": self.size, "mode": "bilinear", "align_corners": False}))
+        if not steps:
             return None, None
         if (size, device) not in self._axes:
-            found = []
-            for axis in (0, 1):
-                units = torch.eye(self.grid[axis], dtype=precise(device), device=device)
-                step = max(_CHUNK // (size[0] * size[1]), 1)
-                columns = [self._line(part, axis, size) for part in units.split(step)]
-                found.append(torch.cat(columns, 1))
-            self._axes[size, device] = (found[0], found[1])
+            rows, columns = axis_matrices(*steps[0], dtype=precise(device), device=device)
+            for grid, options in steps[1:]:
+                down, right = axis_matrices(grid, options, dtype=precise(device), device=device)
+                rows, columns = down @ rows, right @ columns
+            self._axes[size, device] = (rows, columns)
         return self._axes[size, device]
-
-    def _line(self, units: Tensor, axis: int, size: Size) -> Tensor:
-        """One axis of what becomes of grids (k, h) that are constant along the other: (H, k)."""
-        grid = units[None, :, :, None] if axis == 0 else units[None, :, None, :]
-        full = self(grid.expand(1, -1, *self.grid), size)[0]
-        return (full[:, :, 0] if axis == 0 else full[:, 0, :]).T
 
     def logits(self, model: nn.Module, images: Tensor) -> Tensor:
         """The logits on the grid of a forward pass whose own last upsampling is left out.
