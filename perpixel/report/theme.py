@@ -42,15 +42,13 @@ def new_figure(width: float, height: float) -> "Figure":
     return figure
 
 
-def panel_figure(
-    count: int, columns: int, panel: tuple[float, float], *more: float
-) -> tuple["Figure", Sequence["Axes"], int]:
+def panel_figure(count: int, columns: int, panel: tuple[float, float], *more: float) -> tuple["Figure", list[Any], int]:
     """A figure of `count` panels (width, height) in rows and `more` inches of height; its axes; its columns."""
     check_integer("columns", columns, low=1)
     columns = min(columns, count)
     rows = -(-count // columns)
     figure = new_figure(panel[0] * columns, sum(more, panel[1] * rows))
-    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis in axes[count:]:
         axis.set_visible(False)
     return figure, axes[:count], columns
@@ -81,7 +79,7 @@ def picture_axis(axis: "Axes", title: str = "") -> None:
 
 def legend(figure: "Figure", handles: Sequence[Any], names: Sequence[str] | None = None, **more: Any) -> None:
     """The legend below all axes; names: of handles without a label of their own."""
-    given = {"handles": handles} if names is None else {"handles": handles, "labels": names}
+    given: dict[str, Any] = {"handles": handles} if names is None else {"handles": handles, "labels": names}
     figure.legend(**given, **{"loc": "outside lower left", "frameon": False, "fontsize": 9, "ncols": 4, **more})
 
 

@@ -76,7 +76,7 @@ def class_matrix_chart(
 
 
 def _write(axis: "Axes", row: int, column: int, value: float, count: float | None, limit: float) -> None:
-    middle = {"ha": "center", "va": "center"}
+    middle: dict[str, Any] = {"ha": "center", "va": "center"}
     if not np.isfinite(value):
         axis.text(column, row, "–", fontsize=8, color="#777777", **middle)
         return
@@ -105,7 +105,7 @@ def profile_chart(
     borders = to_array(edges)
     figure = theme.new_figure(6.4, 3.9 + 0.3 * bool(note))
     axis = figure.subplots()
-    dashed = {"color": theme.RANDOM, "linestyle": (0, (4, 2)), "linewidth": 1.6}
+    dashed: dict[str, Any] = {"color": theme.RANDOM, "linestyle": (0, (4, 2)), "linewidth": 1.6}
     axis.stairs(to_array(area), borders, baseline=None, label="share of the pixels", **dashed)
     for number, (name, values) in enumerate(series.items()):
         rows = to_array(torch.atleast_2d(values.detach()))
@@ -171,7 +171,11 @@ def removal_chart(panels: Sequence[CurvePanel], *, columns: int = 3, title: str 
             axis.plot(fraction, to_array(panel.mean), color=theme.RANDOM, linewidth=1.4)[0],
         )
         for name, other in panel.others.items():
-            style = {"color": line_color(2 + orders.index(name)), "linestyle": (0, (5, 2)), "linewidth": 1.4}
+            style: dict[str, Any] = {
+                "color": line_color(2 + orders.index(name)),
+                "linestyle": (0, (5, 2)),
+                "linewidth": 1.4,
+            }
             (handles[name],) = axis.plot(fraction, to_array(other), **style)
         style = {"color": line_color(1), "linewidth": 2.2, "marker": "o", "markersize": 2.5}
         (handles["attribution"],) = axis.plot(fraction, to_array(panel.value), **style)

@@ -97,7 +97,7 @@ def point_sheet(
     if shown or note:
         handles = [_dot(colors[c]) for c in shown]
         ncols = max(1, min(max(2, int(cell * columns / 1.25)), len(shown)))
-        print_note = {"title": note or None, "title_fontsize": 8.5, "alignment": "left"}
+        print_note: dict[str, Any] = {"title": note or None, "title_fontsize": 8.5, "alignment": "left"}
         theme.legend(figure, handles, [classes[c] for c in shown], ncols=ncols, **print_note)
     return figure
 

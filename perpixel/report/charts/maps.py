@@ -87,7 +87,7 @@ def signed_panels(
 
 def _draw_map(axis: "Axes", values: theme.Array, limit: float, size: tuple[int, int]) -> None:
     limit = limit or float(np.abs(values).max()) or 1.0
-    scale = {"cmap": theme.SIGNED, "vmin": -limit, "vmax": limit}
+    scale: dict[str, Any] = {"cmap": theme.SIGNED, "vmin": -limit, "vmax": limit}
     axis.imshow(values, **scale, interpolation="nearest", extent=theme.extent(*size))
 
 

@@ -39,7 +39,7 @@ def training_curves(
     for axis, key in zip(axes, kept):
         for name, points in lines[key].items():
             if points:
-                style = {"color": line_color(numbers[name]), "marker": "o", "markersize": 3}
+                style: dict[str, Any] = {"color": line_color(numbers[name]), "marker": "o", "markersize": 3}
                 (line,) = axis.plot(*zip(*points), linewidth=1.6, alpha=0.9, **style)
                 handles.setdefault(numbers[name], (line, name))
         axis.set_title(panels[key], fontsize=11, loc="left")
