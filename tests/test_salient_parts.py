@@ -10,7 +10,7 @@ from test_model_untouched import assert_same, snapshot
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perpixel.weighting import SalientParts, salient_parts
+from perpixel import SalientParts, salient_parts
 from perpixel.weighting.regions import activation
 
 

@@ -1,5 +1,6 @@
-"""What becomes of an object when its discriminative part is hidden (Ganeshan 2017, experiment 2.4)."""
+"""What becomes of an object when its discriminative part is hidden: measured, and drawn (Ganeshan 2017, 2.4)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,11 +12,10 @@ from perpixel.checks import check_integer, check_same_device, check_tensor, comp
 from perpixel.fixations import FixationRules
 from perpixel.fixations.options import FixationOptions, K, Shift
 from perpixel.outputs import check_labels, dense_logits, logits_at
+from perpixel.report import salient_sheet
 from perpixel.weighting.regions import Fill, Region, Regions, activation
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from matplotlib.figure import Figure
 
 
@@ -62,14 +62,13 @@ class SalientParts:
 
         Elsewhere are the valid pixels that are neither of the object nor hidden; NaN without any.
         """
-        elsewhere = self._valid & ~self.rest & ~self.region & (self._truth != self.label[:, None, None])
+        elsewhere = self._valid & ~self.rest & ~self.region & ~self._of_label(self._truth)
         return _mean((self.after - self.before).clamp(min=0), elsewhere)
 
     @property
     def kept(self) -> Tensor:
         """Share of the rest's pixels found to be of the label before that still are, float (M,); NaN without any."""
-        label = self.label[:, None, None]
-        return _mean((self.without == label).to(self.before.dtype), self.rest & (self.segmentation == label))
+        return _mean(self._of_label(self.without).to(self.before.dtype), self.rest & self._of_label(self.segmentation))
 
     @property
     def iou_before(self) -> Tensor:
@@ -96,7 +95,7 @@ class SalientParts:
     def figure(
         self,
         *,
-        classes: "Sequence[str] | None" = None,
+        classes: Sequence[str] | None = None,
         colors: Tensor | None = None,
         pictures: Tensor | None = None,
         title: str = "",
@@ -106,14 +105,12 @@ class SalientParts:
         classes: names; colors: uint8 (C, 3). pictures: float (N, 3, h, w) in [0, 1] to show in place of normalised
         images; without it, values outside [0, 1] are stretched.
         """
-        from perpixel.report import salient_sheet
-
         return salient_sheet(
             _shown(self.pictures if pictures is None else pictures[self.image]),
             self.region,
             [self.segmentation, self.without],
             self.after - self.before,
-            self._truth == self.label[:, None, None],
+            self._of_label(self._truth),
             rows=self.rows(),
             classes=classes,
             colors=colors,
@@ -128,10 +125,14 @@ class SalientParts:
     def _valid(self) -> Tensor:
         return self._truth != self.ignore_index
 
-    def _iou(self, found: Tensor) -> Tensor:
-        label, counted = self.label[:, None, None], self._valid & ~self.region
-        true, said = (self._truth == label) & counted, (found == label) & counted
-        both, either = ((mask.flatten(1).sum(1)).to(self.before.dtype) for mask in (true & said, true | said))
+    def _of_label(self, labels: Tensor) -> Tensor:
+        """Where a map (M, H, W) shows the label of its object."""
+        return labels == self.label[:, None, None]
+
+    def _iou(self, predicted: Tensor) -> Tensor:
+        counted = self._valid & ~self.region
+        true, positive = self._of_label(self._truth) & counted, self._of_label(predicted) & counted
+        both, either = (mask.flatten(1).sum(1).to(self.before.dtype) for mask in (true & positive, true | positive))
         return both / either
 
 
