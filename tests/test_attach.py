@@ -152,18 +152,18 @@ def test_a_term_may_be_a_plain_callable_and_its_weight_may_change() -> None:
     torch.testing.assert_close(loss.detach(), criterion.terms["base"] + 3 * criterion.terms["Energy"])
 
 
-# --- what trains nothing is told, once
+# --- what trains nothing warns, once
 
 
-def test_a_frozen_body_is_told_once() -> None:
+def test_a_frozen_body_warns_once() -> None:
     model = Net()
     images, labels = batch()
     for layer in (model.body, model.neck):
         layer.requires_grad_(False)
     criterion = attach(model, TemplateSimilarityLoss())
-    with pytest.warns(UserWarning, match="train nothing.*'classifier'") as told:
+    with pytest.warns(UserWarning, match="train nothing.*'classifier'") as caught:
         criterion(model(images), labels)
-    assert told[0].filename == __file__
+    assert caught[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         criterion(model(images), labels)
@@ -191,7 +191,7 @@ def test_validation_does_not_warn() -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "error", "told"),
+    ("how", "error", "message"),
     [
         ({"model": "net"}, TypeError, "model"),
         ({"terms": [TemplateSimilarityLoss]}, TypeError, r"terms\[0\]"),
@@ -211,10 +211,10 @@ def test_validation_does_not_warn() -> None:
         ({"head": nn.Conv2d(8, 4, 1)}, TypeError, "head"),
     ],
 )
-def test_bad_arguments_leave_the_model_as_it_was(how: dict[str, Any], error: type[Exception], told: str) -> None:
+def test_bad_arguments_leave_the_model_as_it_was(how: dict[str, Any], error: type[Exception], message: str) -> None:
     model = Net()
     arguments = {"model": model, "terms": [Seen()], **how}
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=message):
         attach(arguments.pop("model"), *arguments.pop("terms"), **arguments)
     assert not list(hooks(model))
 

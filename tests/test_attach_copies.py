@@ -11,7 +11,7 @@ import pytest
 import torch
 from attach_cases import Net, assert_same, batch, gradients, hooks, step
 from torch import nn
-from weight_map_cases import EVERY_TERM, LOSSES, Given
+from weight_map_cases import EVERY_TERM, LOSSES, StubLoss
 
 from perpixel import TemplateSimilarityLoss
 from perpixel.attach.criterion import attach
@@ -46,7 +46,7 @@ class Trainer:
         self.model = model
 
 
-@pytest.mark.parametrize("make", [partial(TemplateSimilarityLoss, template="mean"), partial(Given, every=2)])
+@pytest.mark.parametrize("make", [partial(TemplateSimilarityLoss, template="mean"), partial(StubLoss, every=2)])
 @pytest.mark.parametrize("called", [False, True])
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
 def test_a_copy_of_both_is_an_independent_pair(how: str, called: bool, make: Any) -> None:
@@ -59,8 +59,8 @@ def test_a_copy_of_both_is_an_independent_pair(how: str, called: bool, make: Any
     assert other.model.criterion is other.criterion
     step(other.model, other.criterion, images, labels)
     assert not gradients(one.model)
-    if make.func is Given:
-        assert other.criterion.losses["given"].steps == one.criterion.losses["given"].steps + 1
+    if make.func is StubLoss:
+        assert other.criterion.losses["stub"].steps == one.criterion.losses["stub"].steps + 1
     other.model(images)
     step(one.model, one.criterion, images, labels)
     assert_same(gradients(other.model), gradients(one.model))
@@ -88,7 +88,7 @@ def test_a_model_saved_whole_while_attached_loads() -> None:
 def test_a_loaded_model_takes_new_hooks(tmp_path: Path) -> None:
     model = Net()
     images, labels = batch()
-    criterion = attach(model, Given())
+    criterion = attach(model, StubLoss())
     criterion(model(images), labels)
     torch.save(model, tmp_path / "model")
     torch.utils.hooks.RemovableHandle.next_id = 0  # as in a new process
@@ -98,14 +98,14 @@ def test_a_loaded_model_takes_new_hooks(tmp_path: Path) -> None:
         loaded.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs)))
     loaded(images)
     assert seen == [1, 1, 1]
-    assert torch.isfinite(attach(loaded, Given())(loaded(images), labels))
+    assert torch.isfinite(attach(loaded, StubLoss())(loaded(images), labels))
 
 
 @pytest.mark.parametrize(
     ("make", "names"),
     [
         (partial(TemplateSimilarityLoss, running_momentum=0.9), {"running.templates", "running.seen"}),
-        (partial(Given, every=2), {"steps", "kept_map", "kept_key", "label_scores"}),
+        (partial(StubLoss, every=2), {"steps", "kept_map", "kept_key", "label_scores"}),
     ],
 )
 def test_the_state_of_a_term_is_saved_with_the_criterion(make: Any, names: set[str]) -> None:

@@ -11,7 +11,7 @@ import torch
 from attach_cases import CLASSES, Net, assert_holds_nothing, assert_same, batch, gradients, hooks, reference, step
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from weight_map_cases import EVERY_TERM, LOSSES, TERMS, Given
+from weight_map_cases import EVERY_TERM, LOSSES, TERMS, StubLoss
 
 from perpixel import TemplateSimilarityLoss
 from perpixel.attach.criterion import attach
@@ -71,9 +71,9 @@ def test_a_weight_map_of_a_model_compiled_in_place_is_made_eagerly() -> None:
     torch.compiler.reset()
     model = Net()
     images, labels = batch()
-    expected = reference(model, images, labels, Given)
+    expected = reference(model, images, labels, StubLoss)
     model.compile(backend="aot_eager")
-    assert_same(step(model, attach(model, Given()), images, labels), expected)
+    assert_same(step(model, attach(model, StubLoss()), images, labels), expected)
 
 
 def test_a_compiled_training_step_leaves_the_weight_map_out_of_its_graph() -> None:

@@ -9,12 +9,12 @@ import torch
 from attach_cases import CLASSES, Net, batch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from weight_map_cases import Given
+from weight_map_cases import StubLoss
 
 from perpixel import TemplateSimilarityLoss
 from perpixel.attach.criterion import attach
 
-EITHER = pytest.mark.parametrize("make", [TemplateSimilarityLoss, Given])
+EITHER = pytest.mark.parametrize("make", [TemplateSimilarityLoss, StubLoss])
 
 
 @EITHER
@@ -55,7 +55,7 @@ def test_an_output_of_an_earlier_pass_or_another_model_is_refused(grad: bool, ma
 def test_a_weight_map_needs_the_model_whole_and_all_its_images() -> None:
     model = Net()
     images, labels = batch()
-    criterion = attach(model, Given())
+    criterion = attach(model, StubLoss())
     with pytest.raises(RuntimeError, match="criterion: expected a forward pass"):
         criterion(model.classifier(model.neck(model.body(images))), labels)
     with pytest.raises(RuntimeError, match="one image per output"):
@@ -92,8 +92,8 @@ def test_labels_of_another_batch_are_refused() -> None:
 
 
 def _references(features: list[Any]) -> Any:
-    def keep(module: nn.Module, given: tuple[Tensor], gave: Tensor) -> None:
-        features.extend(weakref.ref(t) for t in (given[0], gave))
+    def keep(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        features.extend(weakref.ref(t) for t in (inputs[0], output))
 
     return keep
 

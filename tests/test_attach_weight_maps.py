@@ -12,18 +12,18 @@ from test_model_untouched import assert_same as assert_same_model
 from test_model_untouched import snapshot
 from torch import Tensor, nn
 from torch.nn import functional as F
-from weight_map_cases import LOSSES, Given
+from weight_map_cases import LOSSES, StubLoss
 
 from perpixel import TemplateSimilarityLoss, template_similarity_loss, weighted_cross_entropy
 from perpixel.attach.criterion import attach
 from perpixel.weighting import FixationWeightedLoss
 
 
-class Seen(Given):
+class Seen(StubLoss):
     """Keeps what it was given."""
 
     def forward(self, model: nn.Module, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        self.given = model, images, logits, labels
+        self.inputs = model, images, logits, labels
         return super().forward(model, images, logits, labels)
 
 
@@ -36,15 +36,15 @@ class TwoHeads(Net):
         return {"out": F.interpolate(logits, size=images.shape[-2:], mode="bilinear")}
 
 
-def given_weights(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    return Given().weight_map(model, images, model(images)["out"], labels)
+def stub_weights(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    return StubLoss().weight_map(model, images, model(images)["out"], labels)
 
 
 def test_value_and_gradients_are_those_written_out_by_hand() -> None:
     model = Net(aux=True).double()
     images, labels = batch(dtype=torch.float64)
-    weights = given_weights(model, images, labels)
-    criterion = attach(model, Given(weight=0.7), TemplateSimilarityLoss(weight=0.3), Given(weight=0.2))
+    weights = stub_weights(model, images, labels)
+    criterion = attach(model, StubLoss(weight=0.7), TemplateSimilarityLoss(weight=0.3), StubLoss(weight=0.2))
     loss = criterion(model(images), labels)
     loss.backward()
     attached = gradients(model)
@@ -60,8 +60,8 @@ def test_value_and_gradients_are_those_written_out_by_hand() -> None:
     by_hand = base + 0.9 * weighted + 0.3 * similar
     by_hand.backward()
     torch.testing.assert_close(loss, by_hand)
-    assert list(criterion.terms) == ["base", "given", "template_similarity", "given_2"]
-    torch.testing.assert_close(criterion.terms["given"], weighted.detach())
+    assert list(criterion.terms) == ["base", "stub", "template_similarity", "stub_2"]
+    torch.testing.assert_close(criterion.terms["stub"], weighted.detach())
     torch.testing.assert_close(criterion.total, by_hand.detach())
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(attached[name], gradient)
@@ -75,10 +75,10 @@ def test_a_term_is_given_the_model_the_images_the_logits_and_the_labels() -> Non
         with attach(wrapped, term, ignore_index=7) as criterion:
             output = wrapped(images)
             criterion(output, labels.masked_fill(labels == 255, 7))
-        assert type(term.given[0]) is Net
-        assert term.given[1] is images
-        assert term.given[2] is output["out"]
-        assert torch.equal(term.given[3], labels)  # void as the term expects it
+        assert type(term.inputs[0]) is Net
+        assert term.inputs[1] is images
+        assert term.inputs[2] is output["out"]
+        assert torch.equal(term.inputs[3], labels)  # void as the term expects it
         assert not list(hooks(wrapped))
 
 
@@ -107,7 +107,7 @@ def test_images_are_found_wherever_they_are_passed(how: str) -> None:
         "in a mapping": lambda: model({"labels": labels, "pixels": images}),
     }[how]()
     assert torch.isfinite(criterion(output, labels))
-    assert term.given[1] is images
+    assert term.inputs[1] is images
 
 
 def test_the_logits_are_those_the_model_returned() -> None:
@@ -118,10 +118,10 @@ def test_the_logits_are_those_the_model_returned() -> None:
         with torch.set_grad_enabled(grad):
             output = model(images)
             criterion(F.interpolate(output["out"], size=(32, 32), mode="bilinear"), labels)
-            assert term.given[2] is output["out"]
+            assert term.inputs[2] is output["out"]
             output = model(images)
             criterion((output["out"],), labels)
-            assert term.given[2] is output["out"]
+            assert term.inputs[2] is output["out"]
 
 
 @pytest.mark.parametrize("mode", ["evidence", "unsupported"])
@@ -158,7 +158,7 @@ def test_a_model_without_images_is_refused() -> None:
             return self.map[index]
 
     model = Table()
-    criterion = attach(model, Given())
+    criterion = attach(model, StubLoss())
     with pytest.raises(RuntimeError, match=r"model: expected images.*got none.*model\(images\)"):
         criterion(model(torch.arange(2)), torch.zeros(2, 4, 4, dtype=torch.long))
 
@@ -167,7 +167,7 @@ def test_a_model_without_images_is_refused() -> None:
 def test_images_are_held_no_longer_than_the_call(fails: bool) -> None:
     model = Net()
     images, labels = batch()
-    criterion = attach(model, Given(every=2), TemplateSimilarityLoss())
+    criterion = attach(model, StubLoss(every=2), TemplateSimilarityLoss())
     for _ in range(2):
         held = weakref.ref(images)
         output = model(images)

@@ -286,7 +286,7 @@ def test_every_fill_hides() -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "error", "told"),
+    ("how", "error", "message"),
     [
         ({"region": "peak"}, ValueError, "region.*'activation', 'fixation', 'erase'"),
         ({"mode": "pay"}, ValueError, "mode.*'debt', 'independent'"),
@@ -305,8 +305,8 @@ def test_every_fill_hides() -> None:
         ({"strength": -1.0}, ValueError, "strength"),
     ],
 )
-def test_bad_options_are_named_by_the_constructor(how: dict[str, Any], error: type[Exception], told: str) -> None:
-    with pytest.raises(error, match=told):
+def test_bad_options_are_named_by_the_constructor(how: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
         DiscriminativeRegionLoss(**how)
 
 

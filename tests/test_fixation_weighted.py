@@ -106,7 +106,7 @@ def copier(offset: int) -> nn.Module:
     return net
 
 
-def test_what_the_modes_say_of_a_net_that_looks_to_the_left() -> None:
+def test_what_the_modes_say_of_a_net_that_copies_from_the_left() -> None:
     model, images = copier(4), torch.rand(1, 1, 4, 12) + 0.5
     labels = torch.zeros(1, 4, 12, dtype=torch.long)
     labels[:, :, 8:] = 1
@@ -147,7 +147,7 @@ def test_a_pixel_that_all_others_rest_on_weighs_most() -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "error", "told"),
+    ("how", "error", "message"),
     [
         ({"mode": "support"}, ValueError, "mode.*'evidence', 'unsupported'"),
         ({"shift": "half"}, ValueError, "shift"),
@@ -163,8 +163,8 @@ def test_a_pixel_that_all_others_rest_on_weighs_most() -> None:
         ({"strength": -1}, ValueError, "strength"),
     ],
 )
-def test_bad_options_are_named_by_the_constructor(how: dict[str, Any], error: type[Exception], told: str) -> None:
-    with pytest.raises(error, match=told):
+def test_bad_options_are_named_by_the_constructor(how: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
         FixationWeightedLoss(**how)
 
 
@@ -200,7 +200,7 @@ def test_labels_past_255_and_another_void_are_traced_and_not() -> None:
     assert fixations(model, images, start=labels.masked_fill(labels == 255, 254)).started == 56
 
 
-def test_a_model_that_cannot_be_traced_is_told_and_left_as_it_was() -> None:
+def test_a_model_that_cannot_be_traced_is_refused_and_left_as_it_was() -> None:
     class Branches(Net):
         def forward(self, images: Tensor) -> dict[str, Tensor]:
             return super().forward(images if images.sum() > 0 else -images)

@@ -11,12 +11,12 @@ from attach_cases import CLASSES, hooks
 from test_model_untouched import assert_same, snapshot
 from torch import Tensor, nn
 from torch.nn import functional as F
-from weight_map_cases import LOSSES, Given, check_map, problem
+from weight_map_cases import LOSSES, StubLoss, check_map, problem
 
 from perpixel import weighted_cross_entropy
 from perpixel.weighting import WeightMapLoss
 
-EVERY_LOSS = pytest.mark.parametrize("make", [Given, *LOSSES.values()], ids=["given", *LOSSES])
+EVERY_LOSS = pytest.mark.parametrize("make", [StubLoss, *LOSSES.values()], ids=["stub", *LOSSES])
 
 
 def train_step(loss: WeightMapLoss, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -45,13 +45,13 @@ def test_the_map_has_mean_one_and_bounds_and_the_loss_is_the_weighted_cross_entr
 
 def test_weights_follow_from_scores_by_the_formula() -> None:
     model, images, logits, labels = problem(torch.float64)
-    loss = Given(strength=2.0)
+    loss = StubLoss(strength=2.0)
     valid = labels != 255
     scores = ((images.mean(1) + model.body[0].weight.flatten()[0]) * 3 + labels * 0.3).sigmoid()
     raw = 1 + 2 * scores
     expected = torch.where(valid, raw / raw[valid].mean(), 0.0).detach()
     torch.testing.assert_close(loss.weight_map(model, images, logits, labels), expected)
-    flat = Given(strength=0.0)
+    flat = StubLoss(strength=0.0)
     torch.testing.assert_close(flat.weight_map(model, images, logits, labels), valid.double())
     plain = F.cross_entropy(logits, labels, ignore_index=255)
     torch.testing.assert_close(flat(model, images, logits, labels), plain)
@@ -60,7 +60,7 @@ def test_weights_follow_from_scores_by_the_formula() -> None:
 def test_per_label_every_label_keeps_its_total_weight() -> None:
     model, images, logits, labels = problem(torch.float64)
     labels = labels.masked_fill(labels == 1, 255)
-    loss = Given(strength=2.0, per_label=True)
+    loss = StubLoss(strength=2.0, per_label=True)
     raw = 1 + 2 * ((images.mean(1) + model.body[0].weight.flatten()[0].detach()) * 3 + labels * 0.3).sigmoid()
     expected = torch.zeros_like(raw)
     for c in (0, 2, 3):
@@ -96,7 +96,7 @@ def test_labels_of_another_size(make: Any, size: tuple[int, int]) -> None:
     model, images, logits, _ = problem()
     labels = torch.randint(0, CLASSES, (2, *size))
     labels[0, :3] = 255
-    weights = make().weight_map(model, images, logits, labels) if make is not Given else None
+    weights = make().weight_map(model, images, logits, labels) if make is not StubLoss else None
     if weights is not None:
         check_map(weights, labels)
         at_size = F.interpolate(logits, size=size, mode="bilinear") if size != (16, 16) else logits
@@ -124,7 +124,7 @@ def test_logits_of_another_size_than_the_models_output(make: Any) -> None:
 
 def test_a_batch_seen_at_the_last_refresh_gets_its_very_map() -> None:
     model, images, logits, labels = problem()
-    loss = Given(every=3)
+    loss = StubLoss(every=3)
     maps = []
     for _ in range(7):
         maps.append(loss.weight_map(model, images, logits, labels))
@@ -141,7 +141,7 @@ def test_a_batch_seen_at_the_last_refresh_gets_its_very_map() -> None:
 def test_another_batch_in_between_gets_the_mean_score_of_its_labels() -> None:
     model, images, logits, labels = problem(torch.float64)
     labels = labels.masked_fill(labels == 3, 2)  # label 3 is not seen
-    loss = Given(every=2, strength=2.0)
+    loss = StubLoss(every=2, strength=2.0)
     valid = labels != 255
     scores = ((images.mean(1) + model.body[0].weight.flatten()[0].detach()) * 3 + labels * 0.3).sigmoid()
     loss.weight_map(model, images, logits, labels)
@@ -162,7 +162,7 @@ def test_another_batch_in_between_gets_the_mean_score_of_its_labels() -> None:
 def test_a_batch_that_differs_in_anything_is_another(change: str) -> None:
     model, images, logits, labels = problem()
     images[0, 0, 5, 5] = 0.0
-    loss = Given(every=10)
+    loss = StubLoss(every=10)
     first = loss.weight_map(model, images, logits, labels)
     x, y, z = images.clone(), labels.clone(), logits
     if change == "pixel":
@@ -186,7 +186,7 @@ def test_a_batch_that_differs_in_anything_is_another(change: str) -> None:
 
 def test_a_refresh_without_a_label_keeps_what_was_known_of_it() -> None:
     model, images, logits, labels = problem()
-    loss = Given(every=2)
+    loss = StubLoss(every=2)
     loss.weight_map(model, images, logits, labels)
     before = loss.state_dict()["label_scores"]
     loss.weight_map(model, images, logits, labels)
@@ -201,7 +201,7 @@ def test_a_refresh_without_a_label_keeps_what_was_known_of_it() -> None:
 
 def test_only_training_advances_the_schedule() -> None:
     model, images, _, labels = problem()
-    loss = Given(every=4)
+    loss = StubLoss(every=4)
     train_step(loss, model, images, labels)
     kept = copy.deepcopy(loss.state_dict())
     other = torch.randn_like(images)
@@ -224,7 +224,7 @@ def test_only_training_advances_the_schedule() -> None:
 @pytest.mark.parametrize("how", ["deepcopy", "state_dict", "file"])
 def test_the_schedule_survives_checkpoints(how: str) -> None:
     model, images, logits, labels = problem()
-    loss = Given(every=3)
+    loss = StubLoss(every=3)
     assert set(loss.state_dict()) == {"steps"}
     for _ in range(2):
         loss.weight_map(model, images, logits, labels)
@@ -237,25 +237,25 @@ def test_the_schedule_survives_checkpoints(how: str) -> None:
             torch.save(state, file)
             file.seek(0)
             state = torch.load(file, weights_only=True)
-        other = Given(every=3)
+        other = StubLoss(every=3)
         assert not any(other.load_state_dict(state))
     other.refreshes = loss.refreshes = 0
-    again = torch.randn_like(images)
-    for x in (images, images, again):
+    other_images = torch.randn_like(images)
+    for x in (images, images, other_images):
         with torch.no_grad():
             model.body[0].weight += 0.1
         found = [one.weight_map(model, x, logits, labels) for one in (loss, other)]
         assert torch.equal(*found)
         assert loss.refreshes == other.refreshes
     assert loss.refreshes == 1
-    parent = nn.ModuleDict({"term": Given(every=3)})
+    parent = nn.ModuleDict({"term": StubLoss(every=3)})
     parent.load_state_dict({f"term.{name}": value for name, value in loss.state_dict().items()})
     assert parent["term"].steps == 5
 
 
 def test_every_one_keeps_nothing_and_more_keeps_no_images() -> None:
     model, images, logits, labels = problem()
-    once, rarely = Given(), Given(every=5)
+    once, rarely = StubLoss(), StubLoss(every=5)
     for loss in (once, rarely):
         loss.weight_map(model, images, logits, labels)
     assert set(once.state_dict()) == {"steps"}
@@ -266,7 +266,7 @@ def test_every_one_keeps_nothing_and_more_keeps_no_images() -> None:
 
 def test_a_model_of_other_classes_is_refused() -> None:
     model, images, logits, labels = problem()
-    loss = Given(every=3)
+    loss = StubLoss(every=3)
     loss.weight_map(model, images, logits, labels)
     with pytest.raises(ValueError, match="4 classes as at the last refresh"):
         loss.weight_map(model, images, torch.cat((logits, logits), 1), labels)
@@ -324,7 +324,7 @@ def test_hooks_a_model_works_through_stay_on() -> None:
     with torch.no_grad():
         model.body[0].weight.mul_(2.0)
         model.body[0].bias.mul_(2.0)
-    model.body[0].register_forward_hook(lambda layer, given, gave: gave / 2)
+    model.body[0].register_forward_hook(lambda layer, inputs, output: output / 2)
     assert not torch.equal(model.body[0].weight, kept)
     found = LOSSES["debt"]().weight_map(model, images, model(images)["out"], labels)
     torch.testing.assert_close(found, expected)
@@ -367,4 +367,4 @@ def test_bad_input_is_named(make: Any, change: dict[str, Any], error: type[Excep
 )
 def test_bad_options_are_named(option: str, value: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match=option):
-        Given(**{option: value})
+        StubLoss(**{option: value})

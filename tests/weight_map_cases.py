@@ -26,10 +26,10 @@ LOSSES: dict[str, Callable[..., WeightMapLoss]] = {
 }
 
 
-class Given(WeightMapLoss):
+class StubLoss(WeightMapLoss):
     """Scores that depend on images, labels and the model, so that a stale map shows; counts its refreshes."""
 
-    name = "given"
+    name = "stub"
 
     def __init__(
         self,

@@ -28,7 +28,7 @@ class FeatureTerm(Protocol):
 class MapTerm(Protocol):
     """`weight` times a scalar of the model, its images, the logits as it returned them, and labels.
 
-    Its `weight_map` is what tells it from a `FeatureTerm`. It may run the model again, and leaves it as it was.
+    Its `weight_map` distinguishes it from a `FeatureTerm`. It may run the model again, and leaves it as it was.
     """
 
     weight: float
@@ -108,7 +108,7 @@ class Feedback(nn.Module):
         """The loss, a scalar, of what the model just returned; labels int (N, H, W).
 
         RuntimeError without a forward pass of its own or with another pass' output; ValueError or TypeError if output
-        or labels do not fit, or the head cannot be told. On a GPU the values of labels are checked only where a term
+        or labels do not fit, or the head cannot be found. On a GPU the values of labels are checked only where a term
         has `validate=True`. All-void labels: zero, attached to the graph.
         """
         if not self.attached:
@@ -159,7 +159,7 @@ class Feedback(nn.Module):
 
     @property
     def attached(self) -> bool:
-        """Whether the criterion can still be called: False after `remove()`, or once the head could not be told."""
+        """Whether the criterion can still be called: False after `remove()`, or once the head could not be found."""
         return not self._removed and (self._recorder.is_open or not self._named_terms)
 
     @property

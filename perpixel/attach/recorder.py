@@ -86,7 +86,7 @@ class Recorder:
         """The last forward pass, which must be the one that gave `logits` (N, C, H, W).
 
         RuntimeError if there was no such pass, `logits` came from another, no images went into it, or the head did not
-        run in it; ValueError if the head is not fit to be one, or cannot be told (the recorder is closed then).
+        run in it; ValueError if the head is not fit to be one, or cannot be found (the recorder is closed then).
         """
         if (self.images and self.model_input is None) or (self.features and not self.records):
             raise RuntimeError(self._what_is_missing())
