@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -37,6 +38,31 @@ class Net(nn.Module):
         if self.aux_classifier is not None:
             out["aux"] = _up(self.aux_classifier(x), images)
         return out
+
+
+class Branches(Net):
+    """What torch.fx cannot trace."""
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return super().forward(images if images.sum() > 0 else -images)
+
+
+def segformer() -> nn.Module:
+    """transformers' SegFormer, tiny and with random weights."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.SegformerConfig(
+        num_encoder_blocks=2,
+        depths=[1, 1],
+        sr_ratios=[2, 1],
+        hidden_sizes=[8, 8],
+        patch_sizes=[7, 3],
+        strides=[4, 2],
+        num_attention_heads=[1, 1],
+        mlp_ratios=[2, 2],
+        decoder_hidden_size=8,
+        num_labels=CLASSES,
+    )
+    return transformers.SegformerForSemanticSegmentation(config)
 
 
 def _up(logits: Tensor, images: Tensor) -> Tensor:

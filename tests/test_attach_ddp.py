@@ -8,8 +8,8 @@ import torch
 from attach_cases import CLASSES, gradients, hooks
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch import multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
+from two_processes import in_two_processes
 
 from perpixel import TemplateSimilarityLoss
 from perpixel.attach.criterion import attach
@@ -66,35 +66,25 @@ def train(case: str, rank: int) -> dict[str, Any]:
     return {"gradients": found, "validation": validation, "left": len(list(hooks(ddp)))}
 
 
-def of_rank(rank: int, result: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{result}.store", rank=rank, world_size=2)
-    torch.set_num_threads(1)
-    try:
-        torch.save({case: train(case, rank) for case in CASES}, f"{result}.{rank}")
-    finally:
-        dist.destroy_process_group()
+def train_all(rank: int) -> dict[str, Any]:
+    return {case: train(case, rank) for case in CASES}
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of two processes got, by case. Spawned: autograd's threads do not survive a fork."""
-    result = str(tmp_path_factory.mktemp("ddp") / "result")
-    mp.spawn(of_rank, args=(result,), nprocs=2)
-    return [torch.load(f"{result}.{rank}") for rank in range(2)]
+def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return in_two_processes(train_all, tmp_path_factory.mktemp("ddp"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_give_the_gradients_of_one_on_the_joined_batch(
-    case: str, two_processes: list[dict[str, Any]]
-) -> None:
+def test_two_processes_give_the_gradients_of_one_on_the_joined_batch(case: str, both: list[dict[str, Any]]) -> None:
     model, images, labels = problem()
     alone = copy.deepcopy(model)
     criterion = attach(alone, TemplateSimilarityLoss(weight=0.5))
     loss = criterion(alone(images), labels)
     loss.backward()
     expected = gradients(alone)
-    results = [found[case] for found in two_processes]
+    results = [found[case] for found in both]
     for result in results:
         assert result["left"] == 0
         for name, gradient in result["gradients"].items():

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from attach_cases import CLASSES, Net, batch
+from attach_cases import CLASSES, Branches, Net, batch, segformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from weight_map_cases import check_map, problem
@@ -320,10 +320,6 @@ def test_options_of_fixations_are_passed_on_and_shown() -> None:
 
 
 def test_only_fixations_ask_for_a_model_that_can_be_traced() -> None:
-    class Branches(Net):
-        def forward(self, images: Tensor) -> dict[str, Tensor]:
-            return super().forward(images if images.sum() > 0 else -images)
-
     model = Branches()
     images, labels = batch()
     with attach(model, DiscriminativeRegionLoss(), DiscriminativeRegionLoss(region="erase", cell=4)) as criterion:
@@ -338,20 +334,7 @@ def test_only_fixations_ask_for_a_model_that_can_be_traced() -> None:
 
 @pytest.mark.slow
 def test_segformer_works_where_its_images_come_by_name() -> None:
-    transformers = pytest.importorskip("transformers")
-    config = transformers.SegformerConfig(
-        num_encoder_blocks=2,
-        depths=[1, 1],
-        sr_ratios=[2, 1],
-        hidden_sizes=[8, 8],
-        patch_sizes=[7, 3],
-        strides=[4, 2],
-        num_attention_heads=[1, 1],
-        mlp_ratios=[2, 2],
-        decoder_hidden_size=8,
-        num_labels=CLASSES,
-    )
-    model = transformers.SegformerForSemanticSegmentation(config)
+    model = segformer()
     images, labels = batch(2, 32)
     loss = DiscriminativeRegionLoss()
     criterion = attach(model, loss)

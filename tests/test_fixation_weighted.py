@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from attach_cases import CLASSES, Net, batch, gradients
+from attach_cases import CLASSES, Branches, Net, batch, gradients, segformer
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch import multiprocessing as mp
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
+from two_processes import in_two_processes
 from weight_map_cases import check_map, problem
 
 from perpixel import FixationRules, Share, TemplateSimilarityLoss, fixations
@@ -201,10 +201,6 @@ def test_labels_past_255_and_another_void_are_traced_and_not() -> None:
 
 
 def test_a_model_that_cannot_be_traced_is_refused_and_left_as_it_was() -> None:
-    class Branches(Net):
-        def forward(self, images: Tensor) -> dict[str, Tensor]:
-            return super().forward(images if images.sum() > 0 else -images)
-
     model = Branches()
     images, labels = batch()
     with attach(model, FixationWeightedLoss()) as criterion:
@@ -258,20 +254,7 @@ def test_torchvisions_lraspp_and_deeplab_need_no_head() -> None:
 
 @pytest.mark.slow
 def test_segformer_is_refused_with_the_reason() -> None:
-    transformers = pytest.importorskip("transformers")
-    config = transformers.SegformerConfig(
-        num_encoder_blocks=2,
-        depths=[1, 1],
-        sr_ratios=[2, 1],
-        hidden_sizes=[8, 8],
-        patch_sizes=[7, 3],
-        strides=[4, 2],
-        num_attention_heads=[1, 1],
-        mlp_ratios=[2, 2],
-        decoder_hidden_size=8,
-        num_labels=CLASSES,
-    )
-    model = transformers.SegformerForSemanticSegmentation(config)
+    model = segformer()
     images, labels = batch(1, 32)
     criterion = attach(model, FixationWeightedLoss())
     with pytest.raises(TypeError, match=r"torch\.fx can trace"):
@@ -312,21 +295,14 @@ def share_of_rank(rank: int, case: str) -> dict[str, Any]:
 CASES = ("both count", "one is void")
 
 
-def of_rank(rank: int, result: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{result}.store", rank=rank, world_size=2)
-    torch.set_num_threads(1)
-    try:
-        torch.save({case: share_of_rank(rank, case) for case in CASES}, f"{result}.{rank}")
-    finally:
-        dist.destroy_process_group()
+def shares_of_rank(rank: int) -> dict[str, Any]:
+    return {case: share_of_rank(rank, case) for case in CASES}
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
 def test_two_processes_have_their_own_maps_and_common_gradients(tmp_path: Any) -> None:
-    result = str(tmp_path / "result")
-    mp.spawn(of_rank, args=(result,), nprocs=2)
-    both = [torch.load(f"{result}.{rank}") for rank in range(2)]
+    both = in_two_processes(shares_of_rank, tmp_path)
     for case in CASES:
         ranks = [found[case] for found in both]
         for rank in ranks:

@@ -1,15 +1,13 @@
 """Peaks, running templates, and templates shared between processes."""
 
-import os
-import tempfile
+from pathlib import Path
 
 import oracles
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import distributed as dist
-from torch import multiprocessing as mp
+from two_processes import in_two_processes
 
 from perpixel import TemplateSimilarityLoss, template_similarity_loss
 from perpixel.losses.template_similarity.templates import class_counts, peak_positions
@@ -103,9 +101,7 @@ def uneven_batch() -> tuple[torch.Tensor, ...]:
     return features, logits, labels
 
 
-def _rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def results_of(rank: int) -> tuple[list, dict]:
     features, logits, labels = (t[2 * rank : 2 * rank + 2] for t in uneven_batch())
     results = []
     for options in OPTIONS:
@@ -115,15 +111,12 @@ def _rank(rank: int, folder: str) -> None:
         results.append((value.detach(), leaf.grad))
     module = TemplateSimilarityLoss(running_momentum=0.5, share_templates=True)
     module(features, logits, labels)
-    torch.save((results, module.state_dict()), os.path.join(folder, f"{rank}.pt"))
-    dist.destroy_process_group()
+    return results, dict(module.state_dict())
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one_on_the_joined_batch() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_rank, args=(folder,), nprocs=2)
-        ranks = [torch.load(os.path.join(folder, f"{r}.pt")) for r in (0, 1)]
+def test_two_processes_equal_one_on_the_joined_batch(tmp_path: Path) -> None:
+    ranks = in_two_processes(results_of, tmp_path)
     for i, options in enumerate(OPTIONS):
         features, logits, labels = uneven_batch()
         features.requires_grad_()
