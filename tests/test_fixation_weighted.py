@@ -1,4 +1,4 @@
-"""FixationWeightedLoss: scores against loops over the points, options, refusals, and two processes."""
+"""FixationWeightedLoss: scores against loops over the points, options, refusals."""
 
 import copy
 from typing import Any
@@ -7,13 +7,10 @@ import pytest
 import torch
 from attach_cases import CLASSES, Branches, Net, batch, gradients, segformer
 from torch import Tensor, nn
-from torch import distributed as dist
 from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
-from two_processes import in_two_processes
 from weight_map_cases import check_map, problem
 
-from perpixel import FixationRules, Share, TemplateSimilarityLoss, fixations
+from perpixel import FixationRules, Share, fixations
 from perpixel.attach.criterion import attach
 from perpixel.fixations import Rule
 from perpixel.weighting import FixationWeightedLoss
@@ -260,60 +257,3 @@ def test_segformer_is_refused_with_the_reason() -> None:
     with pytest.raises(TypeError, match=r"torch\.fx can trace"):
         criterion(model(pixel_values=images), labels)
     assert model.training
-
-
-# --- two processes
-
-
-def share_of_rank(rank: int, case: str) -> dict[str, Any]:
-    torch.manual_seed(3)
-    model = Net().double()
-    images, labels = batch(4, dtype=torch.float64)
-    labels[2:] = 255 if case == "one is void" else labels[2:]
-    mine = slice(2 * rank, 2 * rank + 2)
-    images, labels = images[mine], labels[mine]
-    ddp = DistributedDataParallel(model)
-    term = FixationWeightedLoss(cell=4, shift="full", every=2)
-    criterion = attach(ddp, term, TemplateSimilarityLoss())
-    maps = []
-    for _ in range(3):
-        ddp.zero_grad()
-        criterion(ddp(images), labels).backward()
-        maps.append(term.state_dict()["kept_map"])
-    found, term = gradients(model), term.eval()
-    own = term.weight_map(ddp, images, model(images)["out"], labels)
-    return {
-        "maps": maps,
-        "own": own,
-        "gradients": found,
-        "state": model.state_dict(),
-        "images": images,
-        "labels": labels,
-    }
-
-
-CASES = ("both count", "one is void")
-
-
-def shares_of_rank(rank: int) -> dict[str, Any]:
-    return {case: share_of_rank(rank, case) for case in CASES}
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
-def test_two_processes_have_their_own_maps_and_common_gradients(tmp_path: Any) -> None:
-    both = in_two_processes(shares_of_rank, tmp_path)
-    for case in CASES:
-        ranks = [found[case] for found in both]
-        for rank in ranks:
-            images, labels, model = rank["images"], rank["labels"], Net().double().eval()
-            check_map(rank["own"], labels)
-            model.load_state_dict(rank["state"])
-            alone = FixationWeightedLoss(cell=4, shift="full")
-            expected = alone.weight_map(model, images, model(images)["out"], labels)
-            torch.testing.assert_close(rank["own"], expected)
-            assert torch.equal(rank["maps"][0], rank["maps"][1])
-            for name, gradient in rank["gradients"].items():
-                torch.testing.assert_close(gradient, ranks[0]["gradients"][name])
-        assert not torch.equal(ranks[0]["own"], ranks[1]["own"])
-        assert bool(ranks[1]["own"].any()) == (case == "both count")
