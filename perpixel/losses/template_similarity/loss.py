@@ -122,7 +122,7 @@ def template_similarity_loss(
         detach_templates,
     )[0]
     loss = masked_sum(values, counted) * batch.ranks
-    return loss / batch.total(counted).clamp(min=1) if reduction == "mean" else loss
+    return loss / batch.summed(counted.sum()).clamp(min=1) if reduction == "mean" else loss
 
 
 class TemplateSimilarityLoss(nn.Module):
@@ -228,14 +228,14 @@ class _Batch:
         self.logits = logits.detach().flatten(2)
         self.ranks = world_size() if share else 1
         self.own_counts = class_counts(self.labels, self.valid, logits.shape[1])
-        self.counts = sum_over_ranks(self.own_counts) if self.ranks > 1 else self.own_counts
+        self.counts = self.summed(self.own_counts)
         self.present = self.counts > 0
 
     def counted(self, selective: bool) -> Tensor:
         return self.valid & (self.logits.argmax(1) != self.labels) if selective else self.valid
 
-    def total(self, counted: Tensor) -> Tensor:
-        return sum_over_ranks(counted.sum()) if self.ranks > 1 else counted.sum()
+    def summed(self, value: Tensor) -> Tensor:
+        return sum_over_ranks(value) if self.ranks > 1 else value
 
     def peaks(self) -> tuple[Tensor, Tensor]:
         return peak_positions(self.logits, self.labels, self.valid)
@@ -249,8 +249,7 @@ class _Batch:
             if self.ranks > 1:
                 return peak_rows_over_ranks(rows, best, self.own_counts > 0)
             return torch.where(self.present[:, None], rows, 0.0)
-        sums = class_sums_of_units(x, self.labels, self.valid, len(self.counts), centred)
-        sums = sum_over_ranks(sums) if self.ranks > 1 else sums
+        sums = self.summed(class_sums_of_units(x, self.labels, self.valid, len(self.counts), centred))
         return sums / self.counts.clamp(min=1)[:, None]
 
 
