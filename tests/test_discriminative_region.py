@@ -8,7 +8,7 @@ import torch
 from attach_cases import CLASSES, Branches, Net, batch, segformer
 from torch import Tensor, nn
 from torch.nn import functional as F
-from weight_map_cases import check_map, problem
+from weight_map_cases import check_map, problem, weights_of
 
 from perpixel import FixationRules, Share, fixations
 from perpixel.attach.criterion import attach
@@ -124,14 +124,11 @@ def slow_map(
                 if not region[p]:
                     debts[p] = max(0.0, float(own[p] - after[n, c, p[1], p[2]]))
     mean = sum(debts.values()) / len(debts)
-    raw = torch.zeros(labels.shape, dtype=torch.float64)
-    for p in places(labels != 255):
-        s = 0.0
-        if p in debts:
-            s = debts[p] / (debts[p] + mean)
-            s = s if loss.mode == "debt" else 1 - s
-        raw[p] = 1 + strength * s
-    return torch.where(labels == 255, 0.0, raw / raw[labels != 255].mean())
+    scores = torch.zeros(labels.shape, dtype=torch.float64)
+    for p, debt in debts.items():
+        s = debt / (debt + mean)
+        scores[p] = s if loss.mode == "debt" else 1 - s
+    return weights_of(scores, labels, strength)
 
 
 @pytest.mark.parametrize(

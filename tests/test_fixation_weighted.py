@@ -8,7 +8,7 @@ import torch
 from attach_cases import CLASSES, Branches, Net, batch, gradients, segformer
 from torch import Tensor, nn
 from torch.nn import functional as F
-from weight_map_cases import check_map, problem
+from weight_map_cases import check_map, problem, weights_of
 
 from perpixel import FixationRules, Share, fixations
 from perpixel.attach.criterion import attach
@@ -69,10 +69,9 @@ def test_scores_are_those_of_loops_over_points_and_pixels(
     model, images, logits, labels = problem(torch.float64)
     loss = FixationWeightedLoss(mode=mode, start=start, cell=cell, reach=reach, strength=2.0, **how)
     traced = (labels if start == "labels" else logits.argmax(1)).masked_fill(labels == 255, -1)
-    raw = 1 + 2 * slow_scores(mode, model.eval(), images, labels, traced, cell, reach, **how)
-    expected = torch.where(labels == 255, 0.0, raw / raw[labels != 255].mean())
+    scores = slow_scores(mode, model.eval(), images, labels, traced, cell, reach, **how)
     model.train()
-    torch.testing.assert_close(loss.weight_map(model, images, logits, labels), expected)
+    torch.testing.assert_close(loss.weight_map(model, images, logits, labels), weights_of(scores, labels))
     assert model.training
 
 
@@ -90,8 +89,7 @@ def test_labels_and_logits_of_other_sizes_lie_over_the_image(mode: Any, size: tu
     loss = FixationWeightedLoss(mode=mode, cell=4, strength=2.0, shift="full")
     rows, columns = (torch.arange(8) * (n // 8) for n in size)
     start = labels[:, rows][:, :, columns].masked_fill(labels[:, rows][:, :, columns] == 255, -1)
-    raw = 1 + 2 * slow_scores(mode, model, images, labels, start, 4, 1, shift="full")
-    expected = torch.where(labels == 255, 0.0, raw / raw[labels != 255].mean())
+    expected = weights_of(slow_scores(mode, model, images, labels, start, 4, 1, shift="full"), labels)
     torch.testing.assert_close(loss.weight_map(model, images, model(images), labels), expected)
 
 
