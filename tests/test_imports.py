@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torchvision", "captum", "scipy", "matplotlib", "torchmetrics", "lightning", "PIL")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 LINE = re.compile(r"(?P<indent> *)(?P<name>\w+(?:/|\.py))(?P<about>.*?)(?:<- (?P<arrows>[\w ]+))?$")
 JOBS = {"finetuning", "tracing", "explaining"}
 
@@ -17,8 +18,7 @@ JOBS = {"finetuning", "tracing", "explaining"}
 def drawing() -> dict[str, set[str]]:
     """Path -> what it may import, in the order of the drawing."""
     plan, above = {}, []
-    block = (ROOT / "CONTRIBUTING.md").read_text().split("```")[1]
-    for line in block.strip().splitlines():
+    for line in CONTRIBUTING.split("```")[1].strip().splitlines():
         match = LINE.fullmatch(line)
         assert match, f"not a line of the plan: {line!r}"
         above = [*above[: len(match["indent"]) // 2], match["name"].rstrip("/")]
@@ -104,11 +104,21 @@ def test_the_plan_keeps_subjects_and_jobs_apart() -> None:
     assert not any("attach" in arrows for arrows in PLAN.values())
 
 
-def test_folders_stay_small() -> None:
+def test_files_and_folders_stay_small() -> None:
     counts: dict[Path, int] = {}
     for file in FILES:
         counts[file.parent] = counts.get(file.parent, 0) + 1
     assert {str(folder): count for folder, count in counts.items() if count > 14} == {}
+    lengths = {str(file): len(file.read_text().splitlines()) for file in FILES}
+    assert {file: length for file, length in lengths.items() if length > 320} == {}
+
+
+def test_what_contributing_names_is_there() -> None:
+    named = re.findall(r"`([\w./]+/[\w.]*)`", CONTRIBUTING)
+    bases = [ROOT, ROOT / "recipes", ROOT / "perpixel", ROOT / "perpixel/fixations"]
+    missing = [path for path in named if not any((base / path).exists() for base in bases)]
+    assert len(named) > 15
+    assert [path for path in missing if "NAME" not in path and "SUBJECT" not in path] == []
 
 
 def test_checks_import_only_torch_and_the_standard_library() -> None:
