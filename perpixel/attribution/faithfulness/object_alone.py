@@ -49,32 +49,27 @@ def object_alone(
     drawn among those that overlap it least.
     """
     images = check_images(images)
-    count = check_integer("seeds", seeds, low=1)
-    scores = RegionScores(model, images, label, region, check_integer("batch_size", batch_size, low=1))
-    baseline = baseline_images(baselines, images)
-    return alone(images, baseline, scores, context_of(scores.region, exclude_border), tuple(range(count)), batch_size)
+    count, batch = check_integer("seeds", seeds, low=1), check_integer("batch_size", batch_size, low=1)
+    scores = RegionScores(model, images, label, region, baseline_images(baselines, images), batch)
+    return alone(scores, context_of(scores.region, exclude_border), tuple(range(count)))
 
 
-def alone(
-    images: Tensor, baseline: Tensor, scores: RegionScores, context: Tensor, seeds: tuple[int, ...], batch: int
-) -> ObjectAlone:
+def alone(scores: RegionScores, context: Tensor, seeds: tuple[int, ...]) -> ObjectAlone:
     """`object_alone` for scores that are at hand; context: bool (N, H, W), what is hidden."""
     moved = [_elsewhere(scores.region, ~context, seed) for seed in seeds]
-    masks = torch.stack([~context, *(piece for piece, _ in moved)])
-    jobs = torch.cartesian_prod(torch.arange(len(masks)), torch.arange(len(images))).to(images.device)
-    parts = []
-    for mask, image in (chunk.unbind(1) for chunk in jobs.split(batch)):
-        parts.append(scores(torch.where(masks[mask, image][:, None], images[image], baseline[image]), image))
-    found = torch.cat(parts).view(len(masks), len(images), -1)
+    hidden = torch.stack([context, *(~piece for piece, _ in moved)])
+    jobs = torch.cartesian_prod(torch.arange(len(hidden)), torch.arange(len(context))).to(context.device)
+    mask, image = jobs.unbind(1)
+    found = scores.hiding(image, lambda rows: hidden[mask[rows], image[rows]]).view(*hidden.shape[:2], -1)
+    kept = scores.column("kept")
     drop = scores.before - found[0]
-    column = {name: i for i, name in enumerate(scores.names)}
-    hidden = torch.stack([covered for _, covered in moved])
+    covered = torch.stack([little for _, little in moved])
     return ObjectAlone(
-        kept=found[0, :, column["kept"]],
-        kept_before=scores.before[:, column["kept"]],
-        logit_drop=drop[:, column["logit"]],
-        margin_drop=drop[:, column["margin"]],
-        kept_elsewhere=torch.where(hidden, found[1:, :, column["kept"]], torch.nan),
+        kept=found[0, :, kept],
+        kept_before=scores.before[:, kept],
+        logit_drop=drop[:, scores.column("logit")],
+        margin_drop=drop[:, scores.column("margin")],
+        kept_elsewhere=torch.where(covered, found[1:, :, kept], torch.nan),
     )
 
 
