@@ -9,8 +9,8 @@ from perpixel.attribution.baselines import Baselines, baseline_images
 from perpixel.attribution.faithfulness.curves import random_key
 from perpixel.attribution.faithfulness.region_scores import RegionScores
 from perpixel.attribution.inputs import check_images
-from perpixel.attribution.measures.context import distances
-from perpixel.checks import check_integer, check_number, complain
+from perpixel.attribution.measures.context import outside
+from perpixel.checks import check_integer, complain
 
 _OVERLAP = 0.1  # of the region may be seen in the control, or it is no control
 
@@ -74,11 +74,9 @@ def alone(scores: RegionScores, context: Tensor, seeds: tuple[int, ...]) -> Obje
 
 
 def context_of(region: Tensor, exclude_border: float) -> Tensor:
-    """Pixels farther from the region, bool (N, H, W), than `exclude_border` pixels."""
-    if check_number("exclude_border", exclude_border, low=0) < 1:
-        return ~region
-    context = (distances(region) > exclude_border).to(region.device)
-    if not bool(context.flatten(1).any(1).all()):
+    """Pixels farther from the region, bool (N, H, W), than `exclude_border` pixels; ValueError if that leaves none."""
+    context = outside(region, exclude_border)
+    if exclude_border >= 1 and not bool(context.flatten(1).any(1).all()):
         expected = "a border that leaves some context in every image"
         raise ValueError(complain("exclude_border", expected, exclude_border, "Make it narrower."))
     return context

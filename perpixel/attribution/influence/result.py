@@ -11,8 +11,8 @@ from perpixel.attribution.influence.class_matrix import ClassMatrix, class_matri
 from perpixel.attribution.influence.passes import Passes
 from perpixel.attribution.influence.patches import Patches, Segments
 from perpixel.attribution.influence.upsampling import Upsampling, precise
-from perpixel.attribution.inputs import SCORES, check_label, check_region, labels_for, region_for
-from perpixel.checks import check_flag, check_integer, check_number, check_option, complain
+from perpixel.attribution.inputs import check_label, check_region, check_score, labels_for, predicted_labels, region_for
+from perpixel.checks import check_flag, check_integer, check_number, complain
 
 _CHUNK = 1 << 22  # numbers worked on at once
 _SMALL = 1 << 18  # numbers of one class: up to here adding up all is faster than looking for zero weights
@@ -83,7 +83,7 @@ class Influence:
     def predictions(self) -> Tensor:
         """The labels predicted for the images as they are: int64 (N, H, W). One logit: 0 where positive, else 1."""
         full = (self.upsampling(logits) for logits in self.logits.split(1))
-        return torch.cat([z.argmax(1) if z.shape[1] > 1 else (z[:, 0] <= 0).long() for z in full])
+        return torch.cat([predicted_labels(logits) for logits in full])
 
     def __repr__(self) -> str:
         count, units, classes, *grid = self.values.shape
@@ -107,8 +107,7 @@ class Influence:
 
         label: None for the one predicted there, in each image.
         """
-        check_option("score", score, SCORES)
-        self._check_classes(score)
+        check_score(score, self.logits.shape[1])
         height, width = self.size
         y, x = check_integer("y", y, low=0, high=height - 1), check_integer("x", x, low=0, high=width - 1)
         place = self.values.new_zeros(height, width, dtype=torch.bool)
@@ -210,14 +209,9 @@ class Influence:
             seed=seed,
         )
 
-    def _check_classes(self, score: str) -> None:
-        if score == "margin" and self.logits.shape[1] < 2:
-            raise ValueError(complain("score", "'logit' for a network of one class", "'margin'", "There is no other."))
-
     def _target(self, label: Label, region: Tensor | None, score: str) -> tuple[Tensor, Tensor]:
         """Labels (N,) and regions (N, H, W), checked."""
-        check_option("score", score, SCORES)
-        self._check_classes(score)
+        check_score(score, self.logits.shape[1])
         labels = labels_for(check_label(label), self.logits)
         if region is None:
             region = self.predictions == labels[:, None, None]
