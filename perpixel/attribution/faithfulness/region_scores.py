@@ -28,13 +28,7 @@ class RegionScores:
     names = ("logit", "margin", "iou", "kept")
 
     def __init__(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        label: int | Tensor,
-        region: Tensor | None,
-        baseline: Tensor,
-        batch: int,
+        self, model: nn.Module, images: Tensor, label: int | Tensor, region: Tensor | None, baseline: Tensor, batch: int
     ) -> None:
         label, region = RegionTarget(model, label, region).arguments(images)
         height, width = images.shape[-2:]

@@ -98,8 +98,7 @@ class Influence:
         and takes means where windows overlap: that is `pixels=True`, (N, H, W).
         """
         check_flag("pixels", pixels)
-        labels, found = self._target(label, region, score)
-        effect = self._effect(labels, found, score)
+        effect, _ = self._effect(label, region, score)
         return self.units.pixels(effect) if pixels else self.units.shaped(effect)
 
     def on_pixel(self, y: int, x: int, label: Label | None = None, score: str = "logit") -> Tensor:
@@ -137,8 +136,8 @@ class Influence:
         Of equal ones the first; single effects, so two units that stand in for one another may both be missing.
         """
         share = check_number("share", share, low=0.0, high=1.0, open_low=True)
-        labels, found = self._target(label, region, score)
-        positive = self._effect(labels, found, score).to(precise(self.values.device)).nan_to_num().clamp(min=0)
+        effect, _ = self._effect(label, region, score)
+        positive = effect.to(precise(self.values.device)).nan_to_num().clamp(min=0)
         ranked, order = positive.sort(dim=1, descending=True, stable=True)
         total, held = positive.sum(1, keepdim=True), ranked.cumsum(1)
         needed = (held - ranked < share * total) & (ranked > 0)
@@ -163,17 +162,16 @@ class Influence:
 
         A unit that touches it hides part of the region itself. The region at the images' size.
         """
-        labels, found = self._target(label, region, score)
-        touching = self.touching(found)
-        return self.units.shaped(self._effect(labels, found, score)).masked_fill(touching, fill)
+        effect, found = self._effect(label, region, score)
+        return self.units.shaped(effect).masked_fill(self.touching(found), fill)
 
     def context_share(self, label: Label, region: Tensor | None = None, score: str = "logit") -> Tensor:
         """Σ |influence| of the units that do not touch the region over that of all: (N,), NaN where all is zero.
 
         A random network has a share too: compare with one.
         """
-        labels, found = self._target(label, region, score)
-        effect = self._effect(labels, found, score).nan_to_num().abs()
+        effect, found = self._effect(label, region, score)
+        effect = effect.nan_to_num().abs()
         outside = effect.masked_fill(self.touching(found).flatten(1), 0.0)
         return outside.sum(1) / effect.sum(1)
 
@@ -209,20 +207,17 @@ class Influence:
             seed=seed,
         )
 
-    def _target(self, label: Label, region: Tensor | None, score: str) -> tuple[Tensor, Tensor]:
-        """Labels (N,) and regions (N, H, W), checked."""
+    def _effect(self, label: Label, region: Tensor | None, score: str) -> tuple[Tensor, Tensor]:
+        """The loss of each image's score (N, units), and the regions (N, H, W); all checked."""
         check_score(score, self.logits.shape[1])
         labels = labels_for(check_label(label), self.logits)
         if region is None:
             region = self.predictions == labels[:, None, None]
         output = self.logits.new_empty(()).expand(*self.logits.shape[:2], *self.upsampling.output)
-        return labels, region_for(check_region(region), output, labels, self.size)
+        region = region_for(check_region(region), output, labels, self.size)
+        return (self._margin_effects if score == "margin" else self._logit_effects)(labels, region), region
 
-    def _effect(self, labels: Tensor, region: Tensor, score: str) -> Tensor:
-        """(N, units): the loss of each image's score; labels (N,), regions (N, H, W)."""
-        if score == "margin":
-            effects = [self._margin_effect(n, label, region[n]) for n, label in enumerate(labels.tolist())]
-            return self._rounded(effects)
+    def _logit_effects(self, labels: Tensor, region: Tensor) -> Tensor:
         weights = self.upsampling.weights(region)
         if self.values[:, :, 0].numel() <= _SMALL:
             found = self.values[torch.arange(len(labels), device=labels.device), :, labels].to(weights.dtype)
@@ -241,6 +236,9 @@ class Influence:
         values = self.values[image, :, label, rows, columns]
         step = max(_CHUNK // max(weights.numel(), 1), 1)
         return torch.cat([part.to(weights.dtype).flatten(1) @ weights.flatten() for part in values.split(step)])
+
+    def _margin_effects(self, labels: Tensor, region: Tensor) -> Tensor:
+        return self._rounded([self._margin_effect(n, label, region[n]) for n, label in enumerate(labels.tolist())])
 
     def _margin_effect(self, image: int, label: int, region: Tensor) -> Tensor:
         """Loss of the margin in each unit, every unit's grid upsampled around the region: (units,)."""
