@@ -43,6 +43,8 @@ class Method:
     """
 
     def __init__(self, method: Any, options: Mapping[str, Any]) -> None:
+        from captum import attr
+
         found = _find(method)
         self.given = None if inspect.isclass(found) else found
         self.kind: type = found if inspect.isclass(found) else type(found)
@@ -51,7 +53,11 @@ class Method:
             self.noise = True
             self.given = None if self.given is None else self.given.attribution_method
             self.kind = _find("Saliency") if self.given is None else type(self.given)
-        _check_kind(self.kind)
+        if issubclass(self.kind, attr.NeuronAttribution) or self.kind.__name__ in ("LayerActivation", "Attribution"):
+            came = f"{self.kind.__name__}, which explains no score"
+            raise ValueError(
+                complain("method", "a method that explains the score of a region", came, "Use it with captum.")
+            )
         own = self.parameters()
         self.noise = self.noise or any(name in options and name not in own for name in NOISE)
         self._check(options)
@@ -118,17 +124,6 @@ def _find(method: Any) -> Any:
         return method
     remedy = "Pass 'IntegratedGradients', say."
     raise TypeError(complain("method", "a captum method: its name, class, or an object of it", method, remedy))
-
-
-def _check_kind(kind: type) -> None:
-    from captum import attr
-
-    neuron = getattr(attr, "NeuronAttribution", ())
-    if issubclass(kind, neuron) or kind.__name__ in ("LayerActivation", "Attribution"):
-        expected = "a method that explains the score of a region"
-        raise ValueError(
-            complain("method", expected, f"{kind.__name__}, which explains no score", "Use it with captum.")
-        )
 
 
 def _rebound(given: Any, target: nn.Module) -> Any:

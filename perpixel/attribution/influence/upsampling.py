@@ -101,9 +101,15 @@ def find_upsampling(model: nn.Module, images: Tensor) -> tuple[Tensor, Upsamplin
     guess = _without(model, images, _Skipping(size=size), size)
     if guess is not None:
         return guess
-    with _Recording() as record:
+    calls: list[tuple[Tensor, Options, Tensor]] = []
+
+    def record(given: Tensor, options: Options) -> Tensor:
+        calls.append((given, options, F.interpolate(given, **options)))
+        return calls[-1][2]
+
+    with _Interpolating(record):
         logits = dense(model(images), images)
-    for number, (given, options, result) in enumerate(record.calls, 1):
+    for number, (given, options, result) in enumerate(calls, 1):
         if _is_upsampled(given, options, result, logits):
             found = _without(model, images, _Skipping(number), size)
             if found is not None:
@@ -126,43 +132,27 @@ def _without(model: nn.Module, images: Tensor, skipping: "_Skipping", size: Size
     return logits, Upsampling(size_of(logits), output, size, skipping.options, skipping.call)
 
 
-class _Watching(TorchFunctionMode):
-    """Sees the calls of `F.interpolate`; all other functions run as they are."""
+class _Interpolating(TorchFunctionMode):
+    """Calls `instead` in the place of `F.interpolate`; all other functions run as they are."""
+
+    def __init__(self, instead: Callable[[Tensor, Options], Tensor]) -> None:
+        super().__init__()
+        self.instead = instead
 
     def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: object,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is not F.interpolate:
             return func(*args, **(kwargs or {}))
         options = dict(_INTERPOLATE.bind(*args, **(kwargs or {})).arguments)
-        return self.interpolate(options.pop("input"), options)
-
-    def interpolate(self, given: Tensor, options: Options) -> Tensor:
-        raise NotImplementedError
+        return self.instead(options.pop("input"), options)
 
 
-class _Recording(_Watching):
-    """Keeps what every call was given, its options and its result."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[Tensor, Options, Tensor]] = []
-
-    def interpolate(self, given: Tensor, options: Options) -> Tensor:
-        result = F.interpolate(given, **options)
-        self.calls.append((given, options, result))
-        return result
-
-
-class _Skipping(_Watching):
+class _Skipping(_Interpolating):
     """Returns what one call was given as its result: number `call`, from 1, or else the first that gives `size`."""
 
     def __init__(self, call: int = 0, size: Size | None = None) -> None:
-        super().__init__()
+        super().__init__(self.interpolate)
         self.call, self.size = call, size
         self.count = 0
         self.given: Tensor | None = None
