@@ -84,3 +84,16 @@ def inside_polygon(polygon: list[tuple[float, float]], size: tuple[int, int]) ->
                     crossed = not crossed
             mask[row, column] = crossed
     return mask
+
+
+def pixel(y: int, x: int) -> Tensor:
+    mask = torch.zeros(SIZE, dtype=torch.bool)
+    mask[y, x] = True
+    return mask
+
+
+def full_size_case() -> tuple[Tensor, Tensor, Tensor]:
+    """Full-size logits, effects and labels of `case()`."""
+    given = case()
+    logits = full_size(given["logits"])
+    return logits, full_size(given["effects"]), logits.argmax(0)
