@@ -1,5 +1,6 @@
 """A page of `context_explorer` open in a headless Chromium: points by image pixel, numbers by element."""
 
+import base64
 import json
 import shutil
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import explorer_cases as cases
 import pytest
 import torch
-from playwright.sync_api import Browser, Page, Playwright
+from playwright.sync_api import Browser, Playwright
 from torch import Tensor
 
 from perpixel.report import ExplorerPage
@@ -23,19 +24,23 @@ def launch(playwright: Playwright) -> Browser:
 class ExplorerTab:
     """A page in a browser tab of its own; mouse, touch and keys are real input events, in CSS pixels."""
 
-    def __init__(self, browser: Browser, page: ExplorerPage, script: str = "", **options: Any) -> None:
-        self.error = page.error
+    def __init__(self, browser: Browser, **options: Any) -> None:
         self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 1000}, **options})
-        if script:
-            self.context.add_init_script(script)
-        self.page: Page = self.context.new_page()
+        self.page = self.context.new_page()
         self.complaints: list[str] = []  # exceptions, and what is logged as an error or a warning
         self.requests: list[str] = []  # but for the file itself and data addresses
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("console", self._keep_complaint)
         self.page.on("request", self._keep_request)
+
+    def open(self, page: ExplorerPage) -> "ExplorerTab":
+        """Load a page and wait until it is drawn, or says that it cannot be. Forgets earlier complaints."""
+        self.error = page.error
+        self.complaints.clear()
+        self.requests.clear()
         self.page.goto(page.path.resolve().as_uri())
         self.page.wait_for_selector("body[data-ready], #status:has-text('could not')", state="attached")
+        return self
 
     def _keep_complaint(self, message: Any) -> None:
         if message.type in ("error", "warning", "assert"):
@@ -117,9 +122,9 @@ class ExplorerTab:
 
     def pixels(self, canvas: str) -> Tensor:
         """(H, W, 3) of a canvas."""
-        read = "c => [Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data), c.width]"
-        data, width = self.page.eval_on_selector(canvas, read)
-        return torch.tensor(data).view(-1, width, 4)[..., :3]
+        data = "c.getContext('2d').getImageData(0, 0, c.width, c.height).data"
+        text, width = self.page.eval_on_selector(canvas, f"c => [btoa(String.fromCharCode(...{data})), c.width]")
+        return torch.tensor(list(base64.b64decode(text))).view(-1, width, 4)[..., :3]
 
     def opaque(self) -> None:
         self.run("(o => { o.value = 100; o.dispatchEvent(new Event('input')) })(document.querySelector('#opacity'))")

@@ -30,18 +30,22 @@ def browser() -> Iterator[Any]:
         opened.close()
 
 
+@pytest.fixture(scope="module")
+def desktop(browser: Any) -> ExplorerTab:
+    return ExplorerTab(browser)
+
+
 @pytest.fixture
-def opener(browser: Any) -> Iterator[Opener]:
-    """Opens pages; afterwards none has complained or asked for anything."""
+def opener(browser: Any, desktop: ExplorerTab) -> Iterator[Opener]:
+    """Opens a page, on another screen if asked; afterwards none has complained or asked for anything."""
     tabs: list[ExplorerTab] = []
 
-    def open_tab(page: ExplorerPage, **options: Any) -> ExplorerTab:
-        tabs.append(ExplorerTab(browser, page, **options))
-        return tabs[-1]
+    def open_page(page: ExplorerPage, **screen: Any) -> ExplorerTab:
+        tabs.append(ExplorerTab(browser, **screen) if screen else desktop)
+        return tabs[-1].open(page)
 
-    yield open_tab
+    yield open_page
     for tab in tabs:
-        tab.context.close()
         assert tab.complaints == []
         assert tab.requests == []
 
@@ -418,7 +422,8 @@ def test_classes_left_out_for_space_cannot_be_asked_about(opener: Opener, tmp_pa
 
 
 def test_an_old_browser_is_named_as_the_cause(browser: Any, page: ExplorerPage) -> None:
-    tab = ExplorerTab(browser, page, script="delete window.DecompressionStream")
+    tab = ExplorerTab(browser)
+    tab.context.add_init_script("delete window.DecompressionStream")
+    tab.open(page)
     assert "it needs Chrome or Edge 80" in tab.text("#status")
     assert any("it needs Chrome or Edge 80" in text for text in tab.complaints)
-    tab.context.close()
