@@ -3,22 +3,18 @@
 import base64
 import json
 import shutil
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import explorer_cases as cases
 import pytest
 import torch
-from playwright.sync_api import Browser, Playwright
+from playwright.sync_api import Browser, sync_playwright
 from torch import Tensor
 
-from perpixel.report import ExplorerPage
+from perpixel.report import ExplorerPage, context_explorer
 
 PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
-def launch(playwright: Playwright) -> Browser:
-    """The Chromium that is installed, not one of playwright's own."""
-    return playwright.chromium.launch(executable_path=PROGRAM, args=["--disable-gpu"])
 
 
 class ExplorerTab:
@@ -142,9 +138,13 @@ class ExplorerTab:
     def pinned(self) -> bool:
         return self.run("document.body.dataset.pinned") == "true"
 
-    def check_answer(self, region: Tensor, why: int, rival: int | None = None) -> None:
-        """Everything shown about the pixels of `region` equals the arrays, up to the quantisation."""
-        bound, (logits, effects, _) = self.error, cases.full_size_case()
+    def check_answer(self, region: Tensor, why: int | None = None, rival: int | None = None) -> None:
+        """Everything shown about the pixels of `region` equals the arrays, up to the quantisation.
+
+        why: the class asked about; None: the label most of them have.
+        """
+        bound, logits, effects = self.error, cases.LOGITS, cases.EFFECTS
+        why = int(cases.LABELS[region].bincount().argmax()) if why is None else why
         own = logits[why][region]
         others = logits.index_fill(0, torch.tensor(why), -torch.inf).amax(0)[region]
         assert self.value("#logit") == pytest.approx(float(own.mean()), abs=1e-5)
@@ -169,3 +169,47 @@ class ExplorerTab:
         for c, part in zip(named, parts):
             assert part * int(region.sum()) == pytest.approx(int(counts[c]), abs=doubtful + 1e-6)
         assert self.value("#logit-after") == pytest.approx(float(hidden[why].mean()), abs=bound + 1e-5)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """The Chromium that is installed, not one of playwright's own."""
+    if PROGRAM is None:
+        pytest.skip("needs Chromium (apt-get install chromium)")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=PROGRAM, args=["--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def desktop(browser: Browser) -> ExplorerTab:
+    return ExplorerTab(browser)
+
+
+@pytest.fixture
+def opener(browser: Browser, desktop: ExplorerTab) -> Iterator[Callable[..., ExplorerTab]]:
+    """Opens a page, on another screen if asked; afterwards none has complained or asked for anything."""
+    tabs: list[ExplorerTab] = []
+
+    def open_page(page: ExplorerPage, **screen: Any) -> ExplorerTab:
+        tabs.append(ExplorerTab(browser, **screen) if screen else desktop)
+        return tabs[-1].open(page)
+
+    yield open_page
+    for tab in tabs:
+        assert tab.complaints == []
+        assert tab.requests == []
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> ExplorerPage:
+    truth = cases.LABELS.clone()
+    truth[:, :20] = 2
+    truth[:5] = 255
+    return context_explorer(tmp_path_factory.mktemp("explorer") / "page.html", **cases.case(labels=truth))
+
+
+@pytest.fixture
+def tab(opener: Callable[..., ExplorerTab], page: ExplorerPage) -> ExplorerTab:
+    return opener(page)

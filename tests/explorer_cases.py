@@ -92,8 +92,5 @@ def pixel(y: int, x: int) -> Tensor:
     return mask
 
 
-def full_size_case() -> tuple[Tensor, Tensor, Tensor]:
-    """Full-size logits, effects and labels of `case()`."""
-    given = case()
-    logits = full_size(given["logits"])
-    return logits, full_size(given["effects"]), logits.argmax(0)
+LOGITS, EFFECTS = (full_size(case()[name]) for name in ("logits", "effects"))
+LABELS = LOGITS.argmax(0)
