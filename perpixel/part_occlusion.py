@@ -180,7 +180,10 @@ def salient_parts(
         check_same_device(images=images, logits=logits)
         labels = check_labels(labels, logits, ignore_index, values=True)
         objects = _objects(labels, label, logits.shape[1], ignore_index)
-        examined = [_examine(model, *(t[i : i + 1] for t in (images, logits, labels)), c, regions) for i, c in objects]
+        examined = []
+        for i, c in objects:
+            image, own, truth = (given[i : i + 1] for given in (images, logits, labels))
+            examined.append(_examine(model, image, own, truth, c, regions))
     where = torch.tensor(objects, device=labels.device)
     parts = {name: torch.cat([one[name] for one in examined]) for name in examined[0]}
     return SalientParts(where[:, 0], where[:, 1], labels, **parts, ignore_index=ignore_index)
