@@ -166,7 +166,7 @@ def salient_parts(
     if not isinstance(model, nn.Module):
         raise TypeError(complain("model", "a torch.nn.Module", model, "Pass the network itself."))
     ignore_index = check_integer("ignore_index", ignore_index)
-    how = Regions(region, share, fill, cell, candidates, FixationOptions(rules, k, shift))
+    regions = Regions(region, share, fill, cell, candidates, FixationOptions(rules, k, shift))
     if isinstance(images, Tensor) and images.ndim == 3:
         images = images[None]
         labels = labels[None] if isinstance(labels, Tensor) and labels.ndim == 2 else labels
@@ -180,9 +180,12 @@ def salient_parts(
         check_same_device(images=images, logits=logits)
         labels = check_labels(labels, logits, ignore_index, values=True)
         objects = _objects(labels, label, logits.shape[1], ignore_index)
-        found = [_examine(model, images[i : i + 1], logits[i : i + 1], labels[i : i + 1], c, how) for i, c in objects]
+        examined = []
+        for i, c in objects:
+            image, own, truth = (given[i : i + 1] for given in (images, logits, labels))
+            examined.append(_examine(model, image, own, truth, c, regions))
     where = torch.tensor(objects, device=labels.device)
-    parts = {name: torch.cat([one[name] for one in found]) for name in found[0]}
+    parts = {name: torch.cat([one[name] for one in examined]) for name in examined[0]}
     return SalientParts(where[:, 0], where[:, 1], labels, **parts, ignore_index=ignore_index)
 
 
@@ -198,11 +201,11 @@ def _objects(labels: Tensor, label: int | None, classes: int, ignore_index: int)
 
 
 def _examine(
-    model: nn.Module, image: Tensor, logits: Tensor, labels: Tensor, label: int, how: Regions
+    model: nn.Module, image: Tensor, logits: Tensor, labels: Tensor, label: int, regions: Regions
 ) -> dict[str, Tensor]:
     counted = labels == label
-    region = how.find(model, image, logits, labels, counted)
-    hidden = how.hide(image, region)
+    region = regions.find(model, image, logits, labels, counted)
+    hidden = regions.hide(image, region)
     without = dense_logits(model(hidden))
     everywhere = torch.full_like(labels, label)
     return {

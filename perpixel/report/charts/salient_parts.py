@@ -20,7 +20,7 @@ _NO_VOID = -1  # predicted labels have none
 def salient_sheet(
     pictures: Tensor,
     regions: Tensor,
-    found: Sequence[Tensor],
+    predicted: Sequence[Tensor],
     change: Tensor,
     objects: Tensor,
     *,
@@ -32,7 +32,7 @@ def salient_sheet(
     """A row per object: the picture, the labels found with and without the region, the change of the activation.
 
     pictures: float (M, 3, h, w) in [0, 1]; regions, objects: bool (M, H, W), what was hidden and the true pixels of the
-    label; found: two int (M, H, W), with and without; change: float (M, H, W), after − before, of the label's logit.
+    label; predicted: two int (M, H, W), with and without; change: float (M, H, W), after − before, of its logit.
     rows: per object "label", "held", "lost", "kept", "iou_before", "iou_after". classes: names of the labels.
     colors: uint8 (C, 3) of the labels.
     """
@@ -40,19 +40,19 @@ def salient_sheet(
     if not len(pictures) or len(rows) != len(pictures):
         came = f"{len(pictures)} pictures and {len(rows)} rows"
         raise ValueError(complain("pictures, rows", "as many of each, at least one", came, "Match them."))
-    pictures, regions, change, objects, *found = (
-        t.detach().cpu() for t in (pictures, regions, change, objects, *found)
+    pictures, regions, change, objects, *labels = (
+        t.detach().cpu() for t in (pictures, regions, change, objects, *predicted)
     )
-    colors = colors.cpu() if colors is not None else _palette(1 + int(max(labels.max() for labels in found)))
+    colors = colors.cpu() if colors is not None else _palette(1 + int(max(each.max() for each in labels)))
     height, width = change.shape[-2:]
     figure = theme.new_figure(4 * _CELL + 0.9, (_CELL * height / width + 0.62) * len(rows) + 0.5 + 0.3 * bool(title))
     axes = figure.subplots(len(rows), 4, squeeze=False)
     limit = float(change.abs().flatten().kthvalue(max(1, int(0.995 * change.numel()))).values) or 1.0
     scale: dict[str, Any] = {"cmap": theme.SIGNED, "vmin": -limit, "vmax": limit}
-    for line, row, picture, region, true, *two, moved in zip(axes, rows, pictures, regions, objects, *found, change):
+    for line, row, picture, region, true, *two, moved in zip(axes, rows, pictures, regions, objects, *labels, change):
         name = str(classes[int(row["label"])]) if classes is not None else f"label {int(row['label'])}"
         shown: list[Any] = [picture.permute(1, 2, 0).numpy()]
-        shown += [theme.paint_labels(labels, colors, _NO_VOID) for labels in two]
+        shown += [theme.paint_labels(each, colors, _NO_VOID) for each in two]
         for axis, image in zip(line, shown):
             axis.imshow(image, interpolation="nearest", extent=theme.extent(height, width))
         drawn = line[3].imshow(moved.numpy(), extent=theme.extent(height, width), **scale)
@@ -62,7 +62,7 @@ def salient_sheet(
             theme.outline(axis, region, _REGION, 1.6)
         for axis in (line[0], line[3]):
             theme.outline(axis, true, _OBJECT, 0.8)
-    present = torch.stack(list(found)).unique().tolist()
+    present = torch.stack(labels).unique().tolist()
     named = [(str(name), colors[i]) for i, name in enumerate(classes or ()) if i in present]
     theme.legend(figure, [*_meanings(), *(theme.swatch(*each) for each in named)], ncols=6, fontsize=9.5)
     theme.caption(figure, title, size=12)
