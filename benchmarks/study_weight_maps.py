@@ -124,13 +124,13 @@ def main() -> None:
         torch.manual_seed(seed)
         data, held_out = pictures(200, "train", seed), pictures(64, "val", seed)
         start = trained(small_fcn(CLASSES, width=16), data, [], False, options.start, 3e-3, seed)
-        again = (options.steps, 5e-4, 100 + seed)
-        control = measured(trained(copy.deepcopy(start), data, [], False, *again), held_out)
+        training = (options.steps, 5e-4, 100 + seed)
+        control = measured(trained(copy.deepcopy(start), data, [], False, *training), held_out)
         print(f"seed {seed}: control {control}", flush=True)
         for setting, alone in (("alone, strength 20", True), ("beside cross-entropy, defaults", False)):
             for name, term in arms(alone).items():
                 torch.manual_seed(seed)
-                found = measured(trained(copy.deepcopy(start), data, [term], alone, *again), held_out)
+                found = measured(trained(copy.deepcopy(start), data, [term], alone, *training), held_out)
                 change = {key: found[key] - control[key] for key in found}
                 changes.setdefault((setting, name), []).append(change)
     print("| | | " + " | ".join(f"{key}, by seed" for key in control) + " |")

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
         faithfulness,
         influence,
     )
-    from perpixel.weighting import DiscriminativeRegionLoss, FixationWeightedLoss, SalientParts, salient_parts
+    from perpixel.part_occlusion import SalientParts, salient_parts
+    from perpixel.weighting import DiscriminativeRegionLoss, FixationWeightedLoss
 
 __version__ = "0.1.0"
 __all__ = [
@@ -60,7 +61,8 @@ _INSIDE = {
         "faithfulness",
         "influence",
     ),
-    "weighting": ("DiscriminativeRegionLoss", "FixationWeightedLoss", "SalientParts", "salient_parts"),
+    "part_occlusion": ("SalientParts", "salient_parts"),
+    "weighting": ("DiscriminativeRegionLoss", "FixationWeightedLoss"),
 }
 
 

@@ -3,8 +3,10 @@
 import contextlib
 import sys
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -12,30 +14,83 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
 @contextlib.contextmanager
-def borrowed(model: nn.Module, device: torch.device | None = None) -> Iterator[bool]:
+def borrowed(
+    model: nn.Module,
+    device: torch.device | None = None,
+    *,
+    gradients: bool = False,
+    captum_hooks: bool = True,
+    restore_all: bool = False,
+) -> Iterator[bool]:
     """Inside, the model runs in evaluation mode, without gradients, and eagerly where it was compiled.
 
     Hooks that only record for a criterion (their `only_records` is true) are off; others stay, since some models work
     through theirs. Gives whether all of the model was in evaluation mode before. On exit and on error its train flags
     and hooks, and the random number generators (that of `device` too), are as they were.
+
+    gradients: the passes are part of the caller's own computation: its gradient mode and random numbers go on, and
+        where gradients are recorded no activation overwrites its input.
+    captum_hooks: False: those that a captum call under way has put on the model are off, too.
+    restore_all: whatever is put on the model inside is taken off again: hooks, layers, attributes; its parameters and
+        buffers are the same objects on the same memory, with the same gradients and `requires_grad`.
     """
-    layers = list(model.modules())
-    training = [layer for layer in layers if layer.training]
-    hooks = [(vars(layer), name, vars(layer)[name]) for layer in layers for name in _HOOKS if vars(layer)[name]]
-    devices = [device] if device is not None and device.type == "cuda" else []
-    with torch.no_grad(), _eager(), torch.random.fork_rng(devices):
+    with contextlib.ExitStack() as stack:
+        if restore_all:
+            stack.enter_context(_restored(model))
+        if not gradients:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(random_numbers(device))
+        stack.enter_context(_eager())
+        changes = _changes(model, torch.is_grad_enabled(), captum_hooks)
         try:
-            for layer in training:
-                layer.__dict__["training"] = False
-            for attributes, name, before in hooks:
-                kept = ((key, hook) for key, hook in before.items() if not getattr(hook, "only_records", False))
-                attributes[name] = OrderedDict(kept)
-            yield not training
+            for state, name, _, now in changes:
+                state[name] = now
+            yield not any(name == "training" for _, name, _, _ in changes)
         finally:
-            for attributes, name, before in hooks:
-                attributes[name] = before
-            for layer in training:
-                layer.__dict__["training"] = True
+            for state, name, before, _ in changes:
+                state[name] = before
+
+
+@contextlib.contextmanager
+def random_numbers(device: torch.device | None = None, seed: int | None = None) -> Iterator[None]:
+    """torch's generators, of the CPU and of `device`, are put back on exit; with a `seed` they start from it.
+
+    With a seed numpy's global generator, from which captum draws as well, is seeded and put back too.
+    """
+    devices = [device] if device is not None and device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        if seed is None:
+            yield
+            return
+        drawn = np.random.get_state()  # noqa: NPY002
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            np.random.set_state(drawn)  # noqa: NPY002
+
+
+@contextlib.contextmanager
+def hooked(
+    layers: Mapping[str, nn.Module],
+    *,
+    before: Callable[[str, nn.Module, tuple[Any, ...]], None] | None = None,
+    after: Callable[[str, nn.Module, Any], None] | None = None,
+) -> Iterator[None]:
+    """Inside, `before(name, layer, inputs)` and `after(name, layer, output)` are called at each run of the layers.
+
+    `after` also where the layer fails, with None. On exit and on error no hook stays.
+    """
+    with contextlib.ExitStack() as stack:
+        for name, layer in layers.items():
+            if before is not None:
+                pre = lambda layer, inputs, name=name: before(name, layer, inputs)  # noqa: E731
+                stack.callback(layer.register_forward_pre_hook(pre).remove)
+            if after is not None:
+                post = lambda layer, _, output, name=name: after(name, layer, output)  # noqa: E731
+                stack.callback(layer.register_forward_hook(post, always_call=True).remove)
+        yield
 
 
 def dtype_of(model: nn.Module, images: Tensor) -> torch.dtype:
@@ -56,3 +111,73 @@ def _eager() -> contextlib.AbstractContextManager[object]:
     """Compiled layers run as they were written. Where the compiler is not even loaded there are none."""
     loaded = "torch._dynamo" in sys.modules
     return torch.compiler.set_stance("force_eager") if loaded else contextlib.nullcontext()
+
+
+def _changes(model: nn.Module, gradients: bool, captum_hooks: bool) -> list[tuple[Any, str, Any, Any]]:
+    """What to change on the layers: their attributes, the name, the value before and inside."""
+    changes: list[tuple[Any, str, Any, Any]] = []
+    found = {model: None}
+    layers = [model]
+    for layer in layers:  # model.modules() takes three times as long
+        state: Any = vars(layer)
+        for child in layer._modules.values():
+            if child is not None and child not in found:
+                found[child] = None
+                layers.append(child)
+        if layer.training:
+            changes.append((state if "training" in state else _Scripted(layer), "training", True, False))
+        if gradients and state.get("inplace") is True:
+            changes.append((state, "inplace", True, False))
+        for name in _HOOKS:
+            hooks = state[name]
+            if hooks and any(_is_off(hook, captum_hooks) for hook in hooks.values()):
+                kept = OrderedDict((key, hook) for key, hook in hooks.items() if not _is_off(hook, captum_hooks))
+                changes.append((state, name, hooks, kept))
+    return changes
+
+
+class _Scripted:
+    """The attributes of a scripted layer, which are not in its dict."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+
+    def __setitem__(self, name: str, value: object) -> None:
+        setattr(self.layer, name, value)
+
+
+def _is_off(hook: object, captum_hooks: bool) -> bool:
+    of_captum = not captum_hooks and (getattr(hook, "__module__", None) or "").startswith("captum.")
+    return of_captum or getattr(hook, "only_records", False)
+
+
+@contextlib.contextmanager
+def _restored(model: nn.Module) -> Iterator[None]:
+    """Every attribute, layer, hook, parameter and buffer of the model is put back."""
+    kept = [(layer, dict(vars(layer)), _registries(layer)) for layer in model.modules()]
+    tensors = [(t, t.data, t.requires_grad, t.grad) for t in (*model.parameters(), *model.buffers())]
+    try:
+        yield
+    finally:
+        for layer, attributes, registries in kept:
+            state = vars(layer)
+            for name in state.keys() - attributes.keys():
+                del state[name]
+            flags = {"training", "inplace", *registries}
+            state.update({name: value for name, value in attributes.items() if name not in state or name in flags})
+            for name, entries in registries.items():
+                state[name].clear()
+                state[name].update(entries)
+        for tensor, data, requires_grad, grad in tensors:
+            if tensor.data_ptr() != data.data_ptr():
+                tensor.data = data
+            if tensor.requires_grad != requires_grad:
+                tensor.requires_grad_(requires_grad)
+            if tensor.grad is not grad:
+                tensor.grad = grad
+
+
+def _registries(layer: nn.Module) -> dict[str, dict[Any, Any]]:
+    """What a layer's own registries hold: its hooks, layers, parameters and buffers."""
+    names = [name for name in vars(layer) if "hooks" in name or name in ("_modules", "_parameters", "_buffers")]
+    return {name: dict(value) for name in names if isinstance(value := vars(layer)[name], dict)}

@@ -1,9 +1,10 @@
 """A small network and steps that the tests of attaching share."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -37,6 +38,31 @@ class Net(nn.Module):
         if self.aux_classifier is not None:
             out["aux"] = _up(self.aux_classifier(x), images)
         return out
+
+
+class Branches(Net):
+    """What torch.fx cannot trace."""
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return super().forward(images if images.sum() > 0 else -images)
+
+
+def segformer() -> nn.Module:
+    """transformers' SegFormer, tiny and with random weights."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.SegformerConfig(
+        num_encoder_blocks=2,
+        depths=[1, 1],
+        sr_ratios=[2, 1],
+        hidden_sizes=[8, 8],
+        patch_sizes=[7, 3],
+        strides=[4, 2],
+        num_attention_heads=[1, 1],
+        mlp_ratios=[2, 2],
+        decoder_hidden_size=8,
+        num_labels=CLASSES,
+    )
+    return transformers.SegformerForSemanticSegmentation(config)
 
 
 def _up(logits: Tensor, images: Tensor) -> Tensor:
@@ -101,16 +127,28 @@ def _no_base(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.sum() * 0.0
 
 
-def step(model: nn.Module, criterion: Feedback, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+def step(
+    model: nn.Module, criterion: Feedback, images: Tensor, labels: Tensor, of: nn.Module | None = None
+) -> dict[str, Tensor]:
+    """Gradients of one step, by the names they have in `of`, where the model is a wrapper."""
     model.zero_grad()
     criterion(model(images), labels).backward()
-    return gradients(model)
+    return gradients(of or model)
 
 
-def reference(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Gradients of an ordinary eager step, on a copy."""
+def assert_holds_nothing(criterion: Feedback) -> None:
+    recorder = criterion._recorder
+    assert not recorder.records
+    assert recorder.model_input is None
+    assert recorder.model_output is None
+
+
+def reference(
+    model: nn.Module, images: Tensor, labels: Tensor, make: Callable[[], Any] = TemplateSimilarityLoss
+) -> dict[str, Tensor]:
+    """Gradients of an ordinary eager step with the term, on a copy."""
     copied = copy.deepcopy(model)
-    return step(copied, attach(copied, TemplateSimilarityLoss()), images, labels)
+    return step(copied, attach(copied, make()), images, labels)
 
 
 def assert_same(gradients: dict[str, Tensor], expected: dict[str, Tensor], **tolerance: float) -> None:

@@ -84,3 +84,13 @@ def inside_polygon(polygon: list[tuple[float, float]], size: tuple[int, int]) ->
                     crossed = not crossed
             mask[row, column] = crossed
     return mask
+
+
+def pixel(y: int, x: int) -> Tensor:
+    mask = torch.zeros(SIZE, dtype=torch.bool)
+    mask[y, x] = True
+    return mask
+
+
+LOGITS, EFFECTS = (full_size(case()[name]) for name in ("logits", "effects"))
+LABELS = LOGITS.argmax(0)

@@ -9,8 +9,9 @@ import torch
 from attach_cases import CLASSES, Net, batch, gradients, hooks
 from torch import Tensor, nn
 from torch.nn import functional as F
+from weight_map_cases import StubLoss
 
-from perpixel import TemplateSimilarityLoss, template_similarity_loss
+from perpixel import TemplateSimilarityLoss, template_similarity_loss, weighted_cross_entropy
 from perpixel.attach.criterion import attach
 from perpixel.reduction import labels_on_grid
 
@@ -31,11 +32,16 @@ class Seen(nn.Module):
 
 
 def test_value_and_gradients_are_those_written_out_by_hand() -> None:
-    torch.manual_seed(0)
     model = Net(aux=True).double()
     images, labels = batch(dtype=torch.float64)
-    terms = TemplateSimilarityLoss(weight=0.3), TemplateSimilarityLoss(weight=0.2, similarity="correlation")
-    criterion = attach(model, *terms)
+    weights = StubLoss().weight_map(model, images, model(images)["out"], labels)
+    criterion = attach(
+        model,
+        TemplateSimilarityLoss(weight=0.3),
+        StubLoss(weight=0.7),
+        TemplateSimilarityLoss(weight=0.2, similarity="correlation"),
+        StubLoss(weight=0.1),
+    )
     loss = criterion(model(images), labels)
     loss.backward()
     attached = gradients(model)
@@ -44,21 +50,20 @@ def test_value_and_gradients_are_those_written_out_by_hand() -> None:
     x = model.body(images)
     y = F.relu(model.neck(x))
     grid = model.classifier(y)
-    cross_entropies = [
-        F.cross_entropy(F.interpolate(z, size=(16, 16), mode="bilinear"), labels, ignore_index=255)
-        for z in (grid, model.aux_classifier(x))
-    ]
+    out, aux = (F.interpolate(z, size=(16, 16), mode="bilinear") for z in (grid, model.aux_classifier(x)))
     on_grid = labels_on_grid(labels, (8, 8))
     parts = {
-        "base": cross_entropies[0] + 0.5 * cross_entropies[1],
+        "base": sum(w * F.cross_entropy(z, labels, ignore_index=255) for w, z in ((1.0, out), (0.5, aux))),
         "template_similarity": template_similarity_loss(y, grid, on_grid),
+        "stub": weighted_cross_entropy(out, labels, weights),
         "template_similarity_2": template_similarity_loss(y, grid, on_grid, similarity="correlation"),
+        "stub_2": weighted_cross_entropy(out, labels, weights),
     }
-    by_hand = parts["base"] + 0.3 * parts["template_similarity"] + 0.2 * parts["template_similarity_2"]
+    by_hand = sum(weight * part for weight, part in zip((1.0, 0.3, 0.7, 0.2, 0.1), parts.values(), strict=True))
     by_hand.backward()
     torch.testing.assert_close(loss, by_hand)
     torch.testing.assert_close(criterion.total, by_hand.detach())
-    assert criterion.terms.keys() == parts.keys()
+    assert list(criterion.terms) == list(parts)
     for name, part in parts.items():
         torch.testing.assert_close(criterion.terms[name], part.detach())
         assert not criterion.terms[name].requires_grad
@@ -152,18 +157,18 @@ def test_a_term_may_be_a_plain_callable_and_its_weight_may_change() -> None:
     torch.testing.assert_close(loss.detach(), criterion.terms["base"] + 3 * criterion.terms["Energy"])
 
 
-# --- what trains nothing is told, once
+# --- what trains nothing warns, once
 
 
-def test_a_frozen_body_is_told_once() -> None:
+def test_a_frozen_body_warns_once() -> None:
     model = Net()
     images, labels = batch()
     for layer in (model.body, model.neck):
         layer.requires_grad_(False)
     criterion = attach(model, TemplateSimilarityLoss())
-    with pytest.warns(UserWarning, match="train nothing.*'classifier'") as told:
+    with pytest.warns(UserWarning, match="train nothing.*'classifier'") as caught:
         criterion(model(images), labels)
-    assert told[0].filename == __file__
+    assert caught[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         criterion(model(images), labels)
@@ -191,7 +196,7 @@ def test_validation_does_not_warn() -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "error", "told"),
+    ("how", "error", "message"),
     [
         ({"model": "net"}, TypeError, "model"),
         ({"terms": [TemplateSimilarityLoss]}, TypeError, r"terms\[0\]"),
@@ -211,10 +216,10 @@ def test_validation_does_not_warn() -> None:
         ({"head": nn.Conv2d(8, 4, 1)}, TypeError, "head"),
     ],
 )
-def test_bad_arguments_leave_the_model_as_it_was(how: dict[str, Any], error: type[Exception], told: str) -> None:
+def test_bad_arguments_leave_the_model_as_it_was(how: dict[str, Any], error: type[Exception], message: str) -> None:
     model = Net()
     arguments = {"model": model, "terms": [Seen()], **how}
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=message):
         attach(arguments.pop("model"), *arguments.pop("terms"), **arguments)
     assert not list(hooks(model))
 

@@ -73,7 +73,7 @@ def test_kinds_of_heads(head: nn.Module) -> None:
     assert not list(hooks(model))
 
 
-def test_an_auxiliary_head_that_says_the_same_is_told_apart() -> None:
+def test_an_auxiliary_head_that_says_the_same_differs_by_the_graph() -> None:
     model = Net(aux=True)
     for head in (model.classifier, model.aux_classifier):
         nn.init.zeros_(head.weight)
@@ -111,7 +111,7 @@ def test_none_lists_the_layers_with_as_many_channels(finish: Callable[[Tensor], 
     assert torch.isfinite(named(model(images), labels))
 
 
-def test_a_layer_that_does_not_run_is_told() -> None:
+def test_a_layer_that_does_not_run_is_refused() -> None:
     model = Net()
     model.spare = nn.Conv2d(8, CLASSES, 1)
     images, labels = batch()
@@ -121,7 +121,7 @@ def test_a_layer_that_does_not_run_is_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("head", "told"),
+    ("head", "message"),
     [
         ("body.0", "4 output channels"),
         ("pool", "input is one 4-D"),
@@ -129,7 +129,7 @@ def test_a_layer_that_does_not_run_is_told() -> None:
         ("flat", "output is one"),
     ],
 )
-def test_layers_unfit_to_be_heads(head: str, told: str) -> None:
+def test_layers_unfit_to_be_heads(head: str, message: str) -> None:
     class Odd(Net):
         def __init__(self) -> None:
             super().__init__()
@@ -143,7 +143,7 @@ def test_layers_unfit_to_be_heads(head: str, told: str) -> None:
 
     model = Odd()
     images, labels = batch()
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         attach(model, TemplateSimilarityLoss(), head=head)(model(images), labels)
 
 

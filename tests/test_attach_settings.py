@@ -1,5 +1,6 @@
 """The ways people run training: compiled, in lower precision, checkpointed, accumulated."""
 
+import copy
 import gc
 import warnings
 import weakref
@@ -7,34 +8,38 @@ from typing import Any
 
 import pytest
 import torch
-from attach_cases import CLASSES, Net, assert_same, batch, gradients, hooks, reference, step
+from attach_cases import CLASSES, Net, assert_holds_nothing, assert_same, batch, gradients, hooks, reference, step
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from weight_map_cases import EVERY_TERM, LOSSES, TERMS, StubLoss
 
 from perpixel import TemplateSimilarityLoss
 from perpixel.attach.criterion import attach
 
+COMPILED = {name: term for name, term in TERMS.items() if "template" in name or name in ("evidence", "debt")}
+
 # --- torch.compile
 
 
-@pytest.mark.parametrize("head", ["classifier", None])
+@pytest.mark.parametrize(("make", "head"), COMPILED.values(), ids=COMPILED)
 @pytest.mark.parametrize("first", ["attach", "compile"])
-def test_compiled_model_trains_as_the_eager_one(first: str, head: str | None) -> None:
+def test_compiled_model_trains_as_the_eager_one(first: str, make: Any, head: str | None) -> None:
     torch.compiler.reset()
     model = Net(aux=True)
     images, labels = batch()
-    expected = reference(model, images, labels)
+    expected = reference(model, images, labels, make)
+    state = copy.deepcopy(model.state_dict())
     if first == "attach":
-        criterion = attach(model, TemplateSimilarityLoss(), head=head)
+        criterion = attach(model, make(), head=head)
         compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     else:
         compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-        criterion = attach(compiled, TemplateSimilarityLoss(), head=head)
+        criterion = attach(compiled, make(), head=head)
     for _ in range(2):
+        model.load_state_dict(state)  # the statistics of batch norm are part of what a weight map rests on
         model.train()
-        compiled.zero_grad()
-        criterion(compiled(images), labels).backward()
-        assert_same(gradients(model), expected)
+        assert_same(step(compiled, criterion, images, labels, of=model), expected)
+    if make is TemplateSimilarityLoss:
         assert criterion.head == "classifier"
     old = compiled(images)
     compiled(images)
@@ -46,11 +51,10 @@ def test_compiled_model_trains_as_the_eager_one(first: str, head: str | None) ->
     criterion.remove()
     assert not list(hooks(model))
     compiled(images)
-    assert not criterion._recorder.passed
-    assert criterion._recorder.output is None
+    assert_holds_nothing(criterion)
 
 
-def test_a_model_compiled_and_run_before_is_told() -> None:
+def test_a_model_compiled_and_run_before_is_refused_with_the_remedy() -> None:
     torch.compiler.reset()
     model = Net()
     images, labels = batch()
@@ -61,6 +65,30 @@ def test_a_model_compiled_and_run_before_is_told() -> None:
         criterion(compiled(images), labels)
     torch.compiler.reset()
     criterion(compiled(images), labels)
+
+
+def test_a_weight_map_of_a_model_compiled_in_place_is_made_eagerly() -> None:
+    torch.compiler.reset()
+    model = Net()
+    images, labels = batch()
+    expected = reference(model, images, labels, StubLoss)
+    model.compile(backend="aot_eager")
+    assert_same(step(model, attach(model, StubLoss()), images, labels), expected)
+
+
+def test_a_compiled_training_step_leaves_the_weight_map_out_of_its_graph() -> None:
+    torch.compiler.reset()
+    model, term = Net(), LOSSES["debt"]()
+    images, labels = batch()
+    copied = copy.deepcopy(model)
+    expected = term(copied, images, copied(images)["out"], labels)
+    expected.backward()
+    whole = torch.compile(lambda x, y: term(model, x, model(x)["out"], y), backend="eager")
+    loss = whole(images, labels)
+    loss.backward()
+    torch.testing.assert_close(loss, expected)
+    assert_same(gradients(model), gradients(copied))
+    assert model.training
 
 
 # --- precision, layout, accumulation
@@ -114,14 +142,28 @@ def test_accumulation_adds_up_the_batches() -> None:
     assert_same(gradients(model), {name: (separate[0][name] + separate[1][name]) / 2 for name in separate[0]})
 
 
-@pytest.mark.parametrize("head", ["classifier", None])
-def test_channels_last(head: str | None) -> None:
+@EVERY_TERM
+def test_channels_last(make: Any, head: str | None) -> None:
     model = Net()
     images, labels = batch()
-    expected = reference(model, images, labels)
+    expected = reference(model, images, labels, make)
     model.to(memory_format=torch.channels_last)
-    criterion = attach(model, TemplateSimilarityLoss(), head=head)
+    criterion = attach(model, make(), head=head)
     assert_same(step(model, criterion, images.to(memory_format=torch.channels_last), labels), expected)
+
+
+@pytest.mark.parametrize("make", LOSSES.values(), ids=LOSSES)
+def test_weight_maps_under_autocast(make: Any) -> None:
+    model = Net()
+    images, labels = batch()
+    criterion = attach(model, make())
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = criterion(model(images), labels)
+        output = model(images)
+    outside = criterion(output, labels)
+    assert inside.dtype == outside.dtype == torch.float32
+    (inside + outside).backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
 @pytest.mark.parametrize("grad", [True, False])
@@ -159,31 +201,31 @@ class HeadToo(Net):
         return {"out": nn.functional.interpolate(logits, scale_factor=2, mode="bilinear")}
 
 
-@pytest.mark.parametrize("head", ["classifier", None])
+@EVERY_TERM
 @pytest.mark.parametrize("kind", ["inside", "head too", "whole", "whole, attached outside"])
-def test_checkpointing_gives_the_same_gradients_and_leaves_nothing(kind: str, head: str | None) -> None:
+def test_checkpointing_gives_the_same_gradients_and_leaves_nothing(kind: str, make: Any, head: str | None) -> None:
     net = HeadToo() if kind == "head too" else Net(reentrant=False if kind == "inside" else None)
+    plain = Net()
+    plain.load_state_dict(net.state_dict())
     images, labels = batch()
     torch.manual_seed(1)
-    expected = reference(net, images, labels)
+    expected = reference(plain, images, labels, make)
     model = Whole(net, reentrant=False) if kind.startswith("whole") else net
     if kind == "whole, attached outside":
-        criterion = attach(model, TemplateSimilarityLoss(), head=head and f"net.{head}")
+        criterion = attach(model, make(), head=head and f"net.{head}")
     else:
-        criterion = attach(net, TemplateSimilarityLoss(), head=head)
+        criterion = attach(net, make(), head=head)
     held: list[Any] = []
-    net.classifier.register_forward_hook(lambda m, given, gave: held.extend(map(weakref.ref, (given[0], gave))))
+    net.classifier.register_forward_hook(lambda m, inputs, output: held.extend(map(weakref.ref, (inputs[0], output))))
     for _ in range(2):
-        model.zero_grad()
-        criterion(model(images), labels).backward()
-        assert_same(gradients(net), expected)
-        assert not criterion._recorder.passed  # the recomputation in backward is not a pass
-        assert criterion._recorder.output is None
+        net.load_state_dict(plain.state_dict())
+        assert_same(step(model, criterion, images, labels, of=net), expected)
+        assert_holds_nothing(criterion)  # the recomputation in backward is not a pass
         gc.collect()
         assert not any(ref() is not None for ref in held)
 
 
-def test_reentrant_checkpoint_of_the_whole_model_is_told() -> None:
+def test_reentrant_checkpoint_of_the_whole_model_warns() -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, CLASSES, 1))
     images, labels = batch()
     criterion = attach(net, TemplateSimilarityLoss())
@@ -191,7 +233,7 @@ def test_reentrant_checkpoint_of_the_whole_model_is_told() -> None:
         loss = criterion(Whole(net, reentrant=True)(images.requires_grad_()), labels)
     loss.backward()
     assert net[0].weight.grad is not None
-    assert not criterion._recorder.passed
+    assert_holds_nothing(criterion)
     with pytest.raises(RuntimeError, match="got none"):
         criterion(torch.zeros(2, CLASSES, 16, 16), labels)
 

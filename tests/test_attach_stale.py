@@ -9,16 +9,20 @@ import torch
 from attach_cases import CLASSES, Net, batch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from weight_map_cases import StubLoss
 
 from perpixel import TemplateSimilarityLoss
 from perpixel.attach.criterion import attach
 
+EITHER = pytest.mark.parametrize("make", [TemplateSimilarityLoss, StubLoss])
 
-def test_a_call_needs_a_forward_pass_of_its_own() -> None:
+
+@EITHER
+def test_a_call_needs_a_forward_pass_of_its_own(make: Any) -> None:
     model = Net()
     images, labels = batch()
     output = model(images)
-    criterion = attach(model, TemplateSimilarityLoss())
+    criterion = attach(model, make())
     with pytest.raises(RuntimeError, match="since attach, got none"):
         criterion(output, labels)
     output = model(images)
@@ -27,11 +31,12 @@ def test_a_call_needs_a_forward_pass_of_its_own() -> None:
         criterion(output, labels)
 
 
+@EITHER
 @pytest.mark.parametrize("grad", [True, False])
-def test_an_output_of_an_earlier_pass_or_another_model_is_refused(grad: bool) -> None:
+def test_an_output_of_an_earlier_pass_or_another_model_is_refused(grad: bool, make: Any) -> None:
     model, other = Net(), Net()
     images, labels = batch()
-    criterion = attach(model, TemplateSimilarityLoss())
+    criterion = attach(model, make())
     with torch.set_grad_enabled(grad):
         criterion(model(images), labels)
         old = model(images)
@@ -45,6 +50,17 @@ def test_an_output_of_an_earlier_pass_or_another_model_is_refused(grad: bool) ->
         with pytest.raises(RuntimeError, match="last forward pass"):
             criterion(torch.randn(2, CLASSES, 16, 16), labels)
         assert torch.isfinite(criterion(model(images), labels))
+
+
+def test_a_weight_map_needs_the_model_whole_and_all_its_images() -> None:
+    model = Net()
+    images, labels = batch()
+    criterion = attach(model, StubLoss())
+    with pytest.raises(RuntimeError, match="criterion: expected a forward pass"):
+        criterion(model.classifier(model.neck(model.body(images))), labels)
+    with pytest.raises(RuntimeError, match="one image per output"):
+        criterion(model(images)["out"][:1], labels[:1])
+    criterion(model(images), labels)
 
 
 @pytest.mark.parametrize("grad", [True, False])
@@ -76,8 +92,8 @@ def test_labels_of_another_batch_are_refused() -> None:
 
 
 def _references(features: list[Any]) -> Any:
-    def keep(module: nn.Module, given: tuple[Tensor], gave: Tensor) -> None:
-        features.extend(weakref.ref(t) for t in (given[0], gave))
+    def keep(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        features.extend(weakref.ref(t) for t in (inputs[0], output))
 
     return keep
 

@@ -283,7 +283,7 @@ def test_many_images_are_explained_in_groups_and_large_ones_alone(monkeypatch: p
     drawn = explain(net, x, labels, region=region, method="DeepLiftShap", baselines=images(11, seed=6))
     alone = explain(net, x[9:10], int(labels[9]), region=region[9], method="DeepLiftShap", baselines=images(11, seed=6))
     torch.testing.assert_close(drawn.values[9:10], alone.values)
-    monkeypatch.setattr("perpixel.attribution.captum.defaults.PIXELS", 12 * 16 * 2)
+    monkeypatch.setattr("perpixel.attribution.captum.options.PIXELS", 12 * 16 * 2)
     sizes.clear()
     small = explain(net, x, labels, region=region, **options)
     assert max(sizes[1:]) == 2

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from perpixel.attribution.baselines import baseline_images
 from perpixel.attribution.captum.target import RegionTarget
-from perpixel.attribution.influence import result, upsampling
+from perpixel.attribution.influence import result
 from perpixel.attribution.influence.influence import influence
 from perpixel.attribution.influence.patches import connected_segments
 
@@ -150,7 +150,6 @@ def test_large_ones_are_read_in_parts(small_and_chunk: tuple[int, int], monkeypa
     found = influence(model, images, patch=8)
     for name, value in zip(("_SMALL", "_CHUNK"), small_and_chunk):
         monkeypatch.setattr(result, name, value)
-    monkeypatch.setattr(upsampling, "_CHUNK", small_and_chunk[1])
     for score, effect in whole.items():
         torch.testing.assert_close(found.of(torch.tensor([1, 2]), region, score), effect)
     torch.testing.assert_close(found.on_pixel(9, 9), pixel)

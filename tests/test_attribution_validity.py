@@ -1,4 +1,4 @@
-"""Which methods hold for which networks, and what a census of operations sees."""
+"""Which methods hold for which networks, and which operations are seen."""
 
 import re
 import warnings
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perpixel.attribution import explain
-from perpixel.attribution.captum.operations import census
+from perpixel.attribution.captum.operations import operations_of
 from perpixel.attribution.captum.validity import (
     FAMILIES,
     deep_lift_reasons,
@@ -41,7 +41,7 @@ def torchvision_net(name: str) -> nn.Module:
 
 
 def reasons(net: nn.Module, kind: str, size: int = 32) -> str:
-    return "; ".join(FAMILIES[kind](census(net, torch.randn(2, 3, size, size))))
+    return "; ".join(FAMILIES[kind](operations_of(net, torch.randn(2, 3, size, size))))
 
 
 @pytest.mark.parametrize("kind", sorted(FAMILIES))
@@ -145,7 +145,7 @@ LINEAR: list[Any] = [
 
 @pytest.mark.parametrize("place", range(len(LINEAR)))
 def test_linear_operations_are_not(place: int) -> None:
-    seen = census(Functional(LINEAR[place]), torch.randn(1, 3, 8, 8))
+    seen = operations_of(Functional(LINEAR[place]), torch.randn(1, 3, 8, 8))
     assert not seen.nonlinear
     assert not seen.products
     assert not seen.sums
@@ -161,21 +161,21 @@ def test_batch_norm_in_evaluation_is_linear_and_what_does_not_see_the_image_is_l
             place = torch.linspace(0, 1, x.shape[-1]).sin().exp().relu()
             return self.head(self.norm(self.conv(x)) * place)
 
-    seen = census(WithGrid().eval(), torch.randn(1, 3, 8, 8))
+    seen = operations_of(WithGrid().eval(), torch.randn(1, 3, 8, 8))
     assert [*seen.nonlinear, *seen.products, *seen.sums] == []
 
 
-def test_census_counts_runs_and_leaves_the_network_alone() -> None:
+def test_operations_count_runs_and_leaves_the_network_alone() -> None:
     net = Net("out")
     shared = nn.Sequential(net.features[0], nn.ReLU(), nn.Conv2d(6, 6, 1).double(), nn.Identity())
     shared.append(shared[1])
     before = snapshot(shared)
-    seen = census(shared, images())
+    seen = operations_of(shared, images())
     assert_same(snapshot(shared), before)
-    assert seen.calls[shared[1]] == 2
+    assert seen.runs[shared[1]] == 2
     assert Counter(use.name for use in seen.nonlinear) == {"1": 2}
     with pytest.raises(RuntimeError):
-        census(shared, images()[:, :2])
+        operations_of(shared, images()[:, :2])
     assert_same(snapshot(shared), before)
 
 
@@ -183,11 +183,11 @@ def test_families_and_their_words() -> None:
     class Softplus(nn.Softplus):
         pass
 
-    covered = census(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Softplus(), nn.Softmax(1)), torch.randn(1, 3, 4, 4))
+    covered = operations_of(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Softplus(), nn.Softmax(1)), torch.randn(1, 3, 4, 4))
     assert deep_lift_reasons(covered) == []
     assert len(guided_reasons(covered)) == len(lrp_reasons(covered)) == 2
     assert len(deep_lift_reasons(covered, "margin")) == 1
-    derived = census(nn.Sequential(nn.Conv2d(3, 4, 1), Softplus()), torch.randn(1, 3, 4, 4))
+    derived = operations_of(nn.Sequential(nn.Conv2d(3, 4, 1), Softplus()), torch.randn(1, 3, 4, 4))
     assert len(deep_lift_reasons(derived)) == 1  # captum goes by the very type
     with pytest.warns(UserWarning, match=r"Deconvolution is not valid.*Softplus.*IntegratedGradients"):
         warn_if_not_valid("Deconvolution", derived, "logit", 1)

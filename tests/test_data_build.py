@@ -10,27 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from data_files import mask, put_image, put_mask
 from scipy.io import savemat
 
-from perpixel.data import FolderSegmentation, SyntheticEvidence, build, eval_transforms, palette
-
-
-def put(path: Path, array: np.ndarray, mode: str | None = None) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.fromarray(array)
-    if mode == "P":
-        image = Image.fromarray(array, "P")
-        image.putpalette([int(v) for v in palette(256).flatten()])
-    image.save(path)
-
-
-def photo(value: int = 90) -> np.ndarray:
-    return np.full((6, 8, 3), value, np.uint8)
-
-
-def mask(*values: int) -> np.ndarray:
-    return np.resize(np.array(values, np.uint8), (6, 8))
+from perpixel.data import FolderSegmentation, SyntheticEvidence, build, eval_transforms
 
 
 @pytest.fixture
@@ -41,8 +24,8 @@ def voc_root(tmp_path: Path) -> Path:
     (lists / "train.txt").write_text("t1\nt2\n")
     (lists / "val.txt").write_text("v1\n")
     for stem in ("t1", "t2", "v1"):
-        put(base / f"JPEGImages/{stem}.jpg", photo())
-        put(base / f"SegmentationClass/{stem}.png", mask(0, 15, 255), "P")
+        put_image(base / f"JPEGImages/{stem}.jpg")
+        put_mask(base / f"SegmentationClass/{stem}.png", mask(0, 15, 255), "P")
     return tmp_path
 
 
@@ -53,7 +36,7 @@ def sbd_root(tmp_path: Path) -> Path:
         base.mkdir(exist_ok=True)
         (base / f"{name}.txt").write_text("\n".join(stems) + "\n")
         for stem in stems:
-            put(base / f"img/{stem}.jpg", photo())
+            put_image(base / f"img/{stem}.jpg")
             (base / "cls").mkdir(exist_ok=True)
             record = np.zeros((1, 1), dtype=[("Segmentation", object)])
             record["Segmentation"][0, 0] = mask(0, 20)
@@ -94,11 +77,11 @@ def test_sbd(sbd_root: Path) -> None:
 
 
 def test_cityscapes(tmp_path: Path) -> None:
-    put(tmp_path / "leftImg8bit/val/ulm/ulm_000000_000019_leftImg8bit.png", photo())
+    put_image(tmp_path / "leftImg8bit/val/ulm/ulm_000000_000019_leftImg8bit.png")
     base = tmp_path / "gtFine/val/ulm/ulm_000000_000019_gtFine"
-    put(Path(f"{base}_labelIds.png"), mask(0, 7, 26, 33, 9))
+    put_mask(Path(f"{base}_labelIds.png"), mask(0, 7, 26, 33, 9))
     for name in ("instanceIds", "color"):
-        put(Path(f"{base}_{name}.png"), mask(0))
+        put_mask(Path(f"{base}_{name}.png"), mask(0))
     Path(f"{base}_polygons.json").write_text(json.dumps({}))
     data = build("cityscapes", tmp_path, "val")
     check(data, 19, {0, 13, 18, 255})  # road, car, bicycle; unlabelled and parking are void
@@ -114,8 +97,8 @@ def test_oxford_pets(tmp_path: Path) -> None:
     (base / "annotations/trainval.txt").write_text("Bengal_1 1 1 1\nbeagle_2 2 2 1\n")
     (base / "annotations/test.txt").write_text("beagle_2 2 2 1\n")
     for stem in ("Bengal_1", "beagle_2"):
-        put(base / f"images/{stem}.jpg", photo())
-        put(base / f"annotations/trimaps/{stem}.png", mask(1, 2, 3))
+        put_image(base / f"images/{stem}.jpg")
+        put_mask(base / f"annotations/trimaps/{stem}.png", mask(1, 2, 3))
     check(build("oxford-pets", tmp_path, "train"), 2, {0, 1, 255})
     check(build("oxford-pets", tmp_path, "train", border="pet"), 2, {0, 1})
     check(build("oxford-pets", tmp_path, "train", border="background"), 2, {0, 1})
@@ -123,7 +106,7 @@ def test_oxford_pets(tmp_path: Path) -> None:
     check(data, 3, {0, 1, 255})
     assert set(data[1][1].unique().tolist()) == {0, 2, 255}
     assert len(build("oxford-pets", tmp_path, "val")) == 1
-    put(base / "annotations/trimaps/Bengal_1.png", mask(0, 1))
+    put_mask(base / "annotations/trimaps/Bengal_1.png", mask(0, 1))
     with pytest.raises(ValueError, match="trimap values"):
         build("oxford-pets", tmp_path, "train")[0]
 
@@ -137,8 +120,8 @@ def test_synthetic() -> None:
 
 
 def test_folder(tmp_path: Path) -> None:
-    put(tmp_path / "train/images/a.png", photo())
-    put(tmp_path / "train/masks/a.png", mask(0, 1))
+    put_image(tmp_path / "train/images/a.png")
+    put_mask(tmp_path / "train/masks/a.png", mask(0, 1))
     data = build("folder", tmp_path, classes=["no", "yes"])
     assert isinstance(data, FolderSegmentation)
     check(data, 2, {0, 1})
@@ -171,14 +154,14 @@ def test_refusals(call: dict, error: type[Exception], words: str) -> None:
 
 def test_corrupt_and_coloured_files_are_named(voc_root: Path) -> None:
     base = voc_root / "VOCdevkit/VOC2012"
-    put(base / "SegmentationClass/t1.png", photo())
+    put_image(base / "SegmentationClass/t1.png")
     (base / "JPEGImages/t2.jpg").write_bytes(b"no picture")
     data = build("voc", voc_root)
     with pytest.raises(ValueError, match=r"t1\.jpg.*palette"):
         data[0]
     with pytest.raises(ValueError, match=r"t2\.jpg"):
         data[1]
-    put(base / "SegmentationClass/t1.png", mask(0, 30), "P")
+    put_mask(base / "SegmentationClass/t1.png", mask(0, 30), "P")
     with pytest.raises(ValueError, match=r"t1\.jpg.*30 at row 0, column 1"):
         data[0]
 

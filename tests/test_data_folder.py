@@ -5,27 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from data_files import put_image, put_mask
 from PIL import Image
 
-from perpixel.data import FolderSegmentation, build
-from perpixel.data.files.samples import palette
+from perpixel.data import FolderSegmentation, build, palette
 
 CAMVID = Path(__file__).parents[2] / "shared/data/camvid"
-
-
-def put_image(path: Path, size: tuple[int, int] = (6, 8), value: int = 100) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.full((*size, 3), value, np.uint8)).save(path)
-
-
-def put_mask(path: Path, ids: object, mode: str = "L") -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    array = np.asarray(ids, np.uint8 if mode in "LP" else np.int32)
-    mask = Image.fromarray(array.astype(np.uint16) if mode == "I;16" else array)
-    if mode == "P":
-        mask = Image.fromarray(array, "P")
-        mask.putpalette([int(v) for v in palette(256).flatten()])
-    mask.save(path)
 
 
 def ids(height: int = 6, width: int = 8, high: int = 3) -> np.ndarray:

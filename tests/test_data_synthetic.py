@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, default_collate
 
 from perpixel.data import EvidenceSample, SyntheticEvidence, evidence_distance
-from perpixel.data.synthetic import figures, scene
+from perpixel.data.synthetic import scene, shapes
 
 ALL = SyntheticEvidence(10_000, pairs=6, creatures=(3, 4), hidden_head=0.3)
 indices = st.integers(0, 9_999)
@@ -117,8 +117,8 @@ def test_tortoise_and_turtle_are_one_picture_and_the_ground_names_them() -> None
             sea = landscape.ground.level(thing.spine[:, 0], thing.spine[:, 1])[0] > 0
             assert ALL.classes[thing.label] == ("turtle" if sea else "tortoise")
             one, two = (
-                figures.turtle(
-                    scene.Thing("turtle", 0, side, 0, thing.spine, thing.radius, thing.angle, thing.look), y, x
+                shapes.turtle(
+                    scene.Thing("turtle", 0, side, 0, thing.spine, thing.radius, thing.angle, thing.appearance), y, x
                 )
                 for side in (0, 1)
             )

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from attach_cases import CLASSES, Net, batch
+from attach_cases import CLASSES, Branches, Net, batch, segformer
 from torch import Tensor, nn
 from torch.nn import functional as F
-from weight_map_cases import check_map, problem
+from weight_map_cases import check_map, problem, weights_of
 
 from perpixel import FixationRules, Share, fixations
 from perpixel.attach.criterion import attach
@@ -124,14 +124,11 @@ def slow_map(
                 if not region[p]:
                     debts[p] = max(0.0, float(own[p] - after[n, c, p[1], p[2]]))
     mean = sum(debts.values()) / len(debts)
-    raw = torch.zeros(labels.shape, dtype=torch.float64)
-    for p in places(labels != 255):
-        s = 0.0
-        if p in debts:
-            s = debts[p] / (debts[p] + mean)
-            s = s if loss.mode == "debt" else 1 - s
-        raw[p] = 1 + strength * s
-    return torch.where(labels == 255, 0.0, raw / raw[labels != 255].mean())
+    scores = torch.zeros(labels.shape, dtype=torch.float64)
+    for p, debt in debts.items():
+        s = debt / (debt + mean)
+        scores[p] = s if loss.mode == "debt" else 1 - s
+    return weights_of(scores, labels, strength)
 
 
 @pytest.mark.parametrize(
@@ -286,7 +283,7 @@ def test_every_fill_hides() -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "error", "told"),
+    ("how", "error", "message"),
     [
         ({"region": "peak"}, ValueError, "region.*'activation', 'fixation', 'erase'"),
         ({"mode": "pay"}, ValueError, "mode.*'debt', 'independent'"),
@@ -305,25 +302,21 @@ def test_every_fill_hides() -> None:
         ({"strength": -1.0}, ValueError, "strength"),
     ],
 )
-def test_bad_options_are_named_by_the_constructor(how: dict[str, Any], error: type[Exception], told: str) -> None:
-    with pytest.raises(error, match=told):
+def test_bad_options_are_named_by_the_constructor(how: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
         DiscriminativeRegionLoss(**how)
 
 
 def test_options_of_fixations_are_passed_on_and_shown() -> None:
     rules = FixationRules(select="element")
     loss = DiscriminativeRegionLoss(0.3, region="fixation", rules=rules, k=Share(0.5), shift="none")
-    assert loss.regions.how == {"rules": rules, "k": Share(0.5), "shift": "none"}
+    assert vars(loss.regions.fixations) == {"rules": rules, "k": Share(0.5), "shift": "none"}
     assert "region='fixation'" in repr(loss)
     model, images, logits, labels = problem()
     check_map(loss.weight_map(model, images, logits, labels), labels)
 
 
 def test_only_fixations_ask_for_a_model_that_can_be_traced() -> None:
-    class Branches(Net):
-        def forward(self, images: Tensor) -> dict[str, Tensor]:
-            return super().forward(images if images.sum() > 0 else -images)
-
     model = Branches()
     images, labels = batch()
     with attach(model, DiscriminativeRegionLoss(), DiscriminativeRegionLoss(region="erase", cell=4)) as criterion:
@@ -338,20 +331,7 @@ def test_only_fixations_ask_for_a_model_that_can_be_traced() -> None:
 
 @pytest.mark.slow
 def test_segformer_works_where_its_images_come_by_name() -> None:
-    transformers = pytest.importorskip("transformers")
-    config = transformers.SegformerConfig(
-        num_encoder_blocks=2,
-        depths=[1, 1],
-        sr_ratios=[2, 1],
-        hidden_sizes=[8, 8],
-        patch_sizes=[7, 3],
-        strides=[4, 2],
-        num_attention_heads=[1, 1],
-        mlp_ratios=[2, 2],
-        decoder_hidden_size=8,
-        num_labels=CLASSES,
-    )
-    model = transformers.SegformerForSemanticSegmentation(config)
+    model = segformer()
     images, labels = batch(2, 32)
     loss = DiscriminativeRegionLoss()
     criterion = attach(model, loss)

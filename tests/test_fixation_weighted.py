@@ -1,19 +1,16 @@
-"""FixationWeightedLoss: scores against loops over the points, options, refusals, and two processes."""
+"""FixationWeightedLoss: scores against loops over the points, options, refusals."""
 
 import copy
 from typing import Any
 
 import pytest
 import torch
-from attach_cases import CLASSES, Net, batch, gradients
+from attach_cases import CLASSES, Branches, Net, batch, gradients, segformer
 from torch import Tensor, nn
-from torch import distributed as dist
-from torch import multiprocessing as mp
 from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
-from weight_map_cases import check_map, problem
+from weight_map_cases import check_map, problem, weights_of
 
-from perpixel import FixationRules, Share, TemplateSimilarityLoss, fixations
+from perpixel import FixationRules, Share, fixations
 from perpixel.attach.criterion import attach
 from perpixel.fixations import Rule
 from perpixel.weighting import FixationWeightedLoss
@@ -72,10 +69,9 @@ def test_scores_are_those_of_loops_over_points_and_pixels(
     model, images, logits, labels = problem(torch.float64)
     loss = FixationWeightedLoss(mode=mode, start=start, cell=cell, reach=reach, strength=2.0, **how)
     traced = (labels if start == "labels" else logits.argmax(1)).masked_fill(labels == 255, -1)
-    raw = 1 + 2 * slow_scores(mode, model.eval(), images, labels, traced, cell, reach, **how)
-    expected = torch.where(labels == 255, 0.0, raw / raw[labels != 255].mean())
+    scores = slow_scores(mode, model.eval(), images, labels, traced, cell, reach, **how)
     model.train()
-    torch.testing.assert_close(loss.weight_map(model, images, logits, labels), expected)
+    torch.testing.assert_close(loss.weight_map(model, images, logits, labels), weights_of(scores, labels))
     assert model.training
 
 
@@ -93,8 +89,7 @@ def test_labels_and_logits_of_other_sizes_lie_over_the_image(mode: Any, size: tu
     loss = FixationWeightedLoss(mode=mode, cell=4, strength=2.0, shift="full")
     rows, columns = (torch.arange(8) * (n // 8) for n in size)
     start = labels[:, rows][:, :, columns].masked_fill(labels[:, rows][:, :, columns] == 255, -1)
-    raw = 1 + 2 * slow_scores(mode, model, images, labels, start, 4, 1, shift="full")
-    expected = torch.where(labels == 255, 0.0, raw / raw[labels != 255].mean())
+    expected = weights_of(slow_scores(mode, model, images, labels, start, 4, 1, shift="full"), labels)
     torch.testing.assert_close(loss.weight_map(model, images, model(images), labels), expected)
 
 
@@ -106,7 +101,7 @@ def copier(offset: int) -> nn.Module:
     return net
 
 
-def test_what_the_modes_say_of_a_net_that_looks_to_the_left() -> None:
+def test_what_the_modes_say_of_a_net_that_copies_from_the_left() -> None:
     model, images = copier(4), torch.rand(1, 1, 4, 12) + 0.5
     labels = torch.zeros(1, 4, 12, dtype=torch.long)
     labels[:, :, 8:] = 1
@@ -147,7 +142,7 @@ def test_a_pixel_that_all_others_rest_on_weighs_most() -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "error", "told"),
+    ("how", "error", "message"),
     [
         ({"mode": "support"}, ValueError, "mode.*'evidence', 'unsupported'"),
         ({"shift": "half"}, ValueError, "shift"),
@@ -163,8 +158,8 @@ def test_a_pixel_that_all_others_rest_on_weighs_most() -> None:
         ({"strength": -1}, ValueError, "strength"),
     ],
 )
-def test_bad_options_are_named_by_the_constructor(how: dict[str, Any], error: type[Exception], told: str) -> None:
-    with pytest.raises(error, match=told):
+def test_bad_options_are_named_by_the_constructor(how: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
         FixationWeightedLoss(**how)
 
 
@@ -200,11 +195,7 @@ def test_labels_past_255_and_another_void_are_traced_and_not() -> None:
     assert fixations(model, images, start=labels.masked_fill(labels == 255, 254)).started == 56
 
 
-def test_a_model_that_cannot_be_traced_is_told_and_left_as_it_was() -> None:
-    class Branches(Net):
-        def forward(self, images: Tensor) -> dict[str, Tensor]:
-            return super().forward(images if images.sum() > 0 else -images)
-
+def test_a_model_that_cannot_be_traced_is_refused_and_left_as_it_was() -> None:
     model = Branches()
     images, labels = batch()
     with attach(model, FixationWeightedLoss()) as criterion:
@@ -258,86 +249,9 @@ def test_torchvisions_lraspp_and_deeplab_need_no_head() -> None:
 
 @pytest.mark.slow
 def test_segformer_is_refused_with_the_reason() -> None:
-    transformers = pytest.importorskip("transformers")
-    config = transformers.SegformerConfig(
-        num_encoder_blocks=2,
-        depths=[1, 1],
-        sr_ratios=[2, 1],
-        hidden_sizes=[8, 8],
-        patch_sizes=[7, 3],
-        strides=[4, 2],
-        num_attention_heads=[1, 1],
-        mlp_ratios=[2, 2],
-        decoder_hidden_size=8,
-        num_labels=CLASSES,
-    )
-    model = transformers.SegformerForSemanticSegmentation(config)
+    model = segformer()
     images, labels = batch(1, 32)
     criterion = attach(model, FixationWeightedLoss())
     with pytest.raises(TypeError, match=r"torch\.fx can trace"):
         criterion(model(pixel_values=images), labels)
     assert model.training
-
-
-# --- two processes
-
-
-def share_of_rank(rank: int, case: str) -> dict[str, Any]:
-    torch.manual_seed(3)
-    model = Net().double()
-    images, labels = batch(4, dtype=torch.float64)
-    labels[2:] = 255 if case == "one is void" else labels[2:]
-    mine = slice(2 * rank, 2 * rank + 2)
-    images, labels = images[mine], labels[mine]
-    ddp = DistributedDataParallel(model)
-    term = FixationWeightedLoss(cell=4, shift="full", every=2)
-    criterion = attach(ddp, term, TemplateSimilarityLoss())
-    maps = []
-    for _ in range(3):
-        ddp.zero_grad()
-        criterion(ddp(images), labels).backward()
-        maps.append(term.state_dict()["kept_map"])
-    found, term = gradients(model), term.eval()
-    own = term.weight_map(ddp, images, model(images)["out"], labels)
-    return {
-        "maps": maps,
-        "own": own,
-        "gradients": found,
-        "state": model.state_dict(),
-        "images": images,
-        "labels": labels,
-    }
-
-
-CASES = ("both count", "one is void")
-
-
-def of_rank(rank: int, result: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{result}.store", rank=rank, world_size=2)
-    torch.set_num_threads(1)
-    try:
-        torch.save({case: share_of_rank(rank, case) for case in CASES}, f"{result}.{rank}")
-    finally:
-        dist.destroy_process_group()
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
-def test_two_processes_have_their_own_maps_and_common_gradients(tmp_path: Any) -> None:
-    result = str(tmp_path / "result")
-    mp.spawn(of_rank, args=(result,), nprocs=2)
-    both = [torch.load(f"{result}.{rank}") for rank in range(2)]
-    for case in CASES:
-        ranks = [found[case] for found in both]
-        for rank in ranks:
-            images, labels, model = rank["images"], rank["labels"], Net().double().eval()
-            check_map(rank["own"], labels)
-            model.load_state_dict(rank["state"])
-            alone = FixationWeightedLoss(cell=4, shift="full")
-            expected = alone.weight_map(model, images, model(images)["out"], labels)
-            torch.testing.assert_close(rank["own"], expected)
-            assert torch.equal(rank["maps"][0], rank["maps"][1])
-            for name, gradient in rank["gradients"].items():
-                torch.testing.assert_close(gradient, ranks[0]["gradients"][name])
-        assert not torch.equal(ranks[0]["own"], ranks[1]["own"])
-        assert bool(ranks[1]["own"].any()) == (case == "both count")

@@ -1,6 +1,7 @@
-"""Who may import whom (STYLE), and what `import perpixel` costs."""
+"""The plan of the house, as CONTRIBUTING.md draws it: what there is, who may import whom; and what an import costs."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,28 +9,31 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGE = ROOT / "perpixel"
-# part -> the parts of perpixel it may import, besides itself
-ALLOWED = {
-    "checks": set(),
-    "reduction": {"checks"},
-    "outputs": {"checks"},
-    "borrow": set(),
-    "losses": {"checks", "reduction", "outputs"},
-    "fixations": {"checks", "reduction", "outputs", "borrow"},
-    "attribution": {"checks", "reduction", "outputs", "borrow"},
-    "weighting": {"checks", "reduction", "outputs", "borrow", "losses", "fixations", "attribution", "report"},
-    "data": {"checks"},
-    "models": {"checks"},
-    "evaluation": {"checks", "reduction", "outputs"},
-    "report": {"checks"},
-    "attach": {"checks", "reduction", "outputs", "borrow"},
-}
 HEAVY = ("torchvision", "captum", "scipy", "matplotlib", "torchmetrics", "lightning", "PIL")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+LINE = re.compile(r"(?P<indent> *)(?P<name>\w+(?:/|\.py))(?P<about>.*?)(?:<- (?P<arrows>[\w ]+))?$")
+JOBS = {"finetuning", "tracing", "explaining"}
 
 
-def part(file: Path) -> str:
-    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def drawing() -> dict[str, set[str]]:
+    """Path -> what it may import, in the order of the drawing."""
+    plan, above = {}, []
+    for line in CONTRIBUTING.split("```")[1].strip().splitlines():
+        match = LINE.fullmatch(line)
+        assert match, f"not a line of the plan: {line!r}"
+        above = [*above[: len(match["indent"]) // 2], match["name"].rstrip("/")]
+        plan["/".join(above)] = set((match["arrows"] or "").split())
+    return plan
+
+
+PLAN = drawing()
+ROOMS = {path: arrows for path, arrows in PLAN.items() if path.count("/") == 1}
+FILES = sorted(file for top in ("perpixel", "recipes", "benchmarks") for file in (ROOT / top).rglob("*.py"))
+each_file = pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+
+
+def name(path: str) -> str:
+    return path.split("/")[-1].removesuffix(".py")
 
 
 def imported(file: Path) -> set[str]:
@@ -44,31 +48,82 @@ def imported(file: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda f: str(f.relative_to(PACKAGE)))
-def test_parts_import_only_what_they_may(file: Path) -> None:
-    own = part(file)
-    if own == "__init__":
+def test_the_plan_shows_every_room_and_no_other() -> None:
+    def is_room(path: Path) -> bool:
+        return (path.suffix == ".py" and path.name != "__init__.py") or any(path.glob("*.py"))
+
+    tops = [path for top in ("perpixel", "recipes") for path in (ROOT / top).iterdir() if is_room(path)]
+    inner = [path for room in (ROOT / "perpixel").iterdir() if room.is_dir() for path in room.iterdir()]
+    there = tops + [path for path in inner if path.is_dir() and is_room(path)]
+    shown = {path for path in PLAN if "/" in path}
+    assert shown == {str(path.relative_to(ROOT)) for path in there}
+
+
+def test_no_arrow_of_the_plan_points_upward() -> None:
+    above: set[str] = set()
+    for path, arrows in PLAN.items():
+        assert arrows <= above, f"{path} stands above {arrows - above}"
+        above.add(name(path))
+
+
+@each_file
+def test_files_import_only_what_their_room_may(file: Path) -> None:
+    top, *rest = file.relative_to(ROOT).parts
+    names = imported(file)
+    if top == "perpixel" and rest != ["__init__.py"]:
+        own = name(rest[0])
+        used = {part.split(".")[1] for part in names if part.startswith("perpixel.")}
+        assert used - {own} <= PLAN.get(f"perpixel/{rest[0]}", set()), f"{file} imports what the plan does not allow it"
+    elif top == "recipes" and rest != ["__init__.py"]:
+        own = name(rest[0])
+        used = {part.split(".")[1] for part in names if part.startswith("recipes.")}
+        allowed = ROOMS.get(f"recipes/{rest[0]}", set()) | {own}
+        assert used <= allowed, f"{file} imports what the plan does not allow it"
+    above = {"perpixel": set(), "recipes": {"perpixel"}, "benchmarks": PLAN["benchmarks"]}[top]
+    house = {"perpixel", "recipes", "benchmarks", "tests"} - {top}
+    assert {part.split(".")[0] for part in names} & house <= above, f"{file} imports upward"
+
+
+@each_file
+def test_recipes_and_benchmarks_use_public_names(file: Path) -> None:
+    if file.is_relative_to(ROOT / "perpixel"):
         return
-    used = {name.split(".")[1] for name in imported(file) if name.startswith("perpixel.")}
-    assert own in ALLOWED, f"say in ALLOWED what perpixel/{own} may import"
-    assert used - {own} <= ALLOWED[own]
-    assert "recipes" not in {name.split(".")[0] for name in imported(file)}
+    folders = {name(path) for path in ROOMS if path.startswith("perpixel/") and not path.endswith(".py")}
+    public = {"perpixel", *(f"perpixel.{part}" for part in (*folders, "checks", "outputs"))}
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "perpixel":
+            assert node.module in public, f"{node.module} is not public"
+            assert not any(alias.name.startswith("_") for alias in node.names)
+
+
+def test_the_plan_keeps_subjects_and_jobs_apart() -> None:
+    apart = {"losses", "fixations", "attribution"}
+    assert all(not PLAN[f"perpixel/{part}"] & (apart | {"attach", "weighting"}) for part in apart)
+    assert all(not PLAN[f"recipes/{job}"] & JOBS for job in (*JOBS, "training", "kit"))
+    assert "training" not in PLAN["recipes/kit"]
+    assert not any("attach" in arrows for arrows in PLAN.values())
+
+
+def test_files_and_folders_stay_small() -> None:
+    counts: dict[Path, int] = {}
+    for file in FILES:
+        counts[file.parent] = counts.get(file.parent, 0) + 1
+    assert {str(folder): count for folder, count in counts.items() if count > 14} == {}
+    lengths = {str(file): len(file.read_text().splitlines()) for file in FILES}
+    assert {file: length for file, length in lengths.items() if length > 320} == {}
+
+
+def test_what_contributing_names_is_there() -> None:
+    named = re.findall(r"`([\w./]+/[\w.]*)`", CONTRIBUTING)
+    bases = [ROOT, ROOT / "recipes", ROOT / "perpixel", ROOT / "perpixel/fixations"]
+    missing = [path for path in named if not any((base / path).exists() for base in bases)]
+    assert len(named) > 15
+    assert [path for path in missing if "NAME" not in path and "SUBJECT" not in path] == []
 
 
 def test_checks_import_only_torch_and_the_standard_library() -> None:
-    outside = {name.split(".")[0] for name in imported(PACKAGE / "checks.py")} - set(sys.stdlib_module_names)
+    outside = {part.split(".")[0] for part in imported(ROOT / "perpixel/checks.py")} - set(sys.stdlib_module_names)
     assert outside == {"torch"}
-
-
-@pytest.mark.parametrize("folder", ["recipes", "benchmarks"])
-def test_recipes_and_benchmarks_use_public_names(folder: str) -> None:
-    open_parts = ("attach", "attribution", "checks", "data", "evaluation", "fixations", "losses", "models", "outputs")
-    public = {"perpixel", *(f"perpixel.{part}" for part in (*open_parts, "report", "weighting"))}
-    for file in (ROOT / folder).rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "perpixel":
-                assert node.module in public, f"{file}: {node.module} is not public"
-                assert not any(alias.name.startswith("_") for alias in node.names), file
 
 
 def test_import_is_light() -> None:

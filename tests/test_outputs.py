@@ -34,7 +34,7 @@ def test_every_form_gives_the_same_tensor(output: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("output", "error", "told"),
+    ("output", "error", "message"),
     [
         (None, TypeError, "NoneType"),
         ({"masks": LOGITS}, TypeError, "keys.*masks"),
@@ -47,8 +47,8 @@ def test_every_form_gives_the_same_tensor(output: Any) -> None:
         ({"out": "text"}, TypeError, "text"),
     ],
 )
-def test_anything_else_is_refused_and_named(output: Any, error: type[Exception], told: str) -> None:
-    with pytest.raises(error, match=told):
+def test_anything_else_is_refused_and_named(output: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
         dense_logits(output)
 
 
@@ -76,7 +76,7 @@ def test_labels_of_any_integer_type_become_int64(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(
-    ("labels", "error", "told"),
+    ("labels", "error", "message"),
     [
         (torch.zeros(2, 3, 4, 5), ValueError, r"one-hot.*argmax\(1\)"),
         (torch.zeros(2, 1, 4, 5), ValueError, r"squeeze\(1\)"),
@@ -90,8 +90,8 @@ def test_labels_of_any_integer_type_become_int64(dtype: torch.dtype) -> None:
         (torch.full((2, 4, 5), -100), ValueError, "-100"),
     ],
 )
-def test_bad_labels(labels: Tensor, error: type[Exception], told: str) -> None:
-    with pytest.raises(error, match=told):
+def test_bad_labels(labels: Tensor, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
         check_labels(labels, LOGITS, 255, values=True)
 
 

@@ -10,8 +10,14 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from perpixel.report.charts.attribution import CurvePanel, class_matrix_chart, profile_chart, removal_chart
-from perpixel.report.charts.maps import MapPanel, signed_panels
+from perpixel.report import (
+    CurvePanel,
+    MapPanel,
+    class_matrix_chart,
+    profile_chart,
+    removal_chart,
+    signed_panels,
+)
 
 
 def drawn(figure: Figure) -> Figure:

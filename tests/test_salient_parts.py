@@ -10,7 +10,7 @@ from test_model_untouched import assert_same, snapshot
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perpixel.weighting import SalientParts, salient_parts
+from perpixel import SalientParts, salient_parts
 from perpixel.weighting.regions import activation
 
 
@@ -148,7 +148,7 @@ def test_activation_flows_from_the_part_to_the_whole() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "told"),
+    ("change", "error", "message"),
     [
         ({"model": "net"}, TypeError, "model"),
         ({"images": torch.zeros(16, 16)}, ValueError, "images"),
@@ -164,11 +164,13 @@ def test_activation_flows_from_the_part_to_the_whole() -> None:
         ({"ignore_index": 0.5}, TypeError, "ignore_index"),
     ],
 )
-def test_bad_input_is_named_and_the_model_left_alone(change: dict[str, Any], error: type[Exception], told: str) -> None:
+def test_bad_input_is_named_and_the_model_left_alone(
+    change: dict[str, Any], error: type[Exception], message: str
+) -> None:
     model, images, labels = problem()
     before = snapshot(model)
     given = {"model": model, "images": images, "labels": labels, **change}
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=message):
         salient_parts(given.pop("model"), given.pop("images"), given.pop("labels"), **given)
     assert_same(snapshot(model), before)
 

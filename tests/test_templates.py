@@ -1,15 +1,10 @@
-"""Peaks, running templates, and templates shared between processes."""
-
-import os
-import tempfile
+"""Peaks and running templates."""
 
 import oracles
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import distributed as dist
-from torch import multiprocessing as mp
 
 from perpixel import TemplateSimilarityLoss, template_similarity_loss
 from perpixel.losses.template_similarity.templates import class_counts, peak_positions
@@ -83,56 +78,3 @@ def test_running_templates_survive_a_checkpoint_and_rest_in_eval() -> None:
     assert torch.equal(unseen(*batch(8)), template_similarity_loss(*batch(8)))
     with pytest.raises(ValueError, match="running templates"):
         loss.train()(torch.randn(2, 7, 4, 5), *batch(0)[1:])
-
-
-OPTIONS = [
-    {},
-    {"similarity": "correlation", "template": "mean"},
-    {"objective": "contrast", "reduction": "sum"},
-    {"selective": True, "detach_templates": True},
-    {"template": "mean", "objective": "contrast", "temperature": 0.5},
-]
-
-
-def uneven_batch() -> tuple[torch.Tensor, ...]:
-    features, logits, labels = batch(3, n=4)
-    labels[2:, :2] = 255  # the ranks count different numbers of pixels
-    labels[2:][labels[2:] == 1] = 2  # and class 1 lives on rank 0 alone
-    logits[0, 0, 3, 3] = logits[3, 0, 3, 3] = 9.0  # tied peaks: the first rank's counts
-    labels[0, 3, 3] = labels[3, 3, 3] = 0
-    return features, logits, labels
-
-
-def _rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    features, logits, labels = (t[2 * rank : 2 * rank + 2] for t in uneven_batch())
-    results = []
-    for options in OPTIONS:
-        leaf = features.clone().requires_grad_()
-        value = template_similarity_loss(leaf, logits, labels, share_templates=True, **options)
-        value.backward()
-        results.append((value.detach(), leaf.grad))
-    module = TemplateSimilarityLoss(running_momentum=0.5, share_templates=True)
-    module(features, logits, labels)
-    torch.save((results, module.state_dict()), os.path.join(folder, f"{rank}.pt"))
-    dist.destroy_process_group()
-
-
-@pytest.mark.slow
-def test_two_processes_equal_one_on_the_joined_batch() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_rank, args=(folder,), nprocs=2)
-        ranks = [torch.load(os.path.join(folder, f"{r}.pt")) for r in (0, 1)]
-    for i, options in enumerate(OPTIONS):
-        features, logits, labels = uneven_batch()
-        features.requires_grad_()
-        value = template_similarity_loss(features, logits, labels, **options)
-        value.backward()
-        torch.testing.assert_close((ranks[0][0][i][0] + ranks[1][0][i][0]) / 2, value.detach())
-        joined = torch.cat([ranks[0][0][i][1], ranks[1][0][i][1]]) / 2  # DDP averages over the ranks
-        torch.testing.assert_close(joined, features.grad)
-    module = TemplateSimilarityLoss(running_momentum=0.5)
-    module(*uneven_batch())
-    for state in (ranks[0][1], ranks[1][1]):
-        torch.testing.assert_close(dict(state), dict(module.state_dict()))

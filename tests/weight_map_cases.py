@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
-from attach_cases import CLASSES, Net, batch
+from attach_cases import Net, batch
 from torch import Tensor, nn
 
+from perpixel import TemplateSimilarityLoss
 from perpixel.weighting import DiscriminativeRegionLoss, FixationWeightedLoss, WeightMapLoss
 
 STRENGTH = 3.0
@@ -24,10 +26,10 @@ LOSSES: dict[str, Callable[..., WeightMapLoss]] = {
 }
 
 
-class Given(WeightMapLoss):
-    """Scores that depend on images, labels and the state of the model, so that a stale map shows; looks are counted."""
+class StubLoss(WeightMapLoss):
+    """Scores that depend on images, labels and the model, so that a stale map shows; counts its refreshes."""
 
-    name = "given"
+    name = "stub"
 
     def __init__(
         self,
@@ -38,18 +40,36 @@ class Given(WeightMapLoss):
         ignore_index: int = 255,
     ) -> None:
         super().__init__(weight, strength, per_label, every, ignore_index)
-        self.looks = 0
+        self.refreshes = 0
 
     def scores(
         self, model: nn.Module, images: Tensor, logits: Tensor, labels: Tensor, valid: Tensor, fresh: bool
     ) -> Tensor:
-        self.looks += 1
+        self.refreshes += 1
         assert not model.training
         assert not torch.is_grad_enabled()
-        shift = next(model.parameters()).detach().flatten()[0]
         noise = torch.rand(())  # draws random numbers, as a model may
-        scores = ((images.mean(1) + shift) * 3 + labels * 0.3 + 0 * noise).sigmoid()
-        return torch.where(valid, scores, torch.nan)
+        return torch.where(valid, stub_scores(model, images, labels) + 0 * noise, torch.nan)
+
+
+def stub_scores(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    shift = next(model.parameters()).detach().flatten()[0]
+    return ((images.mean(1) + shift) * 3 + labels * 0.3).sigmoid()
+
+
+def weights_of(scores: Tensor, labels: Tensor, strength: float = 2.0) -> Tensor:
+    """The weight map by its formula."""
+    raw = 1 + strength * scores
+    return torch.where(labels == 255, 0.0, raw / raw[labels != 255].mean())
+
+
+# how a term is made, and the head it is attached with
+TERMS: dict[str, tuple[Callable[..., Any], str | None]] = {
+    "template similarity, head named": (TemplateSimilarityLoss, "classifier"),
+    "template similarity, head found": (TemplateSimilarityLoss, None),
+    **{name: (make, None) for name, make in LOSSES.items()},
+}
+EVERY_TERM = pytest.mark.parametrize(("make", "head"), TERMS.values(), ids=TERMS)
 
 
 def problem(dtype: torch.dtype = torch.float32, n: int = 2, size: int = 16) -> tuple[Any, ...]:
@@ -71,6 +91,3 @@ def check_map(weights: Tensor, labels: Tensor, strength: float = STRENGTH) -> No
         torch.testing.assert_close(weights[valid].double().mean().item(), 1.0, rtol=0, atol=1e-5)
         assert weights[valid].min() >= 1 / (1 + strength) - 1e-5
         assert weights[valid].max() <= 1 + strength + 1e-5
-
-
-__all__ = ["CLASSES", "LOSSES", "STRENGTH", "Given", "check_map", "problem"]

@@ -4,13 +4,13 @@ import inspect
 import warnings
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perpixel.attach.recorder import Recorder
+from perpixel.attach.recorder import ForwardPass, Recorder
 from perpixel.checks import check_integer, check_number, complain
 from perpixel.outputs import aux_logits, check_labels, dense_logits, logits_at
 
@@ -28,7 +28,7 @@ class FeatureTerm(Protocol):
 class MapTerm(Protocol):
     """`weight` times a scalar of the model, its images, the logits as it returned them, and labels.
 
-    Its `weight_map` is what tells it from a `FeatureTerm`. It may look at the model again, and leaves it as it was.
+    Its `weight_map` distinguishes it from a `FeatureTerm`. It may run the model again, and leaves it as it was.
     """
 
     weight: float
@@ -60,7 +60,7 @@ def attach(
         which keeps what every layer gave until the criterion is called; name it to spare that memory. Terms with a
         `weight_map` need none.
 
-    TypeError or ValueError, and an untouched model, if an argument is not fit.
+    TypeError or ValueError, and a model left as it was, if an argument is not fit.
     """
     return Feedback(model, terms, base=base, head=head, ignore_index=ignore_index)
 
@@ -95,12 +95,12 @@ class Feedback(nn.Module):
         self.losses = nn.ModuleDict({name: term for name, term in named.items() if isinstance(term, nn.Module)})
         self.terms: dict[str, Tensor] = {}
         self.total: Tensor | None = None
-        self._calls = named
-        self._on_features = {name: term for name, term in named.items() if not _has_weight_map(term)}
+        self._named_terms = named
+        self._feature_terms = [name for name, term in named.items() if not _has_weight_map(term)]
         self._warned = False
         self._removed = False
-        on_images = len(self._on_features) < len(named)
-        self._recorder = Recorder(model, head, features=bool(self._on_features), images=on_images)
+        with_maps = len(self._feature_terms) < len(named)
+        self._recorder = Recorder(model, head, features=bool(self._feature_terms), images=with_maps)
         if named:
             self._recorder.open()
 
@@ -108,37 +108,27 @@ class Feedback(nn.Module):
         """The loss, a scalar, of what the model just returned; labels int (N, H, W).
 
         RuntimeError without a forward pass of its own or with another pass' output; ValueError or TypeError if output
-        or labels do not fit, or the head cannot be told. On a GPU the values of labels are checked only where a term
+        or labels do not fit, or the head cannot be found. On a GPU the values of labels are checked only where a term
         has `validate=True`. All-void labels: zero, attached to the graph.
         """
         if not self.attached:
             raise RuntimeError(complain("criterion", "an attached criterion", "a removed one", "Call attach again."))
         try:
-            return self._loss(output, labels)
+            logits = dense_logits(output)
+            on_cpu = logits.device.type == "cpu"
+            check_values = on_cpu or any(getattr(term, "validate", False) for term in self._named_terms.values())
+            labels = check_labels(labels, logits, self.ignore_index, values=check_values)
+            last = self._recorder.last_pass(logits) if self._named_terms else ForwardPass(logits)
+            self._warn_if_cut_off(last.features, logits)
+            total = _scalar("base", self._base(output, logits, labels))
+            terms = {"base": total.detach()}
+            for name, term in self._named_terms.items():
+                value = _scalar(name, self._value(term, last, labels))
+                terms[name] = value.detach()
+                total = total + term.weight * value
         finally:
             self._recorder.finish()
-
-    def _loss(self, output: object, labels: Tensor) -> Tensor:
-        logits = dense_logits(output)
-        look = logits.device.type == "cpu" or any(getattr(term, "validate", False) for term in self._calls.values())
-        labels = check_labels(labels, logits, self.ignore_index, values=look)
-        recorder = self._recorder
-        on_images: tuple[Any, ...] = ()
-        on_features: tuple[Any, ...] = ()
-        if recorder.images:
-            on_images = (recorder.model, *recorder.take_images(logits))
-        if recorder.features:
-            on_features = recorder.take(logits)
-            self._warn_if_cut_off(on_features[0], logits)
-        total = _scalar("base", self._base(output, logits, labels))
-        terms = {"base": total}
-        for name, term in self._calls.items():
-            call: Callable[..., object] = term
-            given = on_features if name in self._on_features else on_images
-            terms[name] = _scalar(name, call(*given, self._labels_for(term, labels)))
-            total = total + term.weight * terms[name]
-        self.terms = {name: value.detach() for name, value in terms.items()}
-        self.total = total.detach()
+        self.terms, self.total = terms, total.detach()
         return total
 
     def _base(self, output: object, logits: Tensor, labels: Tensor) -> Tensor:
@@ -147,24 +137,30 @@ class Feedback(nn.Module):
         loss, aux = _cross_entropy(logits, labels, self.ignore_index), aux_logits(output)
         return loss if aux is None else loss + AUX_WEIGHT * _cross_entropy(aux, labels, self.ignore_index)
 
-    def _labels_for(self, term: Term, labels: Tensor) -> Tensor:
-        """Labels with void marked as the term expects it."""
+    def _value(self, term: Term, last: ForwardPass, labels: Tensor) -> object:
+        """The term of the pass, with void marked as the term expects it."""
         void = getattr(term, "ignore_index", self.ignore_index)
-        return labels if void == self.ignore_index else labels.masked_fill(labels == self.ignore_index, void)
+        if void != self.ignore_index:
+            labels = labels.masked_fill(labels == self.ignore_index, void)
+        call: Callable[..., object] = term
+        if _has_weight_map(term):
+            return call(self._recorder.model, last.images, last.logits, labels)
+        return call(last.features, last.grid, labels)
 
-    def _warn_if_cut_off(self, features: Tensor, logits: Tensor) -> None:
-        if logits.requires_grad and not features.requires_grad and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"The terms {list(self._on_features)} train nothing: the input of head {self._recorder.head!r} carries "
-                "no gradient. Train a layer below the head; checkpoint with use_reentrant=False.",
-                stacklevel=6,
-            )
+    def _warn_if_cut_off(self, features: Tensor | None, logits: Tensor) -> None:
+        if features is None or features.requires_grad or not logits.requires_grad or self._warned:
+            return
+        self._warned = True
+        warnings.warn(
+            f"The terms {self._feature_terms} train nothing: the input of head {self._recorder.head!r} carries no "
+            "gradient. Train a layer below the head; checkpoint with use_reentrant=False.",
+            stacklevel=5,
+        )
 
     @property
     def attached(self) -> bool:
-        """Whether the criterion can still be called: False after `remove()`, or once the head could not be told."""
-        return not self._removed and (self._recorder.is_open or not self._calls)
+        """Whether the criterion can still be called: False after `remove()`, or once the head could not be found."""
+        return not self._removed and (self._recorder.is_open or not self._named_terms)
 
     @property
     def head(self) -> str | None:

@@ -3,6 +3,7 @@
 import difflib
 from collections import deque
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +12,14 @@ from torch.nn import functional as F
 from perpixel.borrow import unwrap
 from perpixel.checks import complain
 
-Passed = tuple[tuple[object, ...], object]  # what a layer was given, and what it gave
-
 _RESIZINGS = (("bilinear", False), ("bilinear", True), ("nearest", None), ("bicubic", False), ("bicubic", True))
+
+
+class LayerRecord(NamedTuple):
+    """The positional inputs and the output of a layer in one forward pass."""
+
+    inputs: tuple[object, ...]
+    output: object
 
 
 def named_layer(model: nn.Module, name: object) -> nn.Module:
@@ -28,33 +34,41 @@ def named_layer(model: nn.Module, name: object) -> nn.Module:
     return layers[name]
 
 
-def possible_heads(model: nn.Module) -> dict[str, nn.Module]:
+def candidate_heads(model: nn.Module) -> dict[str, nn.Module]:
     """By name, every layer that could be the classifier: it owns a `weight` of two or more dimensions (no norms)."""
     return {name: layer for name, layer in unwrap(model).named_modules() if name and _mixes_channels(layer)}
 
 
-def pick_head(layers: Mapping[str, nn.Module], passed: Mapping[str, Passed], logits: Tensor) -> str:
-    """The one of `layers` whose output, as `passed` has it, is `logits` (N, C, H, W) once resized.
+def pick_head(layers: Mapping[str, nn.Module], records: Mapping[str, LayerRecord], logits: Tensor) -> str:
+    """The one of `layers` whose recorded output is `logits` (N, C, H, W) once resized.
 
-    Where the graph is recorded, the layer must also have made the logits (an auxiliary head that happens to say the
-    same is none). No such layer, or several: ValueError that lists the candidates.
+    Where the graph is recorded, the logits must also have been computed from that output (an auxiliary head that
+    happens to say the same is none). No such layer, or several: ValueError that lists the candidates.
     """
-    maps = {n: out for n, (_, out) in passed.items() if isinstance(out, Tensor) and out.ndim == 4}
-    classifiers = {n: out for n, out in maps.items() if out.shape[:2] == logits.shape[:2]}
-    same = [n for n, out in classifiers.items() if out is logits]
-    same = same or [
-        n for n, out in classifiers.items() if made_by(out, logits) is not False and resized_is(out[:1], logits[:1])
+    outputs = {name: record.output for name, record in records.items()}
+    maps = {name: out for name, out in outputs.items() if isinstance(out, Tensor) and out.ndim == 4}
+    fitting = {name: out for name, out in maps.items() if out.shape[:2] == logits.shape[:2]}
+    same = [name for name, out in fitting.items() if out is logits] or [
+        name
+        for name, out in fitting.items()
+        if computed_from(out, logits) is not False and is_resized(out[:1], logits[:1])
     ]
     if len(same) == 1:
         return same[0]
-    listed = {n: classifiers[n] for n in same} or classifiers or dict(list(maps.items())[-8:])
-    lines = [f"\n  {n!r}: {type(layers[n]).__name__} -> {tuple(out.shape)}" for n, out in listed.items()]
+    listed = {name: fitting[name] for name in same} or fitting or dict(list(maps.items())[-8:])
+    lines = [f"\n  {name!r}: {type(layers[name]).__name__} -> {tuple(out.shape)}" for name, out in listed.items()]
     remedy = "Name the classifier layer: attach(model, ..., head='<name>'). Candidates:"
     expected = f"one layer whose output, resized, is the logits {tuple(logits.shape)}"
     raise ValueError(complain("head", expected, str(len(same) or "none"), remedy + ("".join(lines) or " none ran.")))
 
 
-def made_by(source: Tensor, result: Tensor) -> bool | None:
+def comes_from(source: Tensor, logits: Tensor) -> bool:
+    """Whether `logits` was computed from `source`: as the graph tells, or without one the values."""
+    computed = computed_from(source, logits)
+    return is_resized(source, logits) if computed is None else computed
+
+
+def computed_from(source: Tensor, result: Tensor) -> bool | None:
     """Whether `result` was computed from `source`, as its autograd graph tells; None where there is no graph."""
     if source.grad_fn is None or result.grad_fn is None:
         return None
@@ -71,7 +85,7 @@ def made_by(source: Tensor, result: Tensor) -> bool | None:
 
 
 @torch.no_grad()
-def resized_is(grid: Tensor, logits: Tensor) -> bool:
+def is_resized(grid: Tensor, logits: Tensor) -> bool:
     """Whether `logits` (N, C, H, W) is `grid` (N, C, h, w) resized in one of the usual ways, or cast."""
     if grid is logits:
         return True

@@ -6,8 +6,9 @@ from perpixel.data.build import build
 from perpixel.data.deterministic import Deterministic
 from perpixel.data.files.folder import FolderSegmentation
 from perpixel.data.files.samples import SegmentationData, palette
-from perpixel.data.synthetic.creatures import Pair
-from perpixel.data.synthetic.dataset import EvidenceSample, SyntheticEvidence, evidence_distance
+from perpixel.data.synthetic.classes import Pair
+from perpixel.data.synthetic.dataset import EvidenceSample, SyntheticEvidence
+from perpixel.data.synthetic.distance import evidence_distance
 
 if TYPE_CHECKING:
     from perpixel.data.transforms import (
@@ -41,20 +42,9 @@ __all__ = [
     "train_transforms",
 ]
 
-_NEED_TORCHVISION = (
-    "IMAGENET_MEAN",
-    "IMAGENET_STD",
-    "PadTo",
-    "RandomScaledCrop",
-    "ResizeTo",
-    "denormalize",
-    "eval_transforms",
-    "train_transforms",
-)
-
 
 def __getattr__(name: str) -> Any:
-    if name in _NEED_TORCHVISION:
+    if name in __all__:  # those not imported above need torchvision
         from perpixel.data import transforms
 
         return getattr(transforms, name)

@@ -7,25 +7,19 @@ from typing import Any
 
 from perpixel.checks import check_option, complain
 from perpixel.data.files.folder import FolderSegmentation
-from perpixel.data.files.published import CAMVID_CLASSES, CAMVID_COLORS, cityscapes, oxford_pets, sbd, voc
+from perpixel.data.files.published import camvid, cityscapes, oxford_pets, sbd, voc
 from perpixel.data.files.samples import SegmentationData, Transform
 from perpixel.data.synthetic.dataset import SyntheticEvidence
 
-
-def _camvid(root: str | Path, split: str, transforms: Transform | None) -> FolderSegmentation:
-    """CamVid in folders: 11 classes, void 255."""
-    return FolderSegmentation(root, split, transforms, classes=CAMVID_CLASSES, colors=CAMVID_COLORS)
-
-
-_ON_DISK: dict[str, Callable[..., Any]] = {
+_MAKERS: dict[str, Callable[..., Any]] = {
+    "synthetic": SyntheticEvidence,
     "folder": FolderSegmentation,
-    "camvid": _camvid,
+    "camvid": camvid,
     "voc": voc,
     "sbd": sbd,
     "cityscapes": cityscapes,
     "oxford-pets": oxford_pets,
 }
-NAMES = ("synthetic", *_ON_DISK)
 _SYNTHETIC_LENGTH = {"train": 1000, "val": 200}
 
 
@@ -56,20 +50,21 @@ def build(
         ValueError: an unknown name or split; TypeError: an option this data set does not have;
         FileNotFoundError: nothing to read under `root`.
     """
-    check_option("name", name, NAMES)
-    maker: Callable[..., Any] = SyntheticEvidence if name == "synthetic" else _ON_DISK[name]
+    check_option("name", name, tuple(_MAKERS))
+    synthetic, maker = name == "synthetic", _MAKERS[name]
     known = [p.name for p in inspect.signature(maker).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    known = ["length", *(k for k in known if k not in ("split", "transforms"))] if name == "synthetic" else known
+    if synthetic:
+        known = ["length", *(option for option in known if option not in ("split", "transforms"))]
     for option in options:
         if option not in known:
             listed = ", ".join(known) or "no options"
             raise TypeError(complain("options", f"options of {name!r} ({listed})", option, "Remove or rename it."))
-    if name == "synthetic":
+    data: SegmentationData
+    if synthetic:
         if root is not None:
             raise ValueError(complain("root", "None for 'synthetic'", root, "It is drawn, not read: leave root out."))
         check_option("split", split, tuple(_SYNTHETIC_LENGTH))
-        length = options.pop("length", _SYNTHETIC_LENGTH[split])
-        data: SegmentationData = maker(length, split=split, transforms=transforms, **options)
+        data = maker(**{"length": _SYNTHETIC_LENGTH[split], **options}, split=split, transforms=transforms)
         return data
     if root is None:
         raise TypeError(complain("root", f"the folder of {name!r}", root, "Pass root=."))

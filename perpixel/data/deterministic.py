@@ -16,12 +16,12 @@ from perpixel.data.files.samples import check_index
 @contextmanager
 def seeded(*entropy: int) -> Iterator[None]:
     """Seeds torch's CPU generator, numpy and `random` from `entropy`, and puts all three back on exit."""
-    words = [int(w) for w in np.random.SeedSequence(entropy).generate_state(4)]
+    seeds = [int(s) for s in np.random.SeedSequence(entropy).generate_state(4)]
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
     try:
-        torch.default_generator.manual_seed(words[0] | words[1] << 32 & (2**63 - 1))
-        np.random.seed(words[2])  # noqa: NPY002
-        random.seed(words[3])
+        torch.default_generator.manual_seed(seeds[0] | seeds[1] << 32 & (2**63 - 1))
+        np.random.seed(seeds[2])  # noqa: NPY002
+        random.seed(seeds[3])
         yield
     finally:
         torch.set_rng_state(states[0])

@@ -1,20 +1,14 @@
-"""Pictures and pages for people: curves, prediction sheets, fixations, signed maps with their charts, the explorer."""
+"""Pictures and pages for people: charts (one file per subject in `charts/`), and the context explorer."""
 
 from perpixel.report.charts.attribution import CurvePanel, class_matrix_chart, profile_chart, removal_chart
-from perpixel.report.charts.fixations import (
-    PointPanel,
-    animation_bytes,
-    count_chart,
-    fixation_backdrop,
-    interval_chart,
-    on_backdrop,
-    picture_bytes,
-    point_sheet,
-)
+from perpixel.report.charts.fixations import PointPanel, fixation_backdrop, on_backdrop, point_sheet
+from perpixel.report.charts.intervals import count_chart, interval_chart
 from perpixel.report.charts.maps import MapPanel, signed_panels
+from perpixel.report.charts.predictions import prediction_sheet
 from perpixel.report.charts.salient_parts import salient_sheet
-from perpixel.report.charts.training import prediction_sheet, training_curves
+from perpixel.report.charts.training import training_curves
 from perpixel.report.explorer.page import ExplorerPage, context_explorer
+from perpixel.report.theme import animation_bytes, picture_bytes
 
 __all__ = [
     "CurvePanel",

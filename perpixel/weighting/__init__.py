@@ -2,7 +2,6 @@
 
 from perpixel.weighting.discriminative_region import DiscriminativeRegionLoss
 from perpixel.weighting.fixation_weighted import FixationWeightedLoss
-from perpixel.weighting.salient_parts import SalientParts, salient_parts
 from perpixel.weighting.weight_map import WeightMapLoss
 
-__all__ = ["DiscriminativeRegionLoss", "FixationWeightedLoss", "SalientParts", "WeightMapLoss", "salient_parts"]
+__all__ = ["DiscriminativeRegionLoss", "FixationWeightedLoss", "WeightMapLoss"]

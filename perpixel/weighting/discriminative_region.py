@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from perpixel.checks import check_flag, check_option
 from perpixel.fixations import FixationRules
+from perpixel.fixations.options import FixationOptions, K, Shift
 from perpixel.outputs import dense_logits
 from perpixel.reduction import masked_mean
-from perpixel.weighting.options import K, fixation_options
 from perpixel.weighting.regions import Fill, Region, Regions, activation
 from perpixel.weighting.weight_map import WeightMapLoss
 
@@ -20,8 +20,8 @@ Mode = Literal["debt", "independent"]
 class DiscriminativeRegionLoss(WeightMapLoss):
     """Cross-entropy in which pixels count by how much they owe to their object's discriminative part.
 
-    An object is the pixels of one label in one image. Its discriminative region is hidden, the model looks again, and
-    every other valid pixel p of the object, with label c, has the debt d and the score s
+    An object is the pixels of one label in one image. Its discriminative region is hidden, the model runs again,
+    and every other valid pixel p of the object, with label c, has the debt d and the score s
 
         d_p = max(0, activation_c(p) before − after),    s_p = d_p / (d_p + mean of d over these pixels of the batch);
 
@@ -69,11 +69,11 @@ class DiscriminativeRegionLoss(WeightMapLoss):
         candidates: int = 4,
         rules: str | FixationRules = "modern",
         k: K = 1,
-        shift: Literal["full", "partial", "none"] = "partial",
+        shift: Shift = "partial",
         ignore_index: int = 255,
     ) -> None:
         super().__init__(weight, strength, per_label, every, ignore_index)
-        self.regions = Regions(region, share, fill, cell, candidates, fixation_options(rules, k, shift))
+        self.regions = Regions(region, share, fill, cell, candidates, FixationOptions(rules, k, shift))
         self.mode: Mode = check_option("mode", mode, get_args(Mode))
         self.separate = check_flag("separate", separate)
 
@@ -102,7 +102,5 @@ class DiscriminativeRegionLoss(WeightMapLoss):
             yield valid & (labels == label)
 
     def extra_repr(self) -> str:
-        shown = ("weight", "mode", "every", "strength", "per_label", "separate", "ignore_index")
-        found = self.regions
-        own = f"region={found.region!r}, share={found.share!r}, fill={found.fill!r}"
-        return ", ".join((own, *(f"{name}={getattr(self, name)!r}" for name in shown)))
+        shown = ("weight", "regions", "mode", "every", "strength", "per_label", "separate", "ignore_index")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)

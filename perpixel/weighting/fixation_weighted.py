@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from perpixel.checks import check_integer, check_option
 from perpixel.fixations import FixationRules, Fixations, fixations
+from perpixel.fixations.options import FixationOptions, K, Shift
 from perpixel.outputs import logits_at, output_size
 from perpixel.reduction import labels_on_grid
 from perpixel.weighting.cells import Cells
-from perpixel.weighting.options import K, fixation_options
 from perpixel.weighting.weight_map import WeightMapLoss
 
 Mode = Literal["evidence", "unsupported"]
@@ -55,7 +55,7 @@ class FixationWeightedLoss(WeightMapLoss):
         mode: Mode = "evidence",
         rules: str | FixationRules = "modern",
         k: K = 1,
-        shift: Literal["full", "partial", "none"] = "partial",
+        shift: Shift = "partial",
         every: int = 1,
         strength: float = 3.0,
         per_label: bool = False,
@@ -66,7 +66,7 @@ class FixationWeightedLoss(WeightMapLoss):
     ) -> None:
         super().__init__(weight, strength, per_label, every, ignore_index)
         self.mode: Mode = check_option("mode", mode, get_args(Mode))
-        self.rules, self.k, self.shift = fixation_options(rules, k, shift).values()
+        self.fixations = FixationOptions(rules, k, shift)
         self.start: Start = check_option("start", start, get_args(Start))
         self.cell = check_integer("cell", cell, low=1)
         self.reach = check_integer("reach", reach, low=0)
@@ -78,7 +78,7 @@ class FixationWeightedLoss(WeightMapLoss):
         traced = labels_on_grid(torch.where(valid, labels, -1), size)
         if self.start == "prediction":
             traced = torch.where(traced < 0, traced, logits_at(logits, size).argmax(1))
-        found = fixations(model, images, start=traced, k=self.k, shift=self.shift, rules=self.rules)
+        found = fixations(model, images, start=traced, **vars(self.fixations))
         cells = Cells((images.shape[2], images.shape[3]), self.cell)
         if self.mode == "evidence":
             return cells.spread(_evidence(cells, found, traced), labels)
@@ -86,7 +86,7 @@ class FixationWeightedLoss(WeightMapLoss):
         return cells.spread_by_label(scores, torch.where(valid, labels, 0))
 
     def extra_repr(self) -> str:
-        shown = ("weight", "mode", "k", "shift", "every", "strength", "per_label", "start", "cell", "ignore_index")
+        shown = ("weight", "mode", "fixations", "every", "strength", "per_label", "start", "cell", "ignore_index")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
 
 

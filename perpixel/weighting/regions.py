@@ -1,8 +1,8 @@
 """The discriminative region of every object, an object being the pixels of one label in one image."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from perpixel.attribution.baselines import NAMES, baseline_images
 from perpixel.checks import check_integer, check_number, check_option
 from perpixel.fixations import fixations
+from perpixel.fixations.options import FixationOptions
 from perpixel.outputs import dense_logits, logits_at, output_size
 from perpixel.reduction import labels_on_grid
 from perpixel.weighting.cells import Cells
@@ -30,15 +31,15 @@ class Regions:
         the rest of the object most activation.
     cell: side of the cells in pixels of the image. fill: what hides a region: "mean", the mean colour of its image;
         "blur", the image blurred; "zero"; a number; or a callable that gives images for images.
-    how: `shift`, `k` and `rules` of `perpixel.fixations`.
+    fixations: how "fixation" follows points.
     """
 
-    region: Region
-    share: float
-    fill: Fill
-    cell: int
-    candidates: int
-    how: Mapping[str, Any] = field(default_factory=dict)
+    region: Region = "activation"
+    share: float = 0.1
+    fill: Fill = "mean"
+    cell: int = 16
+    candidates: int = 4
+    fixations: FixationOptions = field(default_factory=FixationOptions)
 
     def __post_init__(self) -> None:
         check_option("region", self.region, get_args(Region))
@@ -74,7 +75,7 @@ class Regions:
 
     def _rested_on(self, model: nn.Module, images: Tensor, labels: Tensor, counted: Tensor) -> Tensor:
         start = labels_on_grid(torch.where(counted, labels, -1), output_size(model, images))
-        found = fixations(model, images, start=start, **self.how)
+        found = fixations(model, images, start=start, **vars(self.fixations))
         cells = Cells((images.shape[2], images.shape[3]), self.cell)
         image, label, _, y, x = found.points.unbind(1)
         groups = found.images * found.classes

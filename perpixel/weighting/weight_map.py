@@ -10,13 +10,13 @@ from perpixel.checks import check_flag, check_integer, check_number, check_same_
 from perpixel.losses import weighted_cross_entropy
 from perpixel.outputs import check_labels, logits_at
 from perpixel.reduction import masked_mean, valid_mask
-from perpixel.weighting.fingerprint import fingerprint
 
+_SPREAD = -1640531535  # 2^32 / golden ratio, odd: neighbouring places get unlike factors
 _KEPT = ("kept_map", "kept_key", "label_scores")
 
 
 class WeightMapLoss(nn.Module):
-    """Cross-entropy whose weight map comes from an extra look at the model; the base of such terms for `attach`.
+    """Cross-entropy whose weight map comes from running the model once more; the base of such terms for `attach`.
 
     A subclass gives `scores`, s in [0, 1] at every pixel. Over the V valid pixels of the batch
 
@@ -80,7 +80,7 @@ class WeightMapLoss(nn.Module):
         due = self._step() % self.every == 0 if scheduled else True
         if not due and self._kept:
             return self._reused(images, labels, groups).to(dtype)
-        scores = self._look(model, images, logits, labels, groups.valid).to(dtype)
+        scores = self._scores(model, images, logits, labels, groups.valid).to(dtype)
         weights = self._weights(scores, groups)
         if scheduled and self.every > 1:
             means = groups.means(scores, -1.0)
@@ -92,7 +92,7 @@ class WeightMapLoss(nn.Module):
             }
         return weights
 
-    def _look(self, model: nn.Module, images: Tensor, logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
+    def _scores(self, model: nn.Module, images: Tensor, logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
         model = unwrap(model)
         of_model = dtype_of(model, images)
         with borrowed(model, images.device) as evaluated:
@@ -161,3 +161,19 @@ class _Groups:
         counts = sums.index_add(0, self.group, torch.ones_like(values).flatten())
         sums = sums.index_add(0, self.group, torch.where(self.valid, values, 0.0).flatten())
         return torch.where(counts > 0, sums / counts.clamp(min=1), absent)[: self.classes]
+
+
+def fingerprint(*tensors: Tensor) -> Tensor:
+    """int64 (N, number of tensors), equal where the images of two batches are equal bit by bit.
+
+    The sum over a tensor's words, times an odd factor that depends on the place, modulo 2^32 each; a change of any one
+    word changes it. No wait for the device.
+    """
+    return torch.stack([_of_rows(tensor) for tensor in tensors], 1)
+
+
+def _of_rows(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach().contiguous()
+    words = tensor.view(torch.int16 if tensor.element_size() == 2 else torch.int32).flatten(1)
+    place = torch.arange(words.shape[1], device=tensor.device, dtype=torch.int32)
+    return (words.to(torch.int32) * (place * _SPREAD * 2 + 1)).sum(1, dtype=torch.int64)

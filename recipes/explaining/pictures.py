@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from perpixel import SalientParts
 from perpixel.attribution import Influence
 from perpixel.report import (
     CurvePanel,
@@ -19,7 +20,6 @@ from perpixel.report import (
     removal_chart,
     signed_panels,
 )
-from perpixel.weighting import SalientParts
 from recipes.explaining.maps import TRAINED, Found, Meter, Row
 from recipes.explaining.numbers import RANDOM, Matrix, pool
 from recipes.explaining.questions import EVIDENCE, Scene, slug

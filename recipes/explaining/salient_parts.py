@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from perpixel.weighting import SalientParts, salient_parts
+from perpixel import SalientParts, salient_parts
 from recipes.explaining.maps import TRAINED, Row
 from recipes.explaining.questions import Scene
 

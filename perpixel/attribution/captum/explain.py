@@ -1,28 +1,28 @@
 """The one door to captum: any of its methods on the label of a region, with sound defaults."""
 
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from perpixel.attribution.baselines import Baselines
-from perpixel.attribution.captum.defaults import DISTRIBUTION, baselines_for, groups_for, layer_squares, options_for
-from perpixel.attribution.captum.layers import find_layer, last_feature_layer
+from perpixel.attribution.captum.layers import layer_for
 from perpixel.attribution.captum.methods import Method
-from perpixel.attribution.captum.operations import census
-from perpixel.attribution.captum.target import RegionTarget, check_images, evaluating
-from perpixel.attribution.captum.untouched import separate, untouched
-from perpixel.attribution.captum.validity import FAMILIES, lend_rules, warn_if_not_valid
+from perpixel.attribution.captum.options import batches, layer_squares
+from perpixel.attribution.captum.target import RegionTarget
+from perpixel.attribution.captum.validity import make_fit
+from perpixel.attribution.inputs import check_images, check_model
 from perpixel.attribution.measures.context import Attribution
-from perpixel.borrow import unwrap
+from perpixel.borrow import borrowed, unwrap
 from perpixel.checks import check_same_device, complain
 from perpixel.outputs import logits_at
 from perpixel.reduction import labels_on_grid
 
-_NOISE = (
+_MEMORY = ("internal_batch_size", "perturbations_per_eval", "nt_samples_batch_size")  # options that bound it
+_CHATTER = (
     "Setting (forward|backward)",
     "Input Tensor",
     "Internal batch size",
@@ -62,23 +62,18 @@ def explain(
     for the network, and why: DeepLift, guided backpropagation, deconvolution, LRP. Values are float32, or float64 if
     the images are. TypeError or ValueError for unfit arguments, NaN too; RuntimeError, with a remedy, if captum fails.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(complain("model", "a torch.nn.Module", model, "Pass the network itself."))
-    model = unwrap(model)
+    model = unwrap(check_model(model))
     chosen = Method(method, attribute_kwargs)
-    chosen.check_options(attribute_kwargs)
     with _lent(model):
         images = _fit(images, model)
         target = RegionTarget(model, label, region, score).freeze(images)
-        bases = baselines_for(chosen, baselines, images)
-        name, module = _layer(chosen, model, layer, images)
-        if chosen.kind.__name__ in FAMILIES:
-            _make_fit(chosen, model, images, score, module)
-        given = {**layer_squares(chosen, model, module, images), **attribute_kwargs}
-        result, delta = _attribute(chosen, target, module, images, bases, given)
-        if getattr(given.get("layer_mask"), "shape", (0, 0))[1] == 1:
-            result = result[:, :1]  # every channel has the effect of all
-        values = _on_image(result, images, chosen)
+        name, module = layer_for(chosen, model, layer, images)
+        make_fit(chosen.kind.__name__, model, images, score, module)
+        options = {**layer_squares(chosen, model, module, images), **attribute_kwargs}
+        values, delta = _attribute(chosen, target, module, images, batches(chosen, images, baselines, options))
+        if getattr(options.get("layer_mask"), "shape", (0, 0))[1] == 1:
+            values = values[:, :1]  # every channel has the effect of all
+        values = _on_image(values, images, chosen)
         regions = labels_on_grid(target.arguments(images)[1], (images.shape[-2], images.shape[-1]))
     return Attribution(values, regions, target.label, chosen.name, delta, name if chosen.layered else None, score)
 
@@ -86,13 +81,9 @@ def explain(
 @contextmanager
 def _lent(model: nn.Module) -> Iterator[None]:
     """Everything as captum wants it; all as it was afterwards."""
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(untouched(model))
-        stack.enter_context(evaluating(model))
-        stack.enter_context(warnings.catch_warnings())
-        for message in _NOISE:
+    own = borrowed(model, gradients=True, restore_all=True)
+    with torch.inference_mode(False), torch.enable_grad(), own, warnings.catch_warnings():
+        for message in _CHATTER:
             warnings.filterwarnings("ignore", message=rf"\s*{message}")
         yield
 
@@ -109,52 +100,18 @@ def _fit(images: object, model: nn.Module) -> Tensor:
     return images.clone()
 
 
-def _layer(
-    chosen: Method, model: nn.Module, layer: str | nn.Module | None, images: Tensor
-) -> tuple[str | None, nn.Module | None]:
-    if not chosen.takes_layer:
-        if layer is not None:
-            remedy = "Leave it out, or choose LayerGradCam, say."
-            raise TypeError(complain("layer", f"none with {chosen.name}, which explains the image", layer, remedy))
-        return None, None
-    layer = chosen.own_layer if layer is None else layer
-    name, module = last_feature_layer(model, images) if layer is None else find_layer(model, layer)
-    if chosen.kind.__name__ == "LayerLRP" and not list(module.parameters(recurse=False)):
-        expected = "a layer with weights of its own for LayerLRP"
-        raise ValueError(complain("layer", expected, f"{name!r}, a {type(module).__name__}", "Name a convolution."))
-    return name, module
-
-
-def _make_fit(chosen: Method, model: nn.Module, images: Tensor, score: str, layer: nn.Module | None) -> None:
-    """Warn where the method's rules do not hold, and help where captum alone would stop."""
-    kind = chosen.kind.__name__
-    seen = census(model, images)
-    warn_if_not_valid(kind, seen, score, stacklevel=3)
-    if "LRP" in kind:
-        lend_rules(model, seen)
-    hooked = set(seen.calls) if "LRP" in kind else {use.layer for use in seen.nonlinear}
-    reused = {module: times for module, times in seen.calls.items() if times > 1 and module in hooked}
-    separate(model, {m: n for m, n in reused.items() if m is not layer and not list(m.parameters())})
-
-
 def _attribute(
     chosen: Method,
     target: RegionTarget,
     layer: nn.Module | None,
     images: Tensor,
-    bases: list[Tensor | None],
-    given: dict[str, Any],
+    calls: Iterable[tuple[slice, dict[str, Any]]],
 ) -> tuple[Tensor, Tensor | None]:
-    """captum's values and deltas (N,), group by group."""
+    """captum's values and deltas (N,), call by call."""
     labels, regions = target.arguments(images)
     values, deltas = [], []
-    for rows in groups_for(chosen, images, bases, given):
+    for rows, options in calls:
         part = images[rows].clone()
-        own = {name: value[rows] if _is_per_image(value, images) else value for name, value in given.items()}
-        options = options_for(chosen, part, own)
-        base = bases[rows.start if len(bases) > 1 else 0]
-        if base is not None:
-            options["baselines"] = base if chosen.kind.__name__ in DISTRIBUTION else base[rows]
         options["additional_forward_args"] = (labels[rows], regions[rows])
         result = _captum(chosen, target, layer, part, options)
         if options.get("return_convergence_delta"):
@@ -162,10 +119,6 @@ def _attribute(
             deltas.append(_mean_delta(delta.detach(), len(part), chosen, options))
         values.append(_single(result, chosen).detach())
     return torch.cat(values), torch.cat(deltas) if deltas else None
-
-
-def _is_per_image(value: object, images: Tensor) -> bool:
-    return isinstance(value, Tensor) and value.ndim == images.ndim and len(value) == len(images)
 
 
 def _mean_delta(delta: Tensor, count: int, chosen: Method, options: dict[str, Any]) -> Tensor:
@@ -186,11 +139,7 @@ def _captum(chosen: Method, target: RegionTarget, layer: nn.Module | None, image
         refused = f"what made captum say {str(error)!r}"
         raise ValueError(complain("method", f"options that {name} accepts", refused, "Change the options.")) from error
     except torch.OutOfMemoryError as error:
-        memory = [
-            option
-            for option in ("internal_batch_size", "perturbations_per_eval", "nt_samples_batch_size")
-            if option in call
-        ]
+        memory = [option for option in _MEMORY if option in call]
         remedy = f"Lower {' and '.join(memory)}." if memory else "Explain fewer images at once."
         raise torch.OutOfMemoryError(complain("method", f"{name} to fit in memory", str(error), remedy)) from error
     except (ImportError, ValueError) as error:

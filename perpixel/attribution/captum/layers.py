@@ -1,15 +1,38 @@
-"""The layer that a layer method explains when none is named."""
+"""The layers of a network: the one that a layer method explains, and those that run several times in a pass."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import copy
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from perpixel.attribution.captum.methods import Method
+from perpixel.borrow import hooked
 from perpixel.checks import complain
 from perpixel.outputs import maps_in
 
 BACKBONES = ("backbone", "encoder", "features", "body", "trunk")
+
+
+def layer_for(
+    method: Method, model: nn.Module, layer: str | nn.Module | None, images: Tensor
+) -> tuple[str | None, nn.Module | None]:
+    """Name and module of the layer that `method` explains: as given, that of the given object, or the last of features.
+
+    None for a method without layers.
+    """
+    if not method.takes_layer:
+        if layer is not None:
+            remedy = "Leave it out, or choose LayerGradCam, say."
+            raise TypeError(complain("layer", f"none with {method.name}, which explains the image", layer, remedy))
+        return None, None
+    layer = method.own_layer if layer is None else layer
+    name, module = last_feature_layer(model, images) if layer is None else find_layer(model, layer)
+    if method.kind.__name__ == "LayerLRP" and not list(module.parameters(recurse=False)):
+        expected = "a layer with weights of its own for LayerLRP"
+        raise ValueError(complain("layer", expected, f"{name!r}, a {type(module).__name__}", "Name a convolution."))
+    return name, module
 
 
 def find_layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module]:
@@ -34,9 +57,10 @@ def last_feature_layer(model: nn.Module, images: Tensor) -> tuple[str, nn.Module
     classifier that give one map: the last of those on the coarsest grid; the last of all where there is such a
     backbone but it gives no map (transformers). ValueError if there is none.
     """
-    with _maps(model) as seen:
-        model(images[:1])
     named = dict(model.named_modules())
+    seen: list[tuple[str, list[Tensor]]] = []  # the maps that every layer gave, in the order in which they finished
+    with hooked(named, after=lambda name, _, output: seen.append((name, maps_in(output)))):
+        model(images[:1])
     given = {name: maps for name, maps in seen if name.split(".")[-1] in BACKBONES}
     for backbone, maps in given.items():
         inside = [name for name, made in seen if name.startswith(f"{backbone}.") and maps and _same(made, maps[-1])]
@@ -67,16 +91,34 @@ def _same(maps: list[Tensor], wanted: Tensor) -> bool:
     return len(maps) == 1 and (maps[0] is wanted or maps[0].data_ptr() == wanted.data_ptr())
 
 
-@contextmanager
-def _maps(model: nn.Module) -> Iterator[list[tuple[str, list[Tensor]]]]:
-    """The maps that every layer gave, in the order in which the layers finished."""
-    seen: list[tuple[str, list[Tensor]]] = []
-    handles = []
-    try:
-        for name, module in model.named_modules():
-            hook = lambda _, __, output, name=name: seen.append((name, maps_in(output)))  # noqa: E731
-            handles.append(module.register_forward_hook(hook))
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
+def give_each_run_a_copy(model: nn.Module, reused: Mapping[nn.Module, int]) -> None:
+    """Put a copy for every use in a forward pass in the place of each layer that is used several times.
+
+    For layers without parameters, such as the one ReLU of a residual block: captum keeps one input per layer. To be
+    called on a model that is `borrowed` with `restore_all`.
+    """
+    stand_ins = {id(layer): _CopyPerRun(layer, times) for layer, times in reused.items()}
+    for module in list(model.modules()):
+        for name, child in module._modules.items():
+            if id(child) in stand_ins:
+                module._modules[name] = stand_ins[id(child)]
+
+
+class _CopyPerRun(nn.Module):
+    """Passes the k-th call of a forward pass on to its k-th copy of a layer."""
+
+    def __init__(self, layer: nn.Module, times: int) -> None:
+        super().__init__()
+        self.copies = nn.ModuleList(copy.deepcopy(layer) for _ in range(times))
+        self.calls = 0
+        self.eval()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.calls += 1
+        return self.copies[(self.calls - 1) % len(self.copies)](*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:  # what the network reads off the layer itself
+            return getattr(self._modules["copies"][0], name)  # type: ignore[index]

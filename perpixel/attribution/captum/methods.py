@@ -38,10 +38,13 @@ NOISE = ("nt_type", "nt_samples", "nt_samples_batch_size", "stdevs", "draw_basel
 class Method:
     """A captum method, not yet on a network: `kind` is its class; `on(target, layer)` gives the object.
 
-    `noise`: whether a NoiseTunnel is around it.
+    `noise`: whether a NoiseTunnel is around it. TypeError or ValueError for a method that explains no score, and for
+    options of `attribute` that it has not.
     """
 
     def __init__(self, method: Any, options: Mapping[str, Any]) -> None:
+        from captum import attr
+
         found = _find(method)
         self.given = None if inspect.isclass(found) else found
         self.kind: type = found if inspect.isclass(found) else type(found)
@@ -50,9 +53,14 @@ class Method:
             self.noise = True
             self.given = None if self.given is None else self.given.attribution_method
             self.kind = _find("Saliency") if self.given is None else type(self.given)
-        _check_kind(self.kind)
+        if issubclass(self.kind, attr.NeuronAttribution) or self.kind.__name__ in ("LayerActivation", "Attribution"):
+            came = f"{self.kind.__name__}, which explains no score"
+            raise ValueError(
+                complain("method", "a method that explains the score of a region", came, "Use it with captum.")
+            )
         own = self.parameters()
         self.noise = self.noise or any(name in options and name not in own for name in NOISE)
+        self._check(options)
 
     @property
     def name(self) -> str:
@@ -88,7 +96,7 @@ class Method:
             bound = self.kind(target, layer) if self.takes_layer else self.kind(target)
         return NoiseTunnel(bound) if self.noise else bound
 
-    def check_options(self, options: Mapping[str, Any]) -> None:
+    def _check(self, options: Mapping[str, Any]) -> None:
         """TypeError or ValueError for an option that the method has not, that `explain` sets itself, or no count."""
         known = {*self.parameters(), *(NOISE if self.noise else ())} - {*_OWN}
         for name in options:
@@ -116,17 +124,6 @@ def _find(method: Any) -> Any:
         return method
     remedy = "Pass 'IntegratedGradients', say."
     raise TypeError(complain("method", "a captum method: its name, class, or an object of it", method, remedy))
-
-
-def _check_kind(kind: type) -> None:
-    from captum import attr
-
-    neuron = getattr(attr, "NeuronAttribution", ())
-    if issubclass(kind, neuron) or kind.__name__ in ("LayerActivation", "Attribution"):
-        expected = "a method that explains the score of a region"
-        raise ValueError(
-            complain("method", expected, f"{kind.__name__}, which explains no score", "Use it with captum.")
-        )
 
 
 def _rebound(given: Any, target: nn.Module) -> Any:

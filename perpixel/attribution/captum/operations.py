@@ -1,8 +1,6 @@
 """Which operations a network runs, in which layers: what decides whether a method's rules hold for it."""
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from perpixel.borrow import hooked
 
 # ATen operations, without the underscores around their names: values moved about; linear; a product of two arguments
 _MOVES = (
@@ -34,45 +34,52 @@ _QUIET = frozenset(("empty", "empty_like", "ones_like", "zeros_like", "new_zeros
 
 
 @dataclass(frozen=True, eq=False)
-class Use:
+class Operation:
     """One run of an operation, inside the layer `name` of the network ('' is the network itself)."""
 
-    operation: str
+    kind: str
     name: str
     layer: nn.Module
 
 
 @dataclass
-class Census:
+class Operations:
     """A forward pass' operations that depend on the image.
 
     nonlinear: neither linear nor a product. products: of two things that both depend on the image. sums: likewise.
-    calls: how often each leaf layer ran.
+    runs: how often each leaf layer ran.
     """
 
-    nonlinear: list[Use] = field(default_factory=list)
-    products: list[Use] = field(default_factory=list)
-    sums: list[Use] = field(default_factory=list)
-    calls: Counter[nn.Module] = field(default_factory=Counter)
+    nonlinear: list[Operation] = field(default_factory=list)
+    products: list[Operation] = field(default_factory=list)
+    sums: list[Operation] = field(default_factory=list)
+    runs: Counter[nn.Module] = field(default_factory=Counter)
 
 
 @torch.no_grad()
-def census(model: nn.Module, images: Tensor) -> Census:
+def operations_of(model: nn.Module, images: Tensor) -> Operations:
     """What `model` runs for the first of `images`; call it with the model in evaluation mode."""
-    watch = _Watch()
-    with _followed(model, watch):
-        image = images[:1].clone()
-        image._follows_image = True  # type: ignore[attr-defined]
-        with watch:
-            model(image)
-    return watch.census
+    recorder = _Recorder()
+    image = images[:1].clone()
+    image._follows_image = True  # type: ignore[attr-defined]
+    with hooked(dict(model.named_modules()), before=recorder.enter, after=recorder.leave), recorder:
+        model(image)
+    return recorder.found
 
 
-class _Watch(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
-        self.census = Census()
+        self.found = Operations()
         self.inside: list[tuple[str, nn.Module]] = []
+
+    def enter(self, name: str, layer: nn.Module, _: object) -> None:
+        self.inside.append((name, layer))
+        if not layer._modules:
+            self.found.runs[layer] += 1
+
+    def leave(self, *_: object) -> None:
+        self.inside.pop()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -89,35 +96,12 @@ class _Watch(TorchDispatchMode):
     def _note(self, operation: str, func: Any, args: Any, followed: int) -> None:
         if operation in MOVES or operation in _QUIET or func.is_view:
             return
-        use = Use(operation, *(self.inside[-1] if self.inside else ("", nn.Identity())))
+        run = Operation(operation, *(self.inside[-1] if self.inside else ("", nn.Identity())))
         if operation in BILINEAR:
             divided = operation == "div" and getattr(args[1], "_follows_image", False)
             if followed > 1 or divided:
-                self.census.products.append(use)
+                self.found.products.append(run)
         elif operation not in LINEAR:
-            self.census.nonlinear.append(use)
+            self.found.nonlinear.append(run)
         elif followed > 1 and operation in ("add", "sub", "rsub"):
-            self.census.sums.append(use)
-
-
-@contextmanager
-def _followed(model: nn.Module, watch: _Watch) -> Iterator[None]:
-    handles = []
-
-    def enter(module: nn.Module, name: str) -> None:
-        watch.inside.append((name, module))
-        if not module._modules:
-            watch.census.calls[module] += 1
-
-    try:
-        for name, module in model.named_modules():
-            handles.append(module.register_forward_pre_hook(lambda module, _, name=name: enter(module, name)))
-            handles.append(module.register_forward_hook(lambda *_: _leave(watch), always_call=True))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _leave(watch: _Watch) -> None:
-    watch.inside.pop()
+            self.found.sums.append(run)

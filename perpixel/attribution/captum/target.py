@@ -1,16 +1,23 @@
 """One number per image out of a dense prediction: what captum is to explain."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 
-from perpixel.attribution.captum.calls import CaptumCall, captum_hooks_off
-from perpixel.checks import check_finite, check_integer, check_option, check_tensor, complain
-from perpixel.outputs import dense_logits, logits_at
-
-SCORES = ("logit", "margin")
+from perpixel.attribution.captum.rows import CallStack
+from perpixel.attribution.inputs import (
+    SCORES,
+    check_images,
+    check_label,
+    check_model,
+    check_region,
+    check_score,
+    dense,
+    labels_for,
+    region_for,
+)
+from perpixel.borrow import borrowed
+from perpixel.checks import check_finite, check_option, complain
+from perpixel.outputs import logits_at
 
 
 class RegionTarget(nn.Module):
@@ -38,12 +45,10 @@ class RegionTarget(nn.Module):
         self, model: nn.Module, label: int | Tensor, region: Tensor | None = None, score: str = "logit"
     ) -> None:
         super().__init__()
-        if not isinstance(model, nn.Module):
-            raise TypeError(complain("model", "a torch.nn.Module", model, "Pass the network itself."))
+        self.model = check_model(model)
         self.score = check_option("score", score, SCORES)
         self.label = check_label(label)
         self.region = None if region is None else check_region(region)
-        self.model = model
         self.readout = Readout(score)
         self.training = model.training
         self._given = self.region
@@ -60,14 +65,10 @@ class RegionTarget(nn.Module):
     @torch.no_grad()
     def _freeze(self, images: Tensor) -> tuple[Tensor, Tensor]:
         images = check_images(images)
-        with captum_hooks_off(self.model):
-            logits = self._logits(images)
+        logits = self._logits(images, captum_hooks=False)
         labels = labels_for(self.label, logits)
         region = region_for(self._given, logits, labels, images.shape[-2:])
-        if self.score == "margin" and logits.shape[1] < 2:
-            raise ValueError(
-                complain("score", "'logit' for a network of one class", "'margin'", "It has no other class.")
-            )
+        check_score(self.score, logits.shape[1])
         check_finite("output", logits_at(logits, region.shape[-2:]), region)
         labels, region = (t.clone() if t.is_inference() else t for t in (labels, region))  # autograd wants to keep them
         self._frozen, self._dtype = (labels, region), images.dtype
@@ -98,15 +99,15 @@ class RegionTarget(nn.Module):
         return self.readout(logits, label=label, region=region)
 
     def _of_rows(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        call = CaptumCall()
-        labels, region = self._frozen or self._freeze(images if call.images is None else call.images)
+        stack = CallStack()
+        labels, region = self._frozen or self._freeze(images if stack.images is None else stack.images)
         if self._alike or len(labels) == 1:
             return labels[:1].expand(len(images)), region[:1].expand(len(images), -1, -1)
-        examples = call.examples(len(labels), images).to(labels.device)
+        examples = stack.examples(len(labels), images).to(labels.device)
         return labels[examples], region[examples]
 
-    def _logits(self, images: Tensor) -> Tensor:
-        with evaluating(self.model):
+    def _logits(self, images: Tensor, captum_hooks: bool = True) -> Tensor:
+        with borrowed(self.model, gradients=True, captum_hooks=captum_hooks):
             return dense(self.model(images), images)
 
     def extra_repr(self) -> str:
@@ -153,105 +154,3 @@ def region_scores(logits: Tensor, labels: Tensor, region: Tensor, score: str) ->
         others = logits.masked_fill(own[:, :, None, None], -torch.inf).amax(1)
         values = logits[rows, labels] - others
     return torch.where(region, values, 0.0).sum((1, 2))
-
-
-def check_images(images: object) -> Tensor:
-    """`images`, detached, if they are float (N, channels, H, W) and not empty, else TypeError or ValueError."""
-    images = check_tensor("images", images, ndim=4, shape="(N, channels, H, W)", floating=True).detach()
-    if images.numel() == 0:
-        raise ValueError(complain("images", "at least one image with pixels", images, "Skip empty batches."))
-    return images
-
-
-def check_label(label: object) -> int | Tensor:
-    """`label` as an int, or as int64 (N,), else TypeError or ValueError."""
-    if isinstance(label, (list, tuple)):
-        label = torch.as_tensor(label)
-    if not isinstance(label, Tensor) or (label.ndim == 0 and label.dtype != torch.bool):
-        return check_integer("label", label, low=0)
-    label = check_tensor("label", label, ndim=1, shape="(N,), one label per image", floating=False)
-    if label.numel() and int(label.min()) < 0:
-        raise ValueError(complain("label", "class numbers", int(label.min()), "Count the classes from 0."))
-    return label.detach().long()
-
-
-def check_region(region: object) -> Tensor:
-    """`region` if it is bool (N, H, W) or (H, W), else TypeError or ValueError."""
-    expected = "a bool tensor (N, H, W) or (H, W)"
-    if not isinstance(region, Tensor) or region.dtype != torch.bool:
-        remedy = "Pass labels == label, or None for where the label is predicted."
-        raise TypeError(complain("region", expected, region, remedy))
-    if region.ndim not in (2, 3):
-        remedy = "Use region[:, 0]." if region.ndim == 4 and region.shape[1] == 1 else "One map per image."
-        raise ValueError(complain("region", expected, region, remedy))
-    return region.detach()
-
-
-def labels_for(label: int | Tensor, logits: Tensor) -> Tensor:
-    """`label` as int64 (N,) for the N images of `logits`; ValueError if the network has no such class."""
-    count, classes = logits.shape[:2]
-    labels = torch.full((count,), label) if isinstance(label, int) else label
-    if len(labels) != count:
-        remedy = "Pass one label per image, or an int for all."
-        raise ValueError(complain("label", f"an int, or {count} ints for {count} images", labels, remedy))
-    high = int(labels.max())
-    if high >= classes:
-        raise ValueError(complain("label", f"a class in [0, {classes})", high, "The network's output has no more."))
-    return labels.to(logits.device)
-
-
-def region_for(region: Tensor | None, logits: Tensor, labels: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
-    """`region` as bool (N, H, W), not empty; None: where `logits` (N, C, h, w), at `size`, predict the label."""
-    count, given = len(logits), region is not None
-    if region is None:
-        logits = logits_at(logits, size)
-        predicted = (logits[:, 0] <= 0).long() if logits.shape[1] == 1 else logits.argmax(1)
-        region = predicted == labels[:, None, None]
-    elif tuple(region.shape[-2:]) not in {tuple(logits.shape[-2:]), tuple(size)}:
-        expected = f"the output's size {tuple(logits.shape[-2:])} or the images' {tuple(size)}"
-        raise ValueError(complain("region", expected, region, "Bring it there with nearest-neighbour interpolation."))
-    if region.ndim == 2:
-        region = region.expand(count, -1, -1)
-    if len(region) != count:
-        raise ValueError(complain("region", f"one map for each of {count} images", region, "Pass (N, H, W) or (H, W)."))
-    region = region.to(logits.device)
-    empty = (~region.flatten(1).any(1)).nonzero().flatten().tolist()
-    if empty:
-        came = f"none in image {empty[0]}" + (f" (nor in {len(empty) - 1} more)" if len(empty) > 1 else "")
-        which = "" if given else f" The network predicts label {int(labels[empty[0]])} nowhere there."
-        raise ValueError(complain("region", "at least one pixel per image", came, f"Leave the image out.{which}"))
-    return region
-
-
-def dense(output: object, images: Tensor) -> Tensor:
-    """The logits (N, C, h, w) in a network's output for `images`; an error if it gives nothing dense for each."""
-    try:
-        logits = dense_logits(output)
-    except (TypeError, ValueError) as error:
-        expected = "a network that gives a logit map per class, (N, C, H, W)"
-        came = f"nothing dense ({error})"
-        raise type(error)(
-            complain("model", expected, came, "A classifier labels no pixels: use captum as it is.")
-        ) from None
-    if len(logits) != len(images):
-        came = f"{len(logits)} for {len(images)} images"
-        raise ValueError(complain("output", "one logit map per image", came, "Return the maps of this very batch."))
-    return logits
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """`model` in evaluation mode and, where gradients are recorded, without activations that overwrite their input.
-
-    Every module's own flags come back, also after an error.
-    """
-    changed = [(module, "training") for module in model.modules() if module.training]
-    if torch.is_grad_enabled():
-        changed += [(module, "inplace") for module in model.modules() if vars(module).get("inplace") is True]
-    for module, flag in changed:
-        setattr(module, flag, False)
-    try:
-        yield
-    finally:
-        for module, flag in changed:
-            setattr(module, flag, True)

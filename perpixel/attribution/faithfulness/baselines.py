@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from perpixel.attribution.baselines import Baselines, baseline_images
-from perpixel.attribution.captum.target import check_images
-from perpixel.attribution.faithfulness.randomised_weights import explained, rank_correlation
+from perpixel.attribution.faithfulness.explainer import maps_of
+from perpixel.attribution.faithfulness.randomised_weights import rank_correlation
 from perpixel.attribution.faithfulness.region_scores import RegionScores
+from perpixel.attribution.inputs import check_images
 from perpixel.attribution.measures.context import Attribution
 from perpixel.checks import complain
 
@@ -74,9 +75,11 @@ def baseline_sensitivity(
     images = check_images(images)
     if isinstance(baselines, (str, Tensor)) or len(baselines) < 2:
         raise ValueError(complain("baselines", "two or more baselines", baselines, "Pass ('zero', 'mean', 'blur')."))
-    maps = []
-    for baseline in (baseline_images(each, images) for each in baselines):
-        maps.append(explained(lambda network, x, b=baseline: explainer(network, x, b), model, images, seed))  # type: ignore[misc]
+
+    def shown(baseline: Tensor) -> Tensor:
+        return maps_of(lambda network, x: explainer(network, x, baseline), model, images, seed)[0]
+
+    maps = [shown(baseline_images(each, images)) for each in baselines]
     stacked = torch.stack(maps)
     table = [[rank_correlation(first, second, where) for second in maps] for first in maps]
     counted = torch.ones_like(maps[0], dtype=torch.bool) if where is None else where
@@ -87,10 +90,8 @@ def baseline_sensitivity(
     return BaselineSensitivity(names, torch.stack([torch.stack(row) for row in table]), apart / level, stacked)
 
 
-def completeness(values: Tensor, images: Tensor, baseline: Tensor, scores: RegionScores, score: str) -> Completeness:
+def completeness(values: Tensor, scores: RegionScores, score: str) -> Completeness:
     """Σ values (N, H, W) against the change of `RegionTarget`'s score from the baseline to the image."""
-    column = scores.names.index(score)
-    size = scores.region.flatten(1).sum(1)
-    every = torch.arange(len(images), device=images.device)
-    change = scores.before[:, column] - scores(baseline, every)[:, column]
-    return Completeness(values.sum((1, 2)), (change * size).double())
+    everyone = torch.arange(len(values), device=values.device)
+    change = (scores.before - scores(scores.baseline, everyone))[:, scores.column(score)]
+    return Completeness(values.sum((1, 2)), (change * scores.region.flatten(1).sum(1)).double())

@@ -1,6 +1,6 @@
 """Deletion and insertion curves: an order of patches, the scores as they are taken away, and the area to a control."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from perpixel.attribution.faithfulness.region_scores import RegionScores
 from perpixel.checks import check_option, complain
 
-Scorer = Callable[[Tensor, Tensor], Tensor]  # images (B, C, H, W), the number of the original of each (B,) -> (B, K)
 _TIES = 0x71E5  # seed of the order among equal values; the random orders have seeds of their own
 
 
@@ -155,49 +155,8 @@ def removal_counts(units: Tensor, steps: int) -> Tensor:
     return (2 * at * units[:, None] + steps) // (2 * steps)
 
 
-def removal_scores(
-    images: Tensor,
-    baseline: Tensor,
-    ranks: Tensor,
-    counts: Tensor,
-    cells: Cells,
-    scorer: Scorer,
-    batch_size: int,
-) -> Tensor:
-    """(O, N, K, scores): of every image with the first `counts` (N, K) cells of every order `ranks` (O, N, cells) gone.
-
-    One pass per picture; the ends, where nothing or all is gone, are the same for all orders and are scored once.
-    """
-    orders, (n, points) = len(ranks), counts.shape
-    inner = points - 2
-    jobs = torch.cat(
-        [
-            torch.cartesian_prod(torch.zeros(1).long(), torch.arange(n), torch.tensor([0, points - 1])),
-            torch.cartesian_prod(torch.arange(orders), torch.arange(n), torch.arange(1, points - 1)),
-        ]
-    ).to(images.device)
-    parts = []
-    for order, image, point in (chunk.unbind(1) for chunk in jobs.split(batch_size)):
-        gone = ranks[order, image][:, cells.number.flatten()] < counts[image, point][:, None]
-        gone = gone.view(len(image), *images.shape[-2:]) & cells.removable[image]
-        parts.append(scorer(torch.where(gone[:, None], baseline[image], images[image]), image))
-    found = torch.cat(parts)
-    ends, middle = found[: 2 * n].view(n, 2, -1), found[2 * n :].view(orders, n, inner, found.shape[-1])
-    ends = ends.expand(orders, *ends.shape)
-    return torch.cat([ends[:, :, :1], middle, ends[:, :, 1:]], 2)
-
-
 def removal_curves(
-    images: Tensor,
-    baseline: Tensor,
-    orders: Mapping[str, Tensor],
-    cells: Cells,
-    scorer: Scorer,
-    *,
-    names: tuple[str, ...],
-    steps: int,
-    seeds: tuple[int, ...],
-    batch_size: int,
+    scores: RegionScores, orders: Mapping[str, Tensor], cells: Cells, *, steps: int, seeds: tuple[int, ...]
 ) -> tuple[Curve, Curve]:
     """Deletion and insertion curves of every order in `orders` (name -> worth (N, cells)), "attribution" among them.
 
@@ -212,28 +171,41 @@ def removal_curves(
     fraction = counts / units[:, None]
     ranked = [cells.rank(worth) for worth in orders.values()]
     backward = [cells.reversed(rank) for rank in ranked]
-    keys = [random_key(cells.count, seed, images.device).expand(len(images), -1) for seed in seeds]
+    keys = [random_key(cells.count, seed, units.device).expand(len(units), -1) for seed in seeds]
     ranks = torch.stack([*ranked, *backward, *(cells.rank(key) for key in keys)])
-    found = removal_scores(images, baseline, ranks, counts, cells, scorer, batch_size)
+    found = _removal_scores(scores, ranks, counts, cells)
     given, reverse, random = found.split([len(ranked), len(ranked), len(seeds)])
-    deletion = _curve("deletion", fraction, given, random, tuple(orders), names)
-    insertion = _curve("insertion", 1 - fraction.flip(1), reverse.flip(2), random.flip(2), tuple(orders), names)
+    deletion = _curve("deletion", fraction, given, random, tuple(orders))
+    insertion = _curve("insertion", 1 - fraction.flip(1), reverse.flip(2), random.flip(2), tuple(orders))
     return deletion, insertion
 
 
+def _removal_scores(scores: RegionScores, ranks: Tensor, counts: Tensor, cells: Cells) -> Tensor:
+    """(O, N, K, scores): of every image with the first `counts` (N, K) cells of every order `ranks` (O, N, cells) gone.
+
+    One pass per picture; the ends, where nothing or all is gone, are the same for all orders and are scored once.
+    """
+    orders, (n, points) = len(ranks), counts.shape
+    ends = torch.cartesian_prod(torch.zeros(1).long(), torch.arange(n), torch.tensor([0, points - 1]))
+    inner = torch.cartesian_prod(torch.arange(orders), torch.arange(n), torch.arange(1, points - 1))
+    order, image, point = torch.cat([ends, inner]).to(ranks.device).unbind(1)
+
+    def gone(rows: slice) -> Tensor:
+        places = ranks[order[rows], image[rows]][:, cells.number.flatten()]
+        removed = places < counts[image[rows], point[rows]][:, None]
+        return removed.view(-1, *cells.number.shape) & cells.removable[image[rows]]
+
+    found = scores.hiding(image, gone)
+    outer, middle = found[: 2 * n].view(n, 2, -1), found[2 * n :].view(orders, n, points - 2, found.shape[-1])
+    outer = outer.expand(orders, *outer.shape)
+    return torch.cat([outer[:, :, :1], middle, outer[:, :, 1:]], 2)
+
+
 def _curve(
-    kind: Literal["deletion", "insertion"],
-    fraction: Tensor,
-    found: Tensor,
-    random: Tensor,
-    orders: tuple[str, ...],
-    names: tuple[str, ...],
+    kind: Literal["deletion", "insertion"], fraction: Tensor, found: Tensor, random: Tensor, orders: tuple[str, ...]
 ) -> Curve:
-    by_order = {order: {name: scores[..., i] for i, name in enumerate(names)} for order, scores in zip(orders, found)}
-    return Curve(
-        kind,
-        fraction.to(found.dtype),
-        by_order.pop("attribution"),
-        {name: random[..., i] for i, name in enumerate(names)},
-        by_order,
-    )
+    def named(scores: Tensor) -> dict[str, Tensor]:
+        return {name: scores[..., i] for i, name in enumerate(RegionScores.names)}
+
+    by_order = {order: named(scores) for order, scores in zip(orders, found)}
+    return Curve(kind, fraction.to(found.dtype), by_order.pop("attribution"), named(random), by_order)

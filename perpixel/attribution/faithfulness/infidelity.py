@@ -1,6 +1,5 @@
 """captum's infidelity and sensitivity for the label of a region, each with something to compare it with."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -8,10 +7,10 @@ from torch import Tensor, nn
 
 from perpixel.attribution.captum.target import RegionTarget
 from perpixel.attribution.faithfulness.curves import Cells, random_key
-from perpixel.attribution.faithfulness.randomised_weights import seeded
+from perpixel.attribution.faithfulness.explainer import Explainer
 from perpixel.attribution.faithfulness.region_scores import RegionScores
-from perpixel.attribution.measures.context import Attribution
 from perpixel.attribution.measures.evidence import as_map
+from perpixel.borrow import random_numbers
 
 NOISE = 0.02  # half width of the noise for the sensitivity, in standard deviations of the image
 
@@ -30,21 +29,12 @@ class Infidelity:
     shuffled: Tensor
 
 
-def infidelity(
-    model: nn.Module,
-    images: Tensor,
-    values: Tensor,
-    baseline: Tensor,
-    scores: RegionScores,
-    cells: Cells,
-    score: str,
-    samples: int,
-    batch_size: int,
-) -> Infidelity:
+def infidelity(values: Tensor, scores: RegionScores, cells: Cells, score: str, samples: int) -> Infidelity:
     """Infidelity of a map (N, H, W), from `samples` random sets of cells replaced by the baseline."""
     from captum.metrics import infidelity as captum_infidelity
 
-    target = RegionTarget(model, scores.label, scores.region, score).freeze(images)
+    images, baseline = scores.images, scores.baseline
+    target = RegionTarget(scores.model, scores.label, scores.region, score).freeze(images)
     units = cells.used.sum(1)
 
     def measured(worth: Tensor, normalize: bool) -> Tensor:
@@ -69,7 +59,7 @@ def infidelity(
             worth[:, None].expand(-1, images.shape[1], -1, -1),
             additional_forward_args=target.arguments(images),
             n_perturb_samples=samples,
-            max_examples_per_batch=len(images) * min(samples, max(1, batch_size // len(images))),
+            max_examples_per_batch=len(images) * min(samples, max(1, scores.batch // len(images))),
             normalize=normalize,
         ).double()
 
@@ -93,13 +83,7 @@ def _shuffled(values: Tensor, cells: Cells) -> Tensor:
     return (moved / size.clamp(min=1))[:, cells.number.flatten()].view_as(values) * cells.removable
 
 
-def sensitivity(
-    model: nn.Module,
-    images: Tensor,
-    explainer: Callable[[nn.Module, Tensor], Tensor | Attribution],
-    samples: int,
-    seed: int = 0,
-) -> Tensor:
+def sensitivity(model: nn.Module, images: Tensor, explainer: Explainer, samples: int, seed: int = 0) -> Tensor:
     """max over noisy images of |values(noisy) - values| / |values|: (N,), captum.metrics.sensitivity_max.
 
     The noise is uniform, 2 % of each image's standard deviation either way. Stable is not the same as true: a map that
@@ -117,7 +101,7 @@ def sensitivity(
             found = explainer(model, given.detach().clone())
         return (as_map("explainer", found, (len(given), *given.shape[-2:])),)
 
-    with torch.inference_mode(False), seeded(seed, images.device):
+    with torch.inference_mode(False), random_numbers(images.device, seed):
         found = sensitivity_max(
             values, images.clone(), noisy, n_perturb_samples=samples, max_examples_per_batch=len(images)
         )

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from perpixel.attribution.baselines import Baselines, baseline_images
-from perpixel.attribution.captum.target import check_images
 from perpixel.attribution.faithfulness.curves import random_key
 from perpixel.attribution.faithfulness.region_scores import RegionScores
-from perpixel.attribution.measures.context import distances
-from perpixel.checks import check_integer, check_number, complain
+from perpixel.attribution.inputs import check_images
+from perpixel.attribution.measures.context import outside
+from perpixel.checks import check_integer, complain
 
 _OVERLAP = 0.1  # of the region may be seen in the control, or it is no control
 
@@ -49,41 +49,34 @@ def object_alone(
     drawn among those that overlap it least.
     """
     images = check_images(images)
-    count = check_integer("seeds", seeds, low=1)
-    scores = RegionScores(model, images, label, region, check_integer("batch_size", batch_size, low=1))
-    baseline = baseline_images(baselines, images)
-    return alone(images, baseline, scores, context_of(scores.region, exclude_border), tuple(range(count)), batch_size)
+    count, batch = check_integer("seeds", seeds, low=1), check_integer("batch_size", batch_size, low=1)
+    scores = RegionScores(model, images, label, region, baseline_images(baselines, images), batch)
+    return alone(scores, context_of(scores.region, exclude_border), tuple(range(count)))
 
 
-def alone(
-    images: Tensor, baseline: Tensor, scores: RegionScores, context: Tensor, seeds: tuple[int, ...], batch: int
-) -> ObjectAlone:
+def alone(scores: RegionScores, context: Tensor, seeds: tuple[int, ...]) -> ObjectAlone:
     """`object_alone` for scores that are at hand; context: bool (N, H, W), what is hidden."""
     moved = [_elsewhere(scores.region, ~context, seed) for seed in seeds]
-    masks = torch.stack([~context, *(piece for piece, _ in moved)])
-    jobs = torch.cartesian_prod(torch.arange(len(masks)), torch.arange(len(images))).to(images.device)
-    parts = []
-    for mask, image in (chunk.unbind(1) for chunk in jobs.split(batch)):
-        parts.append(scores(torch.where(masks[mask, image][:, None], images[image], baseline[image]), image))
-    found = torch.cat(parts).view(len(masks), len(images), -1)
+    hidden = torch.stack([context, *(~piece for piece, _ in moved)])
+    jobs = torch.cartesian_prod(torch.arange(len(hidden)), torch.arange(len(context))).to(context.device)
+    mask, image = jobs.unbind(1)
+    found = scores.hiding(image, lambda rows: hidden[mask[rows], image[rows]]).view(*hidden.shape[:2], -1)
+    kept = scores.column("kept")
     drop = scores.before - found[0]
-    column = {name: i for i, name in enumerate(scores.names)}
-    hidden = torch.stack([covered for _, covered in moved])
+    covered = torch.stack([little for _, little in moved])
     return ObjectAlone(
-        kept=found[0, :, column["kept"]],
-        kept_before=scores.before[:, column["kept"]],
-        logit_drop=drop[:, column["logit"]],
-        margin_drop=drop[:, column["margin"]],
-        kept_elsewhere=torch.where(hidden, found[1:, :, column["kept"]], torch.nan),
+        kept=found[0, :, kept],
+        kept_before=scores.before[:, kept],
+        logit_drop=drop[:, scores.column("logit")],
+        margin_drop=drop[:, scores.column("margin")],
+        kept_elsewhere=torch.where(covered, found[1:, :, kept], torch.nan),
     )
 
 
 def context_of(region: Tensor, exclude_border: float) -> Tensor:
-    """Pixels farther from the region, bool (N, H, W), than `exclude_border` pixels."""
-    if check_number("exclude_border", exclude_border, low=0) < 1:
-        return ~region
-    context = (distances(region) > exclude_border).to(region.device)
-    if not bool(context.flatten(1).any(1).all()):
+    """Pixels farther from the region, bool (N, H, W), than `exclude_border` pixels; ValueError if that leaves none."""
+    context = outside(region, exclude_border)
+    if exclude_border >= 1 and not bool(context.flatten(1).any(1).all()):
         expected = "a border that leaves some context in every image"
         raise ValueError(complain("exclude_border", expected, exclude_border, "Make it narrower."))
     return context

@@ -7,21 +7,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import is_parametrized
 
-from perpixel.attribution.captum.target import check_images
-from perpixel.attribution.measures.context import Attribution
-from perpixel.attribution.measures.evidence import as_map, as_mass
-from perpixel.borrow import unwrap
+from perpixel.attribution.faithfulness.explainer import Explainer, maps_of
+from perpixel.attribution.inputs import check_images, check_model
+from perpixel.borrow import borrowed, hooked, random_numbers, unwrap
 from perpixel.checks import check_integer, check_option, complain
 from perpixel.outputs import dense_logits
 
 SALT = 0xB1A50000  # added to seeds, so that no reset repeats how somebody built the network (torch takes 32 bits)
-Explainer = Callable[[nn.Module, Tensor], Tensor | Attribution]
 
 
 @dataclass(frozen=True)
@@ -76,10 +73,10 @@ def randomised_weights(
     """
     check_option("mode", mode, ("cascade", "independent"))
     images = check_images(images)
-    network = detached_copy(model)
+    network = _detached_copy(model)
     groups, kept = _plan(network, images, layers)
     shown = _spread(len(groups), stages)
-    raw = _values(explainer, network, images, seed)
+    raw = maps_of(explainer, network, images, seed)
     (trained, mass), (now, left) = raw, raw
     found = []
     gone: list[nn.Module] = []
@@ -90,7 +87,7 @@ def randomised_weights(
             gone = [*gone, *group] if mode == "cascade" else group
             if number in shown:
                 _measure_statistics(network, gone, images)
-                now, left = _values(explainer, network, images, seed)
+                now, left = maps_of(explainer, network, images, seed)
                 pairs = ((trained, now), (trained.abs(), now.abs()))
                 found.append((name, *(rank_correlation(*pair, where) for pair in pairs)))
     if mode == "cascade" and torch.equal(now, trained):
@@ -121,27 +118,12 @@ def rank_correlation(first: Tensor, second: Tensor, where: Tensor | None = None)
     return torch.tensor(found, dtype=torch.float64)
 
 
-def explained(explainer: Explainer, network: nn.Module, images: Tensor, seed: int) -> Tensor:
-    """The explainer's maps (N, H, W), checked; the caller's random state stays as it was."""
-    return _values(explainer, network, images, seed)[0]
-
-
-def _values(explainer: Explainer, network: nn.Module, images: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Maps and masses, each (N, H, W)."""
-    with torch.inference_mode(False), torch.enable_grad(), seeded(seed, images.device):
-        values = explainer(network, images.clone())
-    size = (len(images), *images.shape[-2:])
-    shown, mass = (read("explainer", values, size) for read in (as_map, as_mass))
-    return shown.to(images.device), mass.to(images.device)
-
-
-def detached_copy(model: nn.Module) -> nn.Module:
+def _detached_copy(model: nn.Module) -> nn.Module:
     """A deep copy of the network inside `model`, without gradients, in evaluation mode."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(complain("model", "a torch.nn.Module", model, "Pass the network itself."))
+    model = unwrap(check_model(model))
     try:
         with torch.inference_mode(False):
-            network = copy.deepcopy(unwrap(model))
+            network = copy.deepcopy(model)
     except (RuntimeError, TypeError) as error:
         remedy = "Delete the activations it keeps, or other things that cannot be copied."
         raise ValueError(complain("model", "a network that copy.deepcopy can copy", str(error), remedy)) from error
@@ -149,7 +131,7 @@ def detached_copy(model: nn.Module) -> nn.Module:
     return network.eval()
 
 
-def own_tensors(module: nn.Module) -> list[Tensor]:
+def _own_tensors(module: nn.Module) -> list[Tensor]:
     """A module's own parameters and buffers, not those of its children."""
     return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
 
@@ -184,7 +166,7 @@ def _plan(
 
 def _inside(network: nn.Module, name: str) -> list[nn.Module]:
     known = dict(network.named_modules())
-    inside = [module for module in known[name].modules() if own_tensors(module)] if name in known else []
+    inside = [module for module in known[name].modules() if _own_tensors(module)] if name in known else []
     if not inside:
         remedy = "Take one from dict(model.named_modules())."
         raise ValueError(complain("layers", "dotted names of layers with weights", name, remedy))
@@ -196,40 +178,26 @@ def _used_layers(network: nn.Module, images: Tensor) -> list[str]:
     order: dict[str, int] = {}
     modules = dict(network.named_modules())
 
-    def noted(name: str) -> Callable[..., None]:
-        def hook(*_: object) -> None:
-            order.setdefault(name, len(order))
+    def note(name: str, *_: object) -> None:
+        order.setdefault(name, len(order))
 
-        return hook
-
-    handles = [module.register_forward_pre_hook(noted(name)) for name, module in modules.items()]
-    wanted = {p: p.requires_grad for p in network.parameters()}
-    try:
-        for p in wanted:
-            p.requires_grad_(p.is_floating_point())
-        with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), borrowed(network, gradients=True, restore_all=True):
+        parameters = [p.requires_grad_() for p in network.parameters() if p.is_floating_point()]
+        with hooked(modules, before=note):
             logits = dense_logits(network(images[:1].clone())).sum()
-        differentiable = [p for p in wanted if p.requires_grad]
-        if logits.requires_grad and differentiable:
-            gradients = torch.autograd.grad(logits, differentiable, allow_unused=True)
-            unused = {id(p) for p, g in zip(differentiable, gradients) if g is None}
-        else:
-            unused = set()
-    finally:
-        for handle in handles:
-            handle.remove()
-        for p, flag in wanted.items():
-            p.requires_grad_(flag)
+        unused: set[int] = set()
+        if logits.requires_grad and parameters:
+            gradients = torch.autograd.grad(logits, parameters, allow_unused=True)
+            unused = {id(p) for p, g in zip(parameters, gradients) if g is None}
     running: dict[str, int] = {}
     for name, module in modules.items():
-        parameters = list(module.parameters(recurse=False))
+        own = list(module.parameters(recurse=False))
         at = next((order[n] for n in _upwards(name) if n in order), None)  # some layers run inside their parent's code
-        if own_tensors(module) and at is not None and not (parameters and all(id(p) in unused for p in parameters)):
+        if _own_tensors(module) and at is not None and not (own and all(id(p) in unused for p in own)):
             running[name] = at
     if not running:
-        raise ValueError(
-            complain("model", "layers with weights that the logits depend on", "none", "Nothing to reset.")
-        )
+        expected = "layers with weights that the logits depend on"
+        raise ValueError(complain("model", expected, "none", "Nothing to reset."))
     return sorted(running, key=running.__getitem__)
 
 
@@ -260,9 +228,9 @@ def _can_reset(module: nn.Module, device: torch.device) -> bool:
 
 @contextmanager
 def _reset(group: list[nn.Module], seed: int, device: torch.device, *, put_back: bool) -> Iterator[None]:
-    before = [(tensor, tensor.detach().clone()) for module in group for tensor in own_tensors(module) if put_back]
+    before = [(tensor, tensor.detach().clone()) for module in group for tensor in _own_tensors(module) if put_back]
     try:
-        with torch.no_grad(), seeded(seed, device):
+        with torch.no_grad(), random_numbers(device, seed):
             for module in group:
                 reset = _resetter(module)
                 if reset is not None:
@@ -278,30 +246,13 @@ def _reset(group: list[nn.Module], seed: int, device: torch.device, *, put_back:
 def _measure_statistics(network: nn.Module, layers: list[nn.Module], images: Tensor) -> None:
     """Give the batch norms among `layers` the mean and variance of what they get for `images`."""
 
-    def measure(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
+    def measure(_: object, layer: nn.Module, given: tuple[Tensor, ...]) -> None:
         values = given[0].transpose(0, 1).flatten(1)
         if values.shape[1] > 1:
             layer.running_mean.copy_(values.mean(1))  # type: ignore[operator]
             layer.running_var.copy_(values.var(1))  # type: ignore[operator]
 
     norms = [layer for layer in layers if isinstance(layer, _BatchNorm) and layer.running_mean is not None]
-    handles = [layer.register_forward_pre_hook(measure) for layer in norms]
-    try:
-        if norms:
+    if norms:
+        with hooked({str(i): norm for i, norm in enumerate(norms)}, before=measure):
             network(images.clone())
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """torch's and numpy's global generators start from `seed`, and are put back; captum draws from both."""
-    drawn = np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
-        try:
-            yield
-        finally:
-            np.random.set_state(drawn)  # noqa: NPY002

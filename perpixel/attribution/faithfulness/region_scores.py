@@ -1,9 +1,13 @@
 """All scores of a region from one forward pass: logit, margin, IoU of the whole map, share of the region that stays."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from perpixel.attribution.captum.target import RegionTarget, dense, evaluating
+from perpixel.attribution.captum.target import RegionTarget
+from perpixel.attribution.inputs import dense
+from perpixel.borrow import borrowed
 from perpixel.outputs import logits_at
 from perpixel.reduction import labels_on_grid
 
@@ -17,16 +21,19 @@ class RegionScores:
 
     label: int64 (N,); region: bool (N, H, W) at image size (one at the output's size is brought there, nearest); both
     frozen. before: (N, 4), the scores of the unperturbed images; predicted: bool (N, H, W), where they have the label.
+    images, baseline: (N, channels, H, W), what is shown and what hides it; batch: pictures per forward pass.
+    classes: how many the network has.
     """
 
     names = ("logit", "margin", "iou", "kept")
 
     def __init__(
-        self, model: nn.Module, images: Tensor, label: int | Tensor, region: Tensor | None, batch: int
+        self, model: nn.Module, images: Tensor, label: int | Tensor, region: Tensor | None, baseline: Tensor, batch: int
     ) -> None:
         label, region = RegionTarget(model, label, region).arguments(images)
         height, width = images.shape[-2:]
-        self.model, self.label = model, label.to(images.device)
+        self.model, self.images, self.baseline, self.batch = model, images, baseline, batch
+        self.label = label.to(images.device)
         self.region = labels_on_grid(region, (height, width)).to(images.device)
         self.predicted = torch.empty_like(self.region)
         parts = []
@@ -38,6 +45,20 @@ class RegionScores:
     def __call__(self, images: Tensor, original: Tensor) -> Tensor:
         return self._summed(*self._readout(images, original), original)
 
+    def hiding(self, original: Tensor, hidden: Callable[[slice], Tensor]) -> Tensor:
+        """Scores (J, 4) of the images `original` (J,) with the baseline where `hidden(rows)`, bool (B, H, W), is."""
+        parts = []
+        for start in range(0, len(original), self.batch):
+            rows = slice(start, start + self.batch)
+            image = original[rows]
+            picture = torch.where(hidden(rows)[:, None], self.baseline[image], self.images[image])
+            parts.append(self(picture, image))
+        return torch.cat(parts)
+
+    def column(self, name: str) -> int:
+        """Where the score of this name stands."""
+        return self.names.index(name)
+
     def _summed(self, own: Tensor, other: Tensor, found: Tensor, original: Tensor) -> Tensor:
         region, predicted = self.region[original], self.predicted[original]
         size = region.flatten(1).sum(1)
@@ -48,11 +69,11 @@ class RegionScores:
         kept = (found & region).flatten(1).sum(1) / size
         return torch.stack([logit, margin, iou, kept], 1)
 
-    @torch.no_grad()
     def _readout(self, images: Tensor, original: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logit of the label, best other logit (NaN if there is none) and where the label is predicted: (B, H, W)."""
-        with evaluating(self.model):
+        with borrowed(self.model, images.device):
             logits = dense(self.model(images), images)
+        self.classes = logits.shape[1]
         logits = logits_at(logits.float() if logits.dtype != torch.float64 else logits, self.region.shape[-2:])
         label = self.label[original][:, None, None, None].expand(-1, 1, *logits.shape[-2:])
         own = logits.gather(1, label)[:, 0]

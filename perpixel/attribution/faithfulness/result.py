@@ -15,7 +15,7 @@ from perpixel.attribution.faithfulness.object_alone import ObjectAlone
 from perpixel.attribution.faithfulness.randomised_weights import RandomisedWeights
 
 _MAPS = {"region", "trained", "reset", "trained_mass", "reset_mass", "maps"}  # a value per pixel: not for a table
-_WORDS = {
+_SCORES = {
     "logit": "the label's logit",
     "margin": "its margin over the next label",
     "iou": "the IoU with the first mask",
@@ -120,18 +120,15 @@ class Faithfulness:
     def _curve_line(self, curve: Curve, score: str) -> str:
         if bool(curve.scores[score].isnan().all()):
             return ""
-        gain, beaten = curve.gain(score), curve.beaten(score)
-        side = "lower" if curve.kind == "deletion" else "higher"
-        if _average(gain) < 0:
-            side = {"lower": "higher", "higher": "lower"}[side]
-        verdict = "better" if _average(gain) > 0 else "worse" if _average(gain) < 0 else "no better"
+        gain = curve.gain(score).double().nanmean()
+        verdict = "better" if gain > 0 else "worse" if gain < 0 else "no better"
+        side = "lower" if (curve.kind == "deletion") == (not gain < 0) else "higher"
         text = (
-            f"{curve.kind.capitalize()}: {_WORDS[score]} is on average {_number(abs(_average(gain)))} {side} than in "
-            f"random order ({verdict}; beats {_percent(beaten)} of the random orders)"
+            f"{curve.kind.capitalize()}: {_SCORES[score]} is on average {_mean(gain.abs())} {side} than in random "
+            f"order ({verdict}; beats {_mean(curve.beaten(score), '.0%')} of the random orders)"
         )
-        for order in curve.controls:
-            text += f", {_signed(_average(curve.gain(score, order)))} against {order!r}"
-        return text + "."
+        against = [f", {_mean(curve.gain(score, order), '+.3g')} against {order!r}" for order in curve.controls]
+        return text + "".join(against) + "."
 
     def _randomised_line(self) -> str:
         if self.randomised is None:
@@ -154,33 +151,18 @@ class Faithfulness:
 
     def _alone_line(self) -> str:
         found = self.object_alone
-        elsewhere = _average(found.kept_elsewhere)
-        control = "" if math.isnan(elsewhere) else f", a piece of the same shape elsewhere gives it {elsewhere:.0%}"
+        missing = bool(found.kept_elsewhere.isnan().all())
+        control = f", a piece of the same shape elsewhere gives it {_mean(found.kept_elsewhere, '.0%')}"
         return (
-            f"Object alone: {_percent(found.kept)} of the region has the label ({_percent(found.kept_before)} in the "
-            f"image{control}); the logit falls by {_mean(found.logit_drop)}, the margin by {_mean(found.margin_drop)}."
+            f"Object alone: {_mean(found.kept, '.0%')} of the region has the label "
+            f"({_mean(found.kept_before, '.0%')} in the image{'' if missing else control}); "
+            f"the logit falls by {_mean(found.logit_drop)}, the margin by {_mean(found.margin_drop)}."
         )
 
 
-def _average(values: Tensor) -> float:
-    return float(values.double().nanmean())
-
-
-def _number(value: float) -> str:
-    return "undefined" if math.isnan(value) else f"{value:.3g}"
-
-
-def _signed(value: float) -> str:
-    return "undefined" if math.isnan(value) else f"{value:+.3g}"
-
-
-def _mean(values: Tensor) -> str:
-    return _number(_average(values))
-
-
-def _percent(values: Tensor) -> str:
-    value = _average(values)
-    return "undefined" if math.isnan(value) else f"{value:.0%}"
+def _mean(values: Tensor, form: str = ".3g") -> str:
+    value = float(values.double().nanmean())
+    return "undefined" if math.isnan(value) else format(value, form)
 
 
 def _plain(value: Any) -> Any:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from perpixel.attribution.influence.passes import Job, Passes
+from perpixel.attribution.influence.passes import Job, Passes, running
 from perpixel.attribution.influence.patches import Patches, Segments
 from perpixel.checks import check_integer, check_labels_in_range, check_number, check_tensor, complain
 
@@ -56,7 +56,7 @@ def class_matrix(
     check_labels_in_range(labels, classes, ignore_index)
     labels = labels.to(logits.device).long()
     jobs = _jobs(units, labels.cpu(), classes, ignore_index, least, controls, seed)
-    with passes.running():
+    with running(passes.model, passes.images.device):
         sums, counts, shares, images = _losses(passes, _unchanged(passes, logits), labels, ignore_index, jobs)
     means = sums / counts
     return ClassMatrix(means[0], counts[0], means[1], counts[1], shares / images, images)
@@ -72,17 +72,17 @@ def _losses(
     sums = torch.zeros(2, classes, classes, dtype=torch.float64)
     counts = torch.zeros(2, classes, classes, dtype=torch.int64)
     shares, images = torch.zeros(classes, dtype=torch.float64), torch.zeros(classes, dtype=torch.int64)
-    for part, grid in passes.masked(jobs):
+    for part, grid in passes.hiding(jobs):
         place = [job.image for job in part]
         after = passes.upsampling(grid.to(logits.device)).gather(1, wanted[place])
         losses = (before[place] - after)[:, 0].cpu().double()
         for job, loss, shown in zip(part, losses, labels[place].cpu()):
             visible = (shown != ignore_index) & ~job.mask
-            sums[int(job.control), :, job.label] += torch.bincount(shown[visible], loss[visible], minlength=classes)
-            counts[int(job.control), :, job.label] += torch.bincount(shown[visible], minlength=classes)
+            sums[int(job.control), :, job.number] += torch.bincount(shown[visible], loss[visible], minlength=classes)
+            counts[int(job.control), :, job.number] += torch.bincount(shown[visible], minlength=classes)
             if not job.control:
-                shares[job.label] += job.mask.double().mean()
-                images[job.label] += 1
+                shares[job.number] += job.mask.double().mean()
+                images[job.number] += 1
     return sums, counts, shares, images
 
 
@@ -112,9 +112,9 @@ def _jobs(
             hidden = torch.zeros(units.image, dtype=torch.bool)
             for unit in chosen:
                 hidden |= units.mask(image, unit).cpu()
-            yield Job(image, hidden, label, False)
+            yield Job(image, hidden, label)
             for _ in range(controls):
-                yield Job(image, _at_random(units, image, int(hidden.sum()), generator), label, True)
+                yield Job(image, _at_random(units, image, int(hidden.sum()), generator), label, control=True)
 
 
 def _at_random(units: Patches | Segments, image: int, area: int, generator: torch.Generator) -> Tensor:

@@ -1,6 +1,5 @@
 """What is hidden: a window slid over the image as captum's Occlusion slides it, or the segments of a map."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,19 +125,15 @@ def slide(image: Size, patch: Any, stride: Any) -> Patches:
         if step[axis] > size[axis] and size[axis] < image[axis]:
             came = f"{step[axis]} for a patch of {names[axis]} {size[axis]}"
             raise ValueError(complain("stride", "at most the patch, so that no pixel is left out", came, "Lower it."))
-    starts = [
-        [k * step[axis] for k in range(math.ceil((image[axis] - size[axis]) / step[axis]) + 1)] for axis in range(2)
-    ]
-    boxes = [
-        (top, left, min(top + size[0], image[0]), min(left + size[1], image[1]))
-        for top in starts[0]
-        for left in starts[1]
-    ]
-    return Patches(image, size, step, (len(starts[0]), len(starts[1])), torch.tensor(boxes))
+    tops, lefts = (range(0, image[axis] - size[axis] + step[axis], step[axis]) for axis in range(2))
+    boxes = [(y, x, min(y + size[0], image[0]), min(x + size[1], image[1])) for y in tops for x in lefts]
+    return Patches(image, size, step, (len(tops), len(lefts)), torch.tensor(boxes))
 
 
 def segments_of(segments: Tensor, images: int, size: Size) -> Segments:
     """Units from a map int (N, H, W): one per number in an image, in rising order; negative ones are never hidden."""
+    from scipy import ndimage
+
     maps = check_tensor("segments", segments, ndim=3, shape="(N, H, W)", floating=False)
     if tuple(maps.shape) != (images, *size):
         expected = f"shape {(images, *size)}, a map for every image at its size"
@@ -151,7 +146,8 @@ def segments_of(segments: Tensor, images: int, size: Size) -> Segments:
         number = torch.searchsorted(values, found)
         numbered.append(torch.where(found < 0, -1, number))
         counts.append(len(values))
-        boxes.append(_boxes(numbered[-1], len(values)))
+        around = ndimage.find_objects((numbered[-1] + 1).numpy())
+        boxes.append(torch.tensor([(y.start, x.start, y.stop, x.stop) for y, x in around]))
     padded = torch.nn.utils.rnn.pad_sequence(boxes, batch_first=True)
     return Segments(torch.stack(numbered), tuple(counts), padded)
 
@@ -180,18 +176,6 @@ def connected_segments(labels: Tensor, *, ignore_index: int = 255, least: int = 
             found[inside] = number[parts[inside]]
             count += int(large.sum())
     return result.to(labels.device)
-
-
-def _boxes(numbers: Tensor, count: int) -> Tensor:
-    y, x = (numbers >= 0).nonzero(as_tuple=True)
-    place = numbers[y, x]
-    low = torch.full((count, 2), max(numbers.shape)).scatter_reduce(
-        0, place[:, None].expand(-1, 2), torch.stack([y, x], 1), "amin"
-    )
-    high = torch.zeros(count, 2, dtype=torch.int64).scatter_reduce(
-        0, place[:, None].expand(-1, 2), torch.stack([y + 1, x + 1], 1), "amax"
-    )
-    return torch.cat([low, high], 1)
 
 
 def _pair(argument: str, value: Any) -> Size:

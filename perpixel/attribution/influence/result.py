@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from perpixel.attribution.captum.target import SCORES, check_label, check_region, labels_for, region_for
 from perpixel.attribution.influence.class_matrix import ClassMatrix, class_matrix
 from perpixel.attribution.influence.passes import Passes
 from perpixel.attribution.influence.patches import Patches, Segments
 from perpixel.attribution.influence.upsampling import Upsampling, precise
-from perpixel.checks import check_flag, check_integer, check_number, check_option, complain
+from perpixel.attribution.inputs import check_label, check_region, check_score, labels_for, predicted_labels, region_for
+from perpixel.checks import check_flag, check_integer, check_number, complain
 
 _CHUNK = 1 << 22  # numbers worked on at once
 _SMALL = 1 << 18  # numbers of one class: up to here adding up all is faster than looking for zero weights
@@ -83,7 +83,7 @@ class Influence:
     def predictions(self) -> Tensor:
         """The labels predicted for the images as they are: int64 (N, H, W). One logit: 0 where positive, else 1."""
         full = (self.upsampling(logits) for logits in self.logits.split(1))
-        return torch.cat([z.argmax(1) if z.shape[1] > 1 else (z[:, 0] <= 0).long() for z in full])
+        return torch.cat([predicted_labels(logits) for logits in full])
 
     def __repr__(self) -> str:
         count, units, classes, *grid = self.values.shape
@@ -98,8 +98,7 @@ class Influence:
         and takes means where windows overlap: that is `pixels=True`, (N, H, W).
         """
         check_flag("pixels", pixels)
-        labels, found = self._target(label, region, score)
-        effect = self._effect(labels, found, score)
+        effect, _ = self._effect(label, region, score)
         return self.units.pixels(effect) if pixels else self.units.shaped(effect)
 
     def on_pixel(self, y: int, x: int, label: Label | None = None, score: str = "logit") -> Tensor:
@@ -107,8 +106,7 @@ class Influence:
 
         label: None for the one predicted there, in each image.
         """
-        check_option("score", score, SCORES)
-        self._check_classes(score)
+        check_score(score, self.logits.shape[1])
         height, width = self.size
         y, x = check_integer("y", y, low=0, high=height - 1), check_integer("x", x, low=0, high=width - 1)
         place = self.values.new_zeros(height, width, dtype=torch.bool)
@@ -138,8 +136,8 @@ class Influence:
         Of equal ones the first; single effects, so two units that stand in for one another may both be missing.
         """
         share = check_number("share", share, low=0.0, high=1.0, open_low=True)
-        labels, found = self._target(label, region, score)
-        positive = self._effect(labels, found, score).to(precise(self.values.device)).nan_to_num().clamp(min=0)
+        effect, _ = self._effect(label, region, score)
+        positive = effect.to(precise(self.values.device)).nan_to_num().clamp(min=0)
         ranked, order = positive.sort(dim=1, descending=True, stable=True)
         total, held = positive.sum(1, keepdim=True), ranked.cumsum(1)
         needed = (held - ranked < share * total) & (ranked > 0)
@@ -164,17 +162,16 @@ class Influence:
 
         A unit that touches it hides part of the region itself. The region at the images' size.
         """
-        labels, found = self._target(label, region, score)
-        touching = self.touching(found)
-        return self.units.shaped(self._effect(labels, found, score)).masked_fill(touching, fill)
+        effect, found = self._effect(label, region, score)
+        return self.units.shaped(effect).masked_fill(self.touching(found), fill)
 
     def context_share(self, label: Label, region: Tensor | None = None, score: str = "logit") -> Tensor:
         """Σ |influence| of the units that do not touch the region over that of all: (N,), NaN where all is zero.
 
         A random network has a share too: compare with one.
         """
-        labels, found = self._target(label, region, score)
-        effect = self._effect(labels, found, score).nan_to_num().abs()
+        effect, found = self._effect(label, region, score)
+        effect = effect.nan_to_num().abs()
         outside = effect.masked_fill(self.touching(found).flatten(1), 0.0)
         return outside.sum(1) / effect.sum(1)
 
@@ -210,25 +207,17 @@ class Influence:
             seed=seed,
         )
 
-    def _check_classes(self, score: str) -> None:
-        if score == "margin" and self.logits.shape[1] < 2:
-            raise ValueError(complain("score", "'logit' for a network of one class", "'margin'", "There is no other."))
-
-    def _target(self, label: Label, region: Tensor | None, score: str) -> tuple[Tensor, Tensor]:
-        """Labels (N,) and regions (N, H, W), checked."""
-        check_option("score", score, SCORES)
-        self._check_classes(score)
+    def _effect(self, label: Label, region: Tensor | None, score: str) -> tuple[Tensor, Tensor]:
+        """The loss of each image's score (N, units), and the regions (N, H, W); all checked."""
+        check_score(score, self.logits.shape[1])
         labels = labels_for(check_label(label), self.logits)
         if region is None:
             region = self.predictions == labels[:, None, None]
         output = self.logits.new_empty(()).expand(*self.logits.shape[:2], *self.upsampling.output)
-        return labels, region_for(check_region(region), output, labels, self.size)
+        region = region_for(check_region(region), output, labels, self.size)
+        return (self._margin_effects if score == "margin" else self._logit_effects)(labels, region), region
 
-    def _effect(self, labels: Tensor, region: Tensor, score: str) -> Tensor:
-        """(N, units): the loss of each image's score; labels (N,), regions (N, H, W)."""
-        if score == "margin":
-            effects = [self._margin_effect(n, label, region[n]) for n, label in enumerate(labels.tolist())]
-            return self._rounded(effects)
+    def _logit_effects(self, labels: Tensor, region: Tensor) -> Tensor:
         weights = self.upsampling.weights(region)
         if self.values[:, :, 0].numel() <= _SMALL:
             found = self.values[torch.arange(len(labels), device=labels.device), :, labels].to(weights.dtype)
@@ -247,6 +236,9 @@ class Influence:
         values = self.values[image, :, label, rows, columns]
         step = max(_CHUNK // max(weights.numel(), 1), 1)
         return torch.cat([part.to(weights.dtype).flatten(1) @ weights.flatten() for part in values.split(step)])
+
+    def _margin_effects(self, labels: Tensor, region: Tensor) -> Tensor:
+        return self._rounded([self._margin_effect(n, label, region[n]) for n, label in enumerate(labels.tolist())])
 
     def _margin_effect(self, image: int, label: int, region: Tensor) -> Tensor:
         """Loss of the margin in each unit, every unit's grid upsampled around the region: (units,)."""

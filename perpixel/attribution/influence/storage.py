@@ -5,12 +5,39 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from perpixel.checks import complain
+from perpixel.checks import check_integer, complain
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How an influence is kept. ValueError or TypeError for values that are not fit.
+
+    dtype, device: None: those of the logits. memory_cap: bytes; more than that is kept in a memory-mapped file in the
+    folder `storage` (None: that for temporary files), on the CPU. The file goes with the result.
+    """
+
+    dtype: torch.dtype | None = None
+    device: torch.device | str | None = None
+    memory_cap: int = 2**31
+    storage: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        check_integer("memory_cap", self.memory_cap, low=0)
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise ValueError(complain("dtype", f"None or one of {DTYPES}", repr(self.dtype), "Choose one of these."))
+
+    def allocate(self, shape: Sequence[int], like: Tensor) -> tuple[Tensor, Path | None]:
+        """An uninitialised tensor, and the file that it lies in, if any."""
+        device = like.device if self.device is None else torch.device(self.device)
+        return allocate(shape, self.dtype or like.dtype, device, self.memory_cap, self.storage)
 
 
 def allocate(

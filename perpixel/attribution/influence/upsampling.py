@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from perpixel.attribution.captum.target import dense
+from perpixel.attribution.inputs import dense
 from perpixel.checks import complain
 from perpixel.outputs import logits_at
+from perpixel.upsampling import axis_matrices
 
 Size = tuple[int, int]
 Options = Mapping[str, Any]  # of F.interpolate, its input left out
-_CHUNK = 1 << 22  # numbers worked on at once
 _INTERPOLATE = signature(F.interpolate)
 
 
@@ -58,27 +58,19 @@ class Upsampling:
         return grid[..., rows, :] if down is None else down[rows].to(grid.dtype) @ grid
 
     def axes(self, size: Size, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
-        """Matrices (H, h) and (W, w) with upsampled(g) = rows · g · columnsᵀ; None for the identity.
-
-        `F.interpolate` treats the axes one by one, in each of its modes, and keeps constants.
-        """
-        if size == self.grid and (self.own is None or size != self.output):
+        """Matrices (H, h) and (W, w) with upsampled(g) = rows · g · columnsᵀ; None for the identity."""
+        steps = [] if self.own is None else [(self.grid, self.own)]
+        if size != self.output:
+            steps.append((self.output, {"size": self.size, "mode": "bilinear", "align_corners": False}))
+        if not steps:
             return None, None
         if (size, device) not in self._axes:
-            found = []
-            for axis in (0, 1):
-                units = torch.eye(self.grid[axis], dtype=precise(device), device=device)
-                step = max(_CHUNK // (size[0] * size[1]), 1)
-                columns = [self._line(part, axis, size) for part in units.split(step)]
-                found.append(torch.cat(columns, 1))
-            self._axes[size, device] = (found[0], found[1])
+            rows, columns = axis_matrices(*steps[0], dtype=precise(device), device=device)
+            for grid, options in steps[1:]:
+                down, right = axis_matrices(grid, options, dtype=precise(device), device=device)
+                rows, columns = down @ rows, right @ columns
+            self._axes[size, device] = (rows, columns)
         return self._axes[size, device]
-
-    def _line(self, units: Tensor, axis: int, size: Size) -> Tensor:
-        """One axis of what becomes of grids (k, h) that are constant along the other: (H, k)."""
-        grid = units[None, :, :, None] if axis == 0 else units[None, :, None, :]
-        full = self(grid.expand(1, -1, *self.grid), size)[0]
-        return (full[:, :, 0] if axis == 0 else full[:, 0, :]).T
 
     def logits(self, model: nn.Module, images: Tensor) -> Tensor:
         """The logits on the grid of a forward pass whose own last upsampling is left out.
@@ -109,9 +101,15 @@ def find_upsampling(model: nn.Module, images: Tensor) -> tuple[Tensor, Upsamplin
     guess = _without(model, images, _Skipping(size=size), size)
     if guess is not None:
         return guess
-    with _Recording() as record:
+    calls: list[tuple[Tensor, Options, Tensor]] = []
+
+    def record(given: Tensor, options: Options) -> Tensor:
+        calls.append((given, options, F.interpolate(given, **options)))
+        return calls[-1][2]
+
+    with _Interpolating(record):
         logits = dense(model(images), images)
-    for number, (given, options, result) in enumerate(record.calls, 1):
+    for number, (given, options, result) in enumerate(calls, 1):
         if _is_upsampled(given, options, result, logits):
             found = _without(model, images, _Skipping(number), size)
             if found is not None:
@@ -134,43 +132,27 @@ def _without(model: nn.Module, images: Tensor, skipping: "_Skipping", size: Size
     return logits, Upsampling(size_of(logits), output, size, skipping.options, skipping.call)
 
 
-class _Watching(TorchFunctionMode):
-    """Sees the calls of `F.interpolate`; all other functions run as they are."""
+class _Interpolating(TorchFunctionMode):
+    """Calls `instead` in the place of `F.interpolate`; all other functions run as they are."""
+
+    def __init__(self, instead: Callable[[Tensor, Options], Tensor]) -> None:
+        super().__init__()
+        self.instead = instead
 
     def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: object,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is not F.interpolate:
             return func(*args, **(kwargs or {}))
         options = dict(_INTERPOLATE.bind(*args, **(kwargs or {})).arguments)
-        return self.interpolate(options.pop("input"), options)
-
-    def interpolate(self, given: Tensor, options: Options) -> Tensor:
-        raise NotImplementedError
+        return self.instead(options.pop("input"), options)
 
 
-class _Recording(_Watching):
-    """Keeps what every call was given, its options and its result."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[Tensor, Options, Tensor]] = []
-
-    def interpolate(self, given: Tensor, options: Options) -> Tensor:
-        result = F.interpolate(given, **options)
-        self.calls.append((given, options, result))
-        return result
-
-
-class _Skipping(_Watching):
+class _Skipping(_Interpolating):
     """Returns what one call was given as its result: number `call`, from 1, or else the first that gives `size`."""
 
     def __init__(self, call: int = 0, size: Size | None = None) -> None:
-        super().__init__()
+        super().__init__(self.interpolate)
         self.call, self.size = call, size
         self.count = 0
         self.given: Tensor | None = None

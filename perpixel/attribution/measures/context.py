@@ -101,8 +101,7 @@ def context_share(values: Tensor, region: Tensor, *, exclude_border: float = 0, 
     NaN where there is no mass. ValueError or TypeError for unfit arguments.
     """
     mass, region = _mass(values, region, part)
-    outside = _outside(region, exclude_border)
-    far = torch.where(outside, mass, 0.0).sum((1, 2))
+    far = torch.where(outside(region, exclude_border), mass, 0.0).sum((1, 2))
     return far / (far + torch.where(region, mass, 0.0).sum((1, 2)))
 
 
@@ -113,8 +112,8 @@ def density_ratio(values: Tensor, region: Tensor, *, exclude_border: float = 0, 
     outside has.
     """
     mass, region = _mass(values, region, part)
-    outside = _outside(region, exclude_border)
-    far, near = (torch.where(side, mass, 0.0).sum((1, 2)) / side.sum((1, 2)) for side in (outside, region))
+    sides = (outside(region, exclude_border), region)
+    far, near = (torch.where(side, mass, 0.0).sum((1, 2)) / side.sum((1, 2)) for side in sides)
     return far / near
 
 
@@ -131,8 +130,8 @@ def radial_profile(
     count = check_integer("bins", bins, low=1) if edges is None else len(edges) - 1
     rows = []
     for weight, distance in zip(mass.cpu().numpy(), distances(region).numpy()):
-        outside = (distance > 0) & np.isfinite(distance)
-        away, held = distance[outside], weight[outside]
+        counted = (distance > 0) & np.isfinite(distance)
+        away, held = distance[counted], weight[counted]
         borders = np.linspace(0, away.max() if away.size else np.nan, count + 1) if edges is None else edges
         bin_of = np.searchsorted(borders, away, side="left") - 1
         rows.append((borders, *(_binned(away, part, bin_of, count) for part in (held, np.ones_like(held)))))
@@ -163,31 +162,34 @@ def _binned(away: np.ndarray, mass: np.ndarray, bin_of: np.ndarray, count: int) 
     return share, away[order][np.searchsorted(running, running[-1] / 2)]
 
 
-def _mass(values: Tensor, region: Tensor, part: str) -> tuple[Tensor, Tensor]:
-    """Mass float64 (N, H, W) and region bool (N, H, W) at its size."""
+def mass_of(values: Tensor, part: str) -> Tensor:
+    """|values|, max(values, 0) or max(−values, 0) for the `part` "absolute", "positive" or "negative"."""
     check_option("part", part, PARTS)
-    expected = "a floating-point tensor (N, H, W) or (N, channels, H, W)"
-    if not isinstance(values, Tensor) or not values.is_floating_point():
-        raise TypeError(complain("values", expected, values, "Pass the attribution's values."))
-    if values.ndim not in (3, 4):
-        raise ValueError(complain("values", expected, values, "Pass the attribution's values."))
-    if not isinstance(region, Tensor) or region.dtype != torch.bool:
-        raise TypeError(complain("region", "a bool tensor (N, H, W)", region, "Pass labels == label."))
-    if region.ndim != 3 or len(region) != len(values):
-        raise ValueError(
-            complain("region", f"a bool tensor ({len(values)}, H, W)", region, "Pass one map per example.")
-        )
-    values = values.detach().double()
-    mass = values.abs() if part == "absolute" else values.clamp(min=0) if part == "positive" else -values.clamp(max=0)
-    if mass.ndim == 4:
-        mass = mass.sum(1)
-    return mass, labels_on_grid(region, (mass.shape[-2], mass.shape[-1])).to(mass.device)
+    return values.abs() if part == "absolute" else (values if part == "positive" else -values).relu()
 
 
-def _outside(region: Tensor, exclude_border: float) -> Tensor:
+def outside(region: Tensor, exclude_border: float) -> Tensor:
+    """Pixels farther from the region, bool (N, H, W), than `exclude_border` pixels."""
     if check_number("exclude_border", exclude_border, low=0.0) < 1:
         return ~region
     return (distances(region) > exclude_border).to(region.device)
+
+
+def _mass(values: Tensor, region: Tensor, part: str) -> tuple[Tensor, Tensor]:
+    """Mass float64 (N, H, W) and region bool (N, H, W) at its size."""
+    expected = "a floating-point tensor (N, H, W) or (N, channels, H, W)"
+    is_floating = isinstance(values, Tensor) and values.is_floating_point()
+    if not is_floating or values.ndim not in (3, 4):
+        error = ValueError if is_floating else TypeError
+        raise error(complain("values", expected, values, "Pass the attribution's values."))
+    if not isinstance(region, Tensor) or region.dtype != torch.bool:
+        raise TypeError(complain("region", "a bool tensor (N, H, W)", region, "Pass labels == label."))
+    if region.ndim != 3 or len(region) != len(values):
+        expected = f"a bool tensor ({len(values)}, H, W)"
+        raise ValueError(complain("region", expected, region, "Pass one map per example."))
+    mass = mass_of(values.detach().double(), part)
+    mass = mass.sum(1) if mass.ndim == 4 else mass
+    return mass, labels_on_grid(region, (mass.shape[-2], mass.shape[-1])).to(mass.device)
 
 
 def _edges(bins: object) -> np.ndarray:

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from perpixel.attribution.measures.context import Attribution
+from perpixel.attribution.measures.context import PARTS, Attribution, mass_of
 from perpixel.checks import check_option, check_same_device, check_tensor, complain
 
 
@@ -61,8 +61,8 @@ def evidence_share(
     where: bool (N, H, W), the pixels that count (the context of a region, say), None for all. ValueError for NaN or
     other sizes.
     """
-    check_option("part", part, ("absolute", "positive", "negative"))
-    weight, evidence, where = _checked(_parted(values, part), evidence, where)
+    check_option("part", part, PARTS)
+    weight, evidence, where = _checked(_mass(values, part), evidence, where)
     weight = torch.where(where, weight, 0)
     share = torch.where(evidence, weight, 0).sum((1, 2)) / weight.sum((1, 2))  # 0 / 0 is the NaN that is meant
     chance = _chance(evidence, where)
@@ -82,12 +82,10 @@ def pointing(values: Tensor | Attribution, evidence: Tensor, *, where: Tensor | 
     return Pointing(torch.where(chance.isnan(), torch.nan, hit), chance)
 
 
-def _parted(values: Tensor | Attribution, part: str) -> Tensor:
+def _mass(values: Tensor | Attribution, part: str) -> Tensor:
     """The part of every value, before the channels are summed; what are no numbers is left to be refused."""
     values = values.values if isinstance(values, Attribution) else values
-    if not isinstance(values, Tensor) or not values.is_floating_point():
-        return values
-    return {"absolute": values.abs, "positive": values.relu, "negative": values.neg().relu}[part]()
+    return mass_of(values, part) if isinstance(values, Tensor) and values.is_floating_point() else values
 
 
 def _chance(evidence: Tensor, where: Tensor) -> Tensor:
@@ -109,7 +107,7 @@ def _checked(values: Tensor | Attribution, evidence: Tensor, where: Tensor | Non
 
 def as_mass(name: str, values: Tensor | Attribution, size: tuple[int, int, int] | None = None) -> Tensor:
     """|values|, summed over channels after that, as `context_share` has it; otherwise `as_map`."""
-    return as_map(name, _parted(values, "absolute"), size)
+    return as_map(name, _mass(values, "absolute"), size)
 
 
 def as_map(name: str, values: Tensor | Attribution, size: tuple[int, int, int] | None = None) -> Tensor:

@@ -5,26 +5,22 @@ from pathlib import Path
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from perpixel.checks import check_integer, complain
 from perpixel.data.files.samples import (
     VOID,
+    FileSegmentation,
     Labels,
     Transform,
-    check_ids,
-    check_index,
-    check_sizes,
     colour_table,
     read_image,
     read_mask,
-    to_sample,
 )
 
 EXTENSIONS = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"))
 
 
-class FolderSegmentation(Dataset[tuple[Tensor, Tensor]]):
+class FolderSegmentation(FileSegmentation):
     """Pairs of image and mask files with the same stem, in one of two layouts.
 
     - `root/<split>/images/*` and `root/<split>/masks/*`;
@@ -77,27 +73,12 @@ class FolderSegmentation(Dataset[tuple[Tensor, Tensor]]):
         self.classes = self._name_classes(num_classes, classes)
         self.colors = colour_table(colors, len(self.classes))
 
-    @property
-    def num_classes(self) -> int:
-        return len(self.classes)
-
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        image, labels = self._read(check_index(index, len(self)))
-        return to_sample(image, labels, self.transforms)
-
-    def verify(self) -> None:
-        """Reads every pair once; raises the first error that training would meet."""
-        for index in range(len(self)):
-            self._read(index)
-
-    def _read(self, index: int) -> tuple[Tensor, Labels]:
-        image, labels = read_image(self.images[index]), read_mask(self.masks[index])
-        check_sizes(image, labels, f"{self.images[index]} and {self.masks[index]}")
-        check_ids(labels, self.num_classes, self.ignore_index, str(self.masks[index]))
-        return image, labels
+    def read(self, index: int) -> tuple[Tensor, Labels, str, str]:
+        image, mask = self.images[index], self.masks[index]
+        return read_image(image), read_mask(mask), f"{image} and {mask}", str(mask)
 
     def _find_list(self, list_file: str | Path | None) -> Path:
         usual = Path(f"{self.split}.txt"), Path("splits", f"{self.split}.txt")

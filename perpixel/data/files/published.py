@@ -1,4 +1,4 @@
-"""Published data through torchvision's readers: PASCAL VOC (with SBD), Cityscapes, Oxford-IIIT Pets; CamVid's names."""
+"""Published data: CamVid; through torchvision's readers PASCAL VOC (with SBD), Cityscapes, Oxford-IIIT Pets."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,20 +7,18 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from perpixel.checks import check_flag, check_option, complain
+from perpixel.data.files.folder import FolderSegmentation
 from perpixel.data.files.samples import (
     VOID,
+    FileSegmentation,
     Labels,
     Transform,
     check_ids,
-    check_index,
-    check_sizes,
     image_tensor,
     mask_ids,
     palette,
-    to_sample,
 )
 
 VOC_CLASSES = (
@@ -31,25 +29,16 @@ CAMVID_CLASSES = (
     "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist",
 )  # fmt: skip
 CAMVID_COLORS = (
-    (128, 128, 128),
-    (128, 0, 0),
-    (192, 192, 128),
-    (128, 64, 128),
-    (0, 0, 192),
-    (128, 128, 0),
-    (192, 128, 128),
-    (64, 64, 128),
-    (64, 0, 128),
-    (64, 64, 0),
-    (0, 128, 192),
-)
+    (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (0, 0, 192), (128, 128, 0), (192, 128, 128),
+    (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
+)  # fmt: skip
 
 
-class TorchvisionSegmentation(Dataset[tuple[Tensor, Tensor]]):
-    """torchvision data sets that give (PIL image, target), joined, as (image float32 (3, H, W), labels int64 (H, W)).
+class TorchvisionSegmentation(FileSegmentation):
+    """torchvision data sets that give (PIL image, target), joined.
 
     Args:
-        parts: pairs of a data set and the indices used of it.
+        parts: data sets with the indices used of them.
         to_labels: turns a target and its file's name into class ids (H, W), void 255.
         classes, colors: names and RGB of the classes.
         transforms: called as `transforms(tv_tensors.Image, tv_tensors.Mask)`.
@@ -71,27 +60,29 @@ class TorchvisionSegmentation(Dataset[tuple[Tensor, Tensor]]):
                 complain("root", "at least one image in the split", "none", "Check the split's list file.")
             )
 
-    @property
-    def num_classes(self) -> int:
-        return len(self.classes)
-
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        source, place = self.items[check_index(index, len(self))]
+    def read(self, index: int) -> tuple[Tensor, Labels, str, str]:
+        source, place = self.items[index]
         files = getattr(source, "images", None) or source._images
         name = str(files[place])
         try:
             picture, target = source[place]
-            image = image_tensor(picture)
-            labels = self.to_labels(target, f"the mask of {name}")
+            image, labels = image_tensor(picture), self.to_labels(target, f"the mask of {name}")
         except (OSError, SyntaxError) as error:
             came = f"{type(error).__name__}: {error}"
             raise ValueError(complain(name, "a readable image and mask", came, "Replace these files.")) from error
-        check_sizes(image, labels, name)
-        check_ids(labels, self.num_classes, VOID, f"the mask of {name}")
-        return to_sample(image, labels, self.transforms)
+        return image, labels, name, f"the mask of {name}"
+
+
+def camvid(root: str | Path, split: str, transforms: Transform | None) -> FolderSegmentation:
+    """CamVid in folders: 11 classes, void 255."""
+    return FolderSegmentation(root, split, transforms, classes=CAMVID_CLASSES, colors=CAMVID_COLORS)
+
+
+def _whole(source: Any) -> list[tuple[Any, Sequence[int]]]:
+    return [(source, range(len(source)))]
 
 
 def _opened(make: Callable[[], Any], name: str, root: str | Path) -> Any:
@@ -103,19 +94,12 @@ def _opened(make: Callable[[], Any], name: str, root: str | Path) -> Any:
         raise FileNotFoundError(complain("root", expected, f"{root} ({error})", remedy)) from error
 
 
-def _lut(pairs: dict[int, int]) -> Labels:
-    """A table of 256 entries, void but for `pairs`."""
-    table = np.full(256, VOID, np.int64)
-    for source, target in pairs.items():
-        table[source] = target
-    return table
+class _ClassIds:
+    """Class ids by the id of a mask, void but for `pairs`; a class, so that worker processes can receive it."""
 
-
-class _Lookup:
-    """Class ids through a table; a class of its own so that worker processes can receive it."""
-
-    def __init__(self, table: Labels) -> None:
-        self.table = table
+    def __init__(self, pairs: dict[int, int]) -> None:
+        self.table = np.full(256, VOID, np.int64)
+        self.table[list(pairs)] = list(pairs.values())
 
     def __call__(self, target: Any, name: str) -> Labels:
         ids = mask_ids(target, name)
@@ -146,7 +130,7 @@ def voc(
         return _opened(lambda: VOCSegmentation(root, year, image_set, download), f"PASCAL VOC {year}", root)
 
     base = part(split)
-    parts: list[tuple[Any, Sequence[int]]] = [(base, range(len(base)))]
+    parts = _whole(base)
     if sbd_root is not None:
         if split != "train":
             raise ValueError(complain("sbd_root", "None unless split='train'", split, "SBD only adds training images."))
@@ -168,7 +152,7 @@ def sbd(
     """The Semantic Boundaries Dataset, VOC's 21 classes, no void. Splits: train, val, train_noval (without VOC val)."""
     check_option("split", split, ("train", "val", "train_noval"))
     source = _sbd_part(root, split, check_flag("download", download))
-    return TorchvisionSegmentation([(source, range(len(source)))], mask_ids, VOC_CLASSES, palette(21), transforms)
+    return TorchvisionSegmentation(_whole(source), mask_ids, VOC_CLASSES, palette(21), transforms)
 
 
 def cityscapes(
@@ -182,8 +166,8 @@ def cityscapes(
     kinds = sorted((c for c in Cityscapes.classes if 0 <= c.train_id < VOID), key=lambda c: c.train_id)
     source = _opened(lambda: Cityscapes(root, split, mode, "semantic"), "Cityscapes", root)
     colors = torch.tensor([c.color for c in kinds], dtype=torch.uint8)
-    lookup = _Lookup(_lut({c.id: c.train_id for c in kinds}))
-    return TorchvisionSegmentation([(source, range(len(source)))], lookup, [c.name for c in kinds], colors, transforms)
+    ids = _ClassIds({c.id: c.train_id for c in kinds})
+    return TorchvisionSegmentation(_whole(source), ids, [c.name for c in kinds], colors, transforms)
 
 
 class _PetLabels:
@@ -230,4 +214,4 @@ def oxford_pets(
     classes = ("background", "cat", "dog") if species else ("background", "pet")
     to_labels = _PetLabels({"void": VOID, "pet": -1, "background": 0}[border], species)
     colors = palette(len(classes))
-    return TorchvisionSegmentation([(source, range(len(source)))], to_labels, classes, colors, transforms)
+    return TorchvisionSegmentation(_whole(source), to_labels, classes, colors, transforms)

@@ -1,4 +1,4 @@
-"""What all data sets on files share: reading pictures and masks, checking labels, palettes, the final sample."""
+"""What all data sets on files share: their base class, reading pictures and masks, checking labels, palettes."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from perpixel.checks import complain
 
@@ -31,6 +32,44 @@ class SegmentationData(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Any: ...
+
+
+class FileSegmentation(Dataset[tuple[Tensor, Tensor]]):
+    """Pairs read from files; samples: (image float32 (3, H, W) in [0, 1], labels int64 (H, W)), then transformed.
+
+    A data set of this kind sets the attributes below, and says how many pairs it has and how one is read.
+    """
+
+    classes: tuple[str, ...]
+    colors: Tensor
+    transforms: Transform | None
+    ignore_index: int = VOID
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def read(self, index: int) -> tuple[Tensor, Labels, str, str]:
+        """Image, labels, and what errors call the two files together and the mask alone; index is in range."""
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image, labels = self._checked(check_index(index, len(self)))
+        return to_sample(image, labels, self.transforms)
+
+    def verify(self) -> None:
+        """Reads every pair once; raises the first error that training would meet."""
+        for index in range(len(self)):
+            self._checked(index)
+
+    def _checked(self, index: int) -> tuple[Tensor, Labels]:
+        image, labels, both, mask = self.read(index)
+        check_sizes(image, labels, both)
+        check_ids(labels, self.num_classes, self.ignore_index, mask)
+        return image, labels
 
 
 def palette(count: int) -> Tensor:

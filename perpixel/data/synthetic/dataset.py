@@ -10,9 +10,10 @@ from torch.utils.data import Dataset
 
 from perpixel.checks import check_flag, check_integer, check_number, check_option, complain
 from perpixel.data.files.samples import VOID, Transform, check_index
-from perpixel.data.synthetic.creatures import BACKGROUND, BODIES, CONTEXT, LOCAL, Pair
-from perpixel.data.synthetic.paint import render
-from perpixel.data.synthetic.scene import Scene, compose
+from perpixel.data.synthetic.classes import BACKGROUND, BODIES, CONTEXT, LOCAL, Pair
+from perpixel.data.synthetic.layout import LayoutOptions, random_scene
+from perpixel.data.synthetic.render import render
+from perpixel.data.synthetic.scene import Scene
 
 
 class EvidenceSample(NamedTuple):
@@ -111,8 +112,7 @@ class SyntheticEvidence(Dataset[EvidenceSample]):
         index = check_index(index, self.length)
         stream = np.random.SeedSequence(self.seed, spawn_key=(("train", "val").index(self.split), index))
         scale = min(self.size) / 96
-        return compose(
-            np.random.default_rng(stream),
+        options = LayoutOptions(
             height=self.size[0] / scale,
             width=self.size[1] / scale,
             pairs=self.num_pairs,
@@ -122,6 +122,7 @@ class SyntheticEvidence(Dataset[EvidenceSample]):
             body_length=(self.body_length[0] * 96, self.body_length[1] * 96),
             hidden_head=self.hidden_head,
         )
+        return random_scene(np.random.default_rng(stream), options)
 
     def __getitem__(self, index: int) -> EvidenceSample:
         return self._finish(self.scene(index))
@@ -181,47 +182,3 @@ def _transformed(sample: EvidenceSample, transforms: Transform) -> EvidenceSampl
     labels, evidence, instances = mask.as_subclass(Tensor).long()
     known = torch.isin(instances, ids)
     return EvidenceSample(image.as_subclass(Tensor), labels, evidence == 1, torch.where(known, instances, 0))
-
-
-def evidence_distance(instances: Tensor, evidence: Tensor, *, context: Tensor | None = None) -> Tensor:
-    """Distance from every pixel of an instance to the nearest evidence pixel of the same instance.
-
-    Args:
-        instances: integer (H, W), 0 = background.
-        evidence: bool (H, W).
-        context: bool (H, W), optional: instances on these pixels (those of a "context" pair) are measured to the
-            nearest evidence on the background instead, since that decides them; without it they get inf.
-
-    Returns:
-        float32 (H, W) in pixels, Euclidean between pixel centres: 0 on evidence, inf on an instance without visible
-        evidence (a hidden head), NaN outside all instances.
-    """
-    from scipy.ndimage import distance_transform_edt, find_objects
-
-    _check_maps(instances, evidence, context)
-    ids, decides = instances.cpu().numpy(), evidence.cpu().numpy()
-    outside = None if context is None else context.cpu().numpy()
-    result = np.full(ids.shape, np.nan, np.float32)
-    for number, window in enumerate(find_objects(ids), start=1):
-        if window is None:
-            continue
-        mine = ids[window] == number
-        if outside is not None and outside[window][mine].any():
-            goal, window, mine = decides & (ids == 0), (slice(None), slice(None)), ids == number
-        else:
-            goal = decides[window] & mine
-        far = distance_transform_edt(~goal) if goal.any() else np.full(goal.shape, np.inf)
-        result[window][mine] = far[mine]
-    return torch.from_numpy(result)
-
-
-def _check_maps(instances: Tensor, evidence: Tensor, context: Tensor | None) -> None:
-    for name, value in (("instances", instances), ("evidence", evidence), ("context", context)):
-        if value is None:
-            continue
-        if not isinstance(value, Tensor) or value.ndim != 2 or value.shape != instances.shape:
-            raise ValueError(
-                complain(name, "a tensor (H, W), one image, like instances", value, "Call it image by image.")
-            )
-        if name != "instances" and value.dtype != torch.bool:
-            raise TypeError(complain(name, "a bool tensor", value, "Convert it with .bool()."))

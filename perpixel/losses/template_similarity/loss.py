@@ -122,7 +122,7 @@ def template_similarity_loss(
         detach_templates,
     )[0]
     loss = masked_sum(values, counted) * batch.ranks
-    return loss / batch.total(counted).clamp(min=1) if reduction == "mean" else loss
+    return loss / batch.summed(counted.sum()).clamp(min=1) if reduction == "mean" else loss
 
 
 class TemplateSimilarityLoss(nn.Module):
@@ -181,9 +181,6 @@ class TemplateSimilarityLoss(nn.Module):
             self.running = RunningTemplates(momentum)
 
     def forward(self, features: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        template: Template = self.template
-        if self.running is not None:
-            template = self._running_templates(features, logits, labels)
         return template_similarity_loss(
             features,
             logits,
@@ -192,7 +189,7 @@ class TemplateSimilarityLoss(nn.Module):
             selective=self.selective,
             objective=self.objective,
             temperature=self.temperature,
-            template=template,
+            template=self._template(features, logits, labels),
             detach_templates=self.detach_templates,
             reduction=self.reduction,
             ignore_index=self.ignore_index,
@@ -205,7 +202,8 @@ class TemplateSimilarityLoss(nn.Module):
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
 
     @torch.no_grad()
-    def _running_templates(self, features: Tensor, logits: Tensor, labels: Tensor) -> Template:
+    def _template(self, features: Tensor, logits: Tensor, labels: Tensor) -> Template:
+        """The option, or the running templates once there are any; in training mode the batch moves them first."""
         running = self.running
         if running is None or not isinstance(self.template, str):
             return self.template
@@ -230,14 +228,14 @@ class _Batch:
         self.logits = logits.detach().flatten(2)
         self.ranks = world_size() if share else 1
         self.own_counts = class_counts(self.labels, self.valid, logits.shape[1])
-        self.counts = sum_over_ranks(self.own_counts) if self.ranks > 1 else self.own_counts
+        self.counts = self.summed(self.own_counts)
         self.present = self.counts > 0
 
     def counted(self, selective: bool) -> Tensor:
         return self.valid & (self.logits.argmax(1) != self.labels) if selective else self.valid
 
-    def total(self, counted: Tensor) -> Tensor:
-        return sum_over_ranks(counted.sum()) if self.ranks > 1 else counted.sum()
+    def summed(self, value: Tensor) -> Tensor:
+        return sum_over_ranks(value) if self.ranks > 1 else value
 
     def peaks(self) -> tuple[Tensor, Tensor]:
         return peak_positions(self.logits, self.labels, self.valid)
@@ -251,8 +249,7 @@ class _Batch:
             if self.ranks > 1:
                 return peak_rows_over_ranks(rows, best, self.own_counts > 0)
             return torch.where(self.present[:, None], rows, 0.0)
-        sums = class_sums_of_units(x, self.labels, self.valid, len(self.counts), centred)
-        sums = sum_over_ranks(sums) if self.ranks > 1 else sums
+        sums = self.summed(class_sums_of_units(x, self.labels, self.valid, len(self.counts), centred))
         return sums / self.counts.clamp(min=1)[:, None]
 
 

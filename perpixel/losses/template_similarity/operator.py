@@ -14,7 +14,7 @@ so both directions are two thin matrix products, taken over blocks of channels (
 direction has similarity 0 to everything, and no gradient.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
 
@@ -151,16 +151,16 @@ def template_similarity_backward(
     labels: Tensor,
     valid: Tensor,
     present: Tensor,
-    values: Tensor,
-    inverse: Tensor,
-    kept_mean: Tensor,
-    unit: Tensor,
-    template_inverse: Tensor,
+    maps: Sequence[Tensor],
     temperature: float,
     detach_templates: bool,
     given: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients for the features (N, D, h, w) and, if `given`, for the templates (C, D), else an empty tensor."""
+    """Gradients for the features (N, D, h, w) and, if `given`, for the templates (C, D), else an empty tensor.
+
+    maps: what `template_similarity_map` returned.
+    """
+    values, inverse, kept_mean, unit, template_inverse = maps
     x = features.flatten(2)
     mean = kept_mean if kept_mean.numel() else None
     incoming = torch.where(valid, incoming, 0.0)
@@ -210,15 +210,12 @@ def _(
     labels: Tensor,
     valid: Tensor,
     present: Tensor,
-    values: Tensor,
-    inverse: Tensor,
-    kept_mean: Tensor,
-    unit: Tensor,
-    template_inverse: Tensor,
+    maps: Sequence[Tensor],
     temperature: float,
     detach_templates: bool,
     given: bool,
 ) -> tuple[Tensor, Tensor]:
+    unit = maps[3]
     return _empty_gradient(features), torch.empty_like(unit) if given else unit.new_empty(0)
 
 
@@ -231,7 +228,8 @@ def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Maps) -> None:
 
 
 def _backward(ctx: Any, incoming: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    grad, template_grad = template_similarity_backward(incoming, *ctx.saved_tensors, *ctx.options, ctx.given)
+    inputs, maps = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
+    grad, template_grad = template_similarity_backward(incoming, *inputs, list(maps), *ctx.options, ctx.given)
     wanted = ctx.given and not ctx.options[1]
     return grad, template_grad.to(ctx.template_dtype) if wanted else None, *(None,) * 7
 

@@ -76,15 +76,12 @@ def world_size() -> int:
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
-    """Sum over the processes, with a gradient; the value itself where there is one process."""
-    return _SumOverRanks.apply(value) if world_size() > 1 else value
+    """Sum over the processes, with a gradient."""
+    return _SumOverRanks.apply(value)
 
 
 def peak_rows_over_ranks(rows: Tensor, best: Tensor, present: Tensor) -> Tensor:
     """The rows (C, D) of the process with the highest activation `best` (C,), first of equal ones; with a gradient."""
-    if world_size() == 1:
-        return rows
-    rank = dist.get_rank()
     # one row per rank: activation where the class is present, and whether it is (a present peak may be −inf)
     mine = torch.stack([best.double(), present.double()])
     everyone = [torch.empty_like(mine) for _ in range(world_size())]
@@ -93,7 +90,7 @@ def peak_rows_over_ranks(rows: Tensor, best: Tensor, present: Tensor) -> Tensor:
     top = torch.where(there > 0, activation, -torch.inf).amax(0)
     candidates = (there > 0) & (activation == top)
     winner = candidates.to(torch.int8).argmax(0)
-    is_mine = (winner == rank) & candidates.any(0)
+    is_mine = (winner == dist.get_rank()) & candidates.any(0)
     return sum_over_ranks(torch.where(is_mine[:, None], rows, 0.0))
 
 

@@ -1,1 +1,1 @@
-"""Figures: training curves, prediction sheets, signed maps, fixations, and charts of what was measured."""
+"""Figures: one file per subject, all drawn by `perpixel.report.theme`."""

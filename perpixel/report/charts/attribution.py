@@ -1,6 +1,5 @@
 """Attributions as charts: class-context matrix with counts, radial profiles, deletion and insertion curves."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -9,15 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from perpixel.checks import check_integer, complain
-from perpixel.report.charts.maps import SIGNED, captions, grid_of
-from perpixel.report.charts.training import _LINES, _figure
+from perpixel.checks import complain
+from perpixel.report import theme
+from perpixel.report.theme import line_color, to_array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-RANDOM = "#8a8a8a"
 _ABSENT = "#e4e4e4"
 
 
@@ -40,29 +38,29 @@ def class_matrix_chart(
     """
     given = {"values": values, "counts": counts.double(), "control": control}
     given["control_counts"] = None if control_counts is None else control_counts.double()
-    held = {name: grid_of(name, each, finite=False) for name, each in given.items() if each is not None}
+    cells = {name: theme.map_array(name, each, finite=False) for name, each in given.items() if each is not None}
     square = (len(classes), len(classes))
-    for name, each in held.items():
+    for name, each in cells.items():
         if each.shape != square:
             came = f"shape {each.shape}"
             raise ValueError(complain(name, f"shape {square}, one row per class", came, "Match classes and matrix."))
-    shown = np.flatnonzero((held["counts"] > 0).any(0) | (held["counts"] > 0).any(1))
+    counted = cells["counts"] > 0
+    shown = np.flatnonzero(counted.any(0) | counted.any(1))
     if not len(shown):
         raise ValueError(complain("counts", "at least one pixel", "none", "Hide a class that the images have."))
-    cells = {name: each[np.ix_(shown, shown)] for name, each in held.items()}
+    cells = {name: each[np.ix_(shown, shown)] for name, each in cells.items()}
     tables: list[tuple[str, Any, Any]] = [("hidden whole", cells["values"], cells["counts"])]
     if control is not None:
         tables.append(("as much hidden at random", cells["control"], cells.get("control_counts")))
     limit = max((float(np.nanmax(np.abs(t))) for _, t, _ in tables if np.isfinite(t).any()), default=0.0) or 1.0
     names = [classes[int(i)] for i in shown]
     side, longest = max(2.4, 0.62 * len(names)), 0.085 * max(len(name) for name in names)
-    figure = _figure(
-        len(tables) * side + longest + 1.4, side + 0.7 * longest + 0.65 + 0.35 * bool(title) + 0.25 * bool(note)
-    )
+    height = side + 0.7 * longest + 0.65 + 0.35 * bool(title) + 0.25 * bool(note)
+    figure = theme.new_figure(len(tables) * side + longest + 1.4, height)
     axes = figure.subplots(1, len(tables), squeeze=False, sharey=True)[0]
     for axis, (heading, table, behind) in zip(axes, tables):
         axis.set_facecolor(_ABSENT)
-        drawn = axis.imshow(table, cmap=SIGNED, vmin=-limit, vmax=limit)
+        drawn = axis.imshow(table, cmap=theme.SIGNED, vmin=-limit, vmax=limit)
         axis.set_title(heading, fontsize=10)
         axis.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=9)
         axis.set_yticks(range(len(names)), names, fontsize=9)
@@ -73,21 +71,19 @@ def class_matrix_chart(
     bar = figure.colorbar(drawn, ax=list(axes), fraction=0.05, pad=0.02, aspect=24, shrink=0.9)
     bar.set_label(meaning, fontsize=9)
     bar.ax.tick_params(labelsize=8)
-    captions(figure, title, note)
+    theme.caption(figure, title, note)
     return figure
 
 
 def _write(axis: "Axes", row: int, column: int, value: float, count: float | None, limit: float) -> None:
+    middle: dict[str, Any] = {"ha": "center", "va": "center"}
     if not np.isfinite(value):
-        axis.text(column, row, "–", ha="center", va="center", fontsize=8, color="#777777")
+        axis.text(column, row, "–", fontsize=8, color="#777777", **middle)
         return
     color = "white" if abs(value) > 0.65 * limit else "black"
-    digits = max(0, 2 - math.floor(math.log10(limit)))
-    number = f"{value:.{digits}f}"
-    number = "0" if float(number) == 0 else number
-    axis.text(column, row - 0.12, number, ha="center", va="center", fontsize=8, color=color)
+    axis.text(column, row - 0.12, theme.table_number(value, limit), fontsize=8, color=color, **middle)
     if count is not None:
-        axis.text(column, row + 0.26, _pixels(count), ha="center", va="center", fontsize=5.8, color=color)
+        axis.text(column, row + 0.26, theme.pixel_count(count), fontsize=5.8, color=color, **middle)
 
 
 def profile_chart(
@@ -106,31 +102,24 @@ def profile_chart(
     area: (B,), the share of the pixels outside, which evenly spread attribution would have (dashed). r50: name ->
     distance within which half lies, marked on the axis. NaN (no attribution outside) leaves a gap.
     """
-    borders, even = edges.detach().cpu().double().numpy(), area.detach().cpu().double().numpy()
-    figure = _figure(6.4, 3.9 + 0.3 * bool(note))
+    borders = to_array(edges)
+    figure = theme.new_figure(6.4, 3.9 + 0.3 * bool(note))
     axis = figure.subplots()
-    axis.stairs(
-        even, borders, baseline=None, color=RANDOM, linestyle=(0, (4, 2)), linewidth=1.6, label="share of the pixels"
-    )
+    dashed: dict[str, Any] = {"color": theme.RANDOM, "linestyle": (0, (4, 2)), "linewidth": 1.6}
+    axis.stairs(to_array(area), borders, baseline=None, label="share of the pixels", **dashed)
     for number, (name, values) in enumerate(series.items()):
-        rows = torch.atleast_2d(values.detach()).cpu().double().numpy()
+        rows = to_array(torch.atleast_2d(values.detach()))
         if rows.shape[1] != len(borders) - 1:
             came = f"{rows.shape[1]} for {len(borders) - 1} bins"
             raise ValueError(complain("series", "a value per bin", came, "Use the edges of these profiles."))
-        color = _LINES[number % len(_LINES)]
-        kept = rows[np.isfinite(rows).all(1)]
-        if not len(kept):
+        color = line_color(number)
+        rows = rows[np.isfinite(rows).all(1)]
+        if not len(rows):
             continue
-        axis.stairs(
-            kept.mean(0),
-            borders,
-            baseline=None,
-            color=color,
-            linewidth=2,
-            label=name + ", mean and range" * (len(kept) > 1),
-        )
-        if len(kept) > 1:
-            axis.stairs(kept.max(0), borders, baseline=kept.min(0), color=color, fill=True, alpha=0.18)
+        label = name + ", mean and range" * (len(rows) > 1)
+        axis.stairs(rows.mean(0), borders, baseline=None, color=color, linewidth=2, label=label)
+        if len(rows) > 1:
+            axis.stairs(rows.max(0), borders, baseline=rows.min(0), color=color, fill=True, alpha=0.18)
         place = (r50 or {}).get(name)
         if place is not None and np.isfinite(place):
             axis.plot(place, 0, marker="^", color=color, markersize=8, clip_on=False, zorder=5)
@@ -138,9 +127,9 @@ def profile_chart(
     axis.set_ylabel(ylabel)
     axis.set_xlim(borders[0], borders[-1])
     axis.set_ylim(bottom=0)
-    _plain(axis)
+    _chart_axis(axis)
     axis.legend(frameon=False, fontsize=9)
-    captions(figure, title, note)
+    theme.caption(figure, title, note)
     return figure
 
 
@@ -166,54 +155,44 @@ class CurvePanel:
 
 def removal_chart(panels: Sequence[CurvePanel], *, columns: int = 3, title: str = "", note: str = "") -> "Figure":
     """Deletion and insertion curves, each with the band of the random orders; the better, the farther outside it."""
-    check_integer("columns", columns, low=1)
     if not panels:
         raise ValueError(complain("panels", "at least one curve", "none", "Measure one with perpixel.faithfulness."))
-    columns = min(columns, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = _figure(3.9 * columns, 3.0 * rows + 0.6 + 0.3 * bool(title) + 0.3 * bool(note))
-    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    more = 0.6, 0.3 * bool(title), 0.3 * bool(note)
+    figure, axes, _ = theme.panel_figure(len(panels), columns, (3.9, 3.0), *more)
     handles: dict[str, Any] = {}
     orders = list(dict.fromkeys(name for panel in panels for name in panel.others))
     for axis, panel in zip(axes, panels):
-        x, value, mean, low, high = (
-            each.detach().cpu().double().numpy()
-            for each in (panel.fraction, panel.value, panel.mean, panel.low, panel.high)
-        )
+        fraction = to_array(panel.fraction)
         handles.setdefault("attribution")
         handles["random orders: mean, range"] = (
-            axis.fill_between(x, low, high, color=RANDOM, alpha=0.3, linewidth=0),
-            axis.plot(x, mean, color=RANDOM, linewidth=1.4)[0],
+            axis.fill_between(
+                fraction, to_array(panel.low), to_array(panel.high), color=theme.RANDOM, alpha=0.3, linewidth=0
+            ),
+            axis.plot(fraction, to_array(panel.mean), color=theme.RANDOM, linewidth=1.4)[0],
         )
         for name, other in panel.others.items():
-            number = 2 + orders.index(name)
-            style = {"color": _LINES[number % len(_LINES)], "linestyle": (0, (5, 2)), "linewidth": 1.4}
-            (handles[name],) = axis.plot(x, other.detach().cpu().double().numpy(), **style)
-        (handles["attribution"],) = axis.plot(x, value, color=_LINES[1], linewidth=2.2, marker="o", markersize=2.5)
+            style: dict[str, Any] = {
+                "color": line_color(2 + orders.index(name)),
+                "linestyle": (0, (5, 2)),
+                "linewidth": 1.4,
+            }
+            (handles[name],) = axis.plot(fraction, to_array(other), **style)
+        style = {"color": line_color(1), "linewidth": 2.2, "marker": "o", "markersize": 2.5}
+        (handles["attribution"],) = axis.plot(fraction, to_array(panel.value), **style)
         axis.set_title(panel.title, fontsize=10, loc="left")
         axis.set_xlabel(panel.xlabel, fontsize=8.5)
         axis.set_ylabel(panel.ylabel, fontsize=8.5)
         axis.set_xlim(0, 1)
-        _plain(axis)
+        _chart_axis(axis)
         if panel.gain is not None and np.isfinite(panel.gain):
             verdict = "better than" if panel.gain > 0 else "worse than" if panel.gain < 0 else "as"
             axis.set_title(f"{panel.gain:+.2g}, {verdict} random", fontsize=8.5, loc="right", color="#444444")
-    for axis in axes[len(panels) :]:
-        axis.set_visible(False)
-    figure.legend(handles.values(), handles.keys(), loc="outside lower left", ncols=4, frameon=False, fontsize=9)
-    captions(figure, title, note)
+    theme.legend(figure, list(handles.values()), list(handles))
+    theme.caption(figure, title, note)
     return figure
 
 
-def _plain(axis: "Axes") -> None:
-    axis.grid(color="#e6e6e6", linewidth=0.8)
+def _chart_axis(axis: "Axes") -> None:
+    theme.chart_axis(axis)
     axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(labelsize=8.5)
-
-
-def _pixels(count: float) -> str:
-    for size, unit in ((1e6, "M"), (1e3, "k")):
-        if count >= size:
-            return f"{count / size:.3g}{unit} px"
-    return f"{count:.0f} px"

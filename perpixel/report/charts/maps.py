@@ -5,18 +5,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from perpixel.checks import check_integer, check_number, complain
-from perpixel.report.charts.training import _figure
+from perpixel.report import theme
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-SIGNED = "PuOr_r"  # orange for, purple against, white zero: told apart without red and green
-_Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -59,66 +55,51 @@ def signed_panels(
     check_number("clip", clip, low=0, high=1, open_low=True)
     if not panels:
         raise ValueError(complain("panels", "at least one panel", "none", "Explain at least one image."))
-    maps = [None if panel.values is None else grid_of("values", panel.values) for panel in panels]
-    height, width = _extent(panels)
+    maps = [None if panel.values is None else theme.map_array("values", panel.values) for panel in panels]
+    limits = [0.0 if values is None else float(np.quantile(np.abs(values), clip)) for values in maps]
+    limits = [max(limits)] * len(limits) if shared else limits
+    size = height, width = _size(panels)
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     picture, bar = cell * height / width, 0.1
-    about = (
-        0.5 + 0.22 * any(p.note for p in panels) + 0.2 * any(p.meaning or meaning for p in panels)
-    )  # texts of a row, inches
-    figure = _figure(cell * columns, (picture + bar + about) * rows + 0.35 * bool(title) + 0.3 * bool(note))
+    texts = 0.5 + 0.22 * any(p.note for p in panels) + 0.2 * any(p.meaning or meaning for p in panels)  # inches a row
+    more = 0.35 * bool(title) + 0.3 * bool(note)
+    figure = theme.new_figure(cell * columns, (picture + bar + texts) * rows + more)
     axes = figure.subplots(2 * rows, columns, squeeze=False, height_ratios=[picture, bar] * rows)
-    limits = [0.0 if shown is None else float(np.quantile(np.abs(shown), clip)) for shown in maps]
-    limits = [max(limits)] * len(limits) if shared else limits
-    for number in range(rows * columns):
-        axis, below = axes[2 * (number // columns) : 2 * (number // columns) + 2, number % columns]
-        if number >= len(panels):
-            axis.set_visible(False)
-            below.set_visible(False)
-            continue
-        panel, shown = panels[number], maps[number]
-        axis.set_title(panel.title, fontsize=9.5)
-        axis.set_xticks([])
-        axis.set_yticks([])
-        axis.spines[:].set_color("#bbbbbb")
-        if shown is not None:
-            _draw_map(figure, axis, below, shown, limits[number], (height, width), panel.meaning or meaning)
+    above, below = axes[::2].flatten(), axes[1::2].flatten()
+    for axis in (*above[len(panels) :], *below[len(panels) :]):
+        axis.set_visible(False)
+    for axis, bar_axis, panel, values, limit in zip(above, below, panels, maps, limits):
+        theme.picture_axis(axis, panel.title)
+        if values is not None:
+            _draw_map(axis, values, limit, size)
+            _draw_bar(figure, bar_axis, axis.images[0], panel.meaning or meaning)
         else:
-            below.set_axis_off()
+            bar_axis.set_axis_off()
             if panel.picture is not None:
-                axis.imshow(panel.picture, interpolation="nearest", extent=(-0.5, width - 0.5, height - 0.5, -0.5))
-        _draw_outlines(axis, panel, (height, width))
+                axis.imshow(panel.picture, interpolation="nearest", extent=theme.extent(*size))
+        _draw_outlines(axis, panel, size)
         if panel.note:
-            axis.set_xlabel(panel.note, fontsize=8, color="#444444")
-    captions(figure, title, note)
+            axis.set_xlabel(panel.note, fontsize=8, color=theme.SMALL_PRINT)
+    theme.caption(figure, title, note)
     return figure
 
 
-def _draw_map(
-    figure: "Figure",
-    axis: "Axes",
-    below: "Axes",
-    shown: _Array,
-    limit: float,
-    size: tuple[int, int],
-    meaning: str,
-) -> None:
-    limit = limit or float(np.abs(shown).max()) or 1.0
-    drawn = axis.imshow(
-        shown,
-        cmap=SIGNED,
-        vmin=-limit,
-        vmax=limit,
-        interpolation="nearest",
-        extent=(-0.5, size[1] - 0.5, size[0] - 0.5, -0.5),
-    )
-    beyond = bool((shown < -limit).any()), bool((shown > limit).any())
+def _draw_map(axis: "Axes", values: theme.Array, limit: float, size: tuple[int, int]) -> None:
+    limit = limit or float(np.abs(values).max()) or 1.0
+    scale: dict[str, Any] = {"cmap": theme.SIGNED, "vmin": -limit, "vmax": limit}
+    axis.imshow(values, **scale, interpolation="nearest", extent=theme.extent(*size))
+
+
+def _draw_bar(figure: "Figure", axis: "Axes", drawn: Any, meaning: str) -> None:
+    values, (_, limit) = drawn.get_array(), drawn.get_clim()
+    beyond = bool((values < -limit).any()), bool((values > limit).any())
     extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get(beyond, "neither")
-    bar = figure.colorbar(drawn, cax=below, orientation="horizontal", extend=extend)
-    bar.set_ticks([-limit, 0, limit], labels=[short(-limit), "0", short(limit)])
+    bar = figure.colorbar(drawn, cax=axis, orientation="horizontal", extend=extend)
+    number = theme.short_number
+    bar.set_ticks([-limit, 0, limit], labels=[number(-limit), "0", number(limit)])
     bar.ax.tick_params(labelsize=8, length=2)
-    bar.outline.set_edgecolor("#bbbbbb")
+    bar.outline.set_edgecolor(theme.FRAME)
     if meaning:
         bar.set_label(meaning, fontsize=8)
 
@@ -130,7 +111,7 @@ def _draw_outlines(axis: "Axes", panel: MapPanel, size: tuple[int, int]) -> None
         axis.hlines(down, -0.5, size[1] - 0.5, color="#00000030", linewidth=0.5)
     outlines = [*panel.marks, *([] if panel.region is None else [(panel.region, "black")])]
     for mask, color in outlines:
-        inside = mask.detach().cpu().double().numpy()
+        inside = theme.to_array(mask)
         if inside.shape != size:
             expected = f"shape {size}, that of the picture"
             raise ValueError(complain("region", expected, mask, "Pass masks at the picture's size."))
@@ -143,7 +124,7 @@ def _draw_outlines(axis: "Axes", panel: MapPanel, size: tuple[int, int]) -> None
     axis.set_ylim(size[0] - 0.5, -0.5)
 
 
-def _extent(panels: Sequence[MapPanel]) -> tuple[int, int]:
+def _size(panels: Sequence[MapPanel]) -> tuple[int, int]:
     """Height and width of the pictures, in pixels: of a picture or region if there is one, else of the largest map."""
     for panel in panels:
         whole = panel.picture if panel.picture is not None else panel.region
@@ -153,26 +134,3 @@ def _extent(panels: Sequence[MapPanel]) -> tuple[int, int]:
     if not sizes:
         raise ValueError(complain("panels", "a map or a picture", "neither", "Give one of the panels values."))
     return max((int(size[0]), int(size[1])) for size in sizes)
-
-
-def captions(figure: "Figure", title: str, note: str) -> None:
-    """Title above and note below, at the left."""
-    if title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    if note:
-        figure.supxlabel(note, x=0.01, ha="left", fontsize=8, color="#444444")
-
-
-def grid_of(name: str, values: Tensor, finite: bool = True) -> _Array:
-    """A map (H, W) as float64 on the CPU; ValueError if it is none, or not finite."""
-    if not isinstance(values, Tensor) or values.ndim != 2 or values.numel() == 0:
-        raise ValueError(complain(name, "a tensor (H, W), not empty", values, "Sum a map over its channels."))
-    array: _Array = values.detach().cpu().double().numpy()
-    if finite and not np.isfinite(array).all():
-        raise ValueError(complain(name, "finite values", "NaN or infinity", "Leave that map out."))
-    return array
-
-
-def short(value: float) -> str:
-    """Two significant digits or a few more, without an exponent where that is short."""
-    return f"{value:.0f}" if 100 <= abs(value) < 100_000 else f"{value:.2g}"

@@ -7,21 +7,20 @@ import torch
 from torch import Tensor
 
 from perpixel.checks import check_tensor, complain
-from perpixel.report.charts.training import _figure, _paint
+from perpixel.report import theme
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_OUTLINE, _OBJECT = "#e6007a", "#222222"
+_REGION, _OBJECT = "#e6007a", "#222222"
 _CELL = 2.7
-_NOTHING = -1  # what `_paint` shows as void; labels found have none
+_NO_VOID = -1  # predicted labels have none
 
 
 def salient_sheet(
     pictures: Tensor,
     regions: Tensor,
-    found: Sequence[Tensor],
+    predicted: Sequence[Tensor],
     change: Tensor,
     objects: Tensor,
     *,
@@ -33,7 +32,7 @@ def salient_sheet(
     """A row per object: the picture, the labels found with and without the region, the change of the activation.
 
     pictures: float (M, 3, h, w) in [0, 1]; regions, objects: bool (M, H, W), what was hidden and the true pixels of the
-    label; found: two int (M, H, W), with and without; change: float (M, H, W), after − before, of the label's logit.
+    label; predicted: two int (M, H, W), with and without; change: float (M, H, W), after − before, of its logit.
     rows: per object "label", "held", "lost", "kept", "iou_before", "iou_after". classes: names of the labels.
     colors: uint8 (C, 3) of the labels.
     """
@@ -41,32 +40,32 @@ def salient_sheet(
     if not len(pictures) or len(rows) != len(pictures):
         came = f"{len(pictures)} pictures and {len(rows)} rows"
         raise ValueError(complain("pictures, rows", "as many of each, at least one", came, "Match them."))
-    pictures, regions, change, objects = (t.detach().cpu() for t in (pictures, regions, change, objects))
-    found = [labels.detach().cpu() for labels in found]
-    painted = colors.cpu() if colors is not None else _palette(1 + int(max(labels.max() for labels in found)))
+    pictures, regions, change, objects, *labels = (
+        t.detach().cpu() for t in (pictures, regions, change, objects, *predicted)
+    )
+    colors = colors.cpu() if colors is not None else _palette(1 + int(max(each.max() for each in labels)))
     height, width = change.shape[-2:]
-    figure = _figure(4 * _CELL + 0.9, (_CELL * height / width + 0.62) * len(rows) + 0.5 + 0.3 * bool(title))
+    figure = theme.new_figure(4 * _CELL + 0.9, (_CELL * height / width + 0.62) * len(rows) + 0.5 + 0.3 * bool(title))
     axes = figure.subplots(len(rows), 4, squeeze=False)
     limit = float(change.abs().flatten().kthvalue(max(1, int(0.995 * change.numel()))).values) or 1.0
-    for line, row, picture, region, true, *two, moved in zip(axes, rows, pictures, regions, objects, *found, change):
+    scale: dict[str, Any] = {"cmap": theme.SIGNED, "vmin": -limit, "vmax": limit}
+    for line, row, picture, region, true, *two, moved in zip(axes, rows, pictures, regions, objects, *labels, change):
         name = str(classes[int(row["label"])]) if classes is not None else f"label {int(row['label'])}"
-        shown: list[Any] = [picture.permute(1, 2, 0).numpy(), *(_paint(labels, painted, _NOTHING) for labels in two)]
+        shown: list[Any] = [picture.permute(1, 2, 0).numpy()]
+        shown += [theme.paint_labels(each, colors, _NO_VOID) for each in two]
         for axis, image in zip(line, shown):
-            axis.imshow(image, interpolation="nearest", extent=_extent(height, width))
-        drawn = line[3].imshow(moved.numpy(), cmap="PuOr_r", vmin=-limit, vmax=limit, extent=_extent(height, width))
+            axis.imshow(image, interpolation="nearest", extent=theme.extent(height, width))
+        drawn = line[3].imshow(moved.numpy(), extent=theme.extent(height, width), **scale)
         figure.colorbar(drawn, ax=line[3], fraction=0.045, pad=0.03, extend="both").ax.tick_params(labelsize=8)
         for axis, text in zip(line, _titles(name, row)):
-            axis.set_title(text, fontsize=9.5)
-            axis.set_xticks([])
-            axis.set_yticks([])
-            axis.spines[:].set_color("#bbbbbb")
-            _outline(axis, region, _OUTLINE, 1.6)
+            theme.picture_axis(axis, text)
+            theme.outline(axis, region, _REGION, 1.6)
         for axis in (line[0], line[3]):
-            _outline(axis, true, _OBJECT, 0.8)
-    shown_labels = torch.stack(list(found)).unique().tolist() if classes is not None else []
-    _legend(figure, {str(name): painted[i] for i, name in enumerate(classes or ()) if i in shown_labels})
-    if title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=12)
+            theme.outline(axis, true, _OBJECT, 0.8)
+    present = torch.stack(labels).unique().tolist()
+    named = [(str(name), colors[i]) for i, name in enumerate(classes or ()) if i in present]
+    theme.legend(figure, [*_meanings(), *(theme.swatch(*each) for each in named)], ncols=6, fontsize=9.5)
+    theme.caption(figure, title, size=12)
     return figure
 
 
@@ -79,15 +78,6 @@ def _titles(name: str, row: Mapping[str, float]) -> list[str]:
     ]
 
 
-def _outline(axis: "Axes", mask: Tensor, color: str, width: float) -> None:
-    if bool(mask.any()) and not bool(mask.all()):
-        axis.contour(mask.float().numpy(), levels=[0.5], colors=[color], linewidths=width)
-
-
-def _extent(height: int, width: int) -> tuple[float, float, float, float]:
-    return (-0.5, width - 0.5, height - 0.5, -0.5)
-
-
 def _palette(count: int) -> Tensor:
     """Colours of labels without any: the first is light grey, the others walk around the hues."""
     import colorsys
@@ -96,15 +86,13 @@ def _palette(count: int) -> Tensor:
     return (torch.tensor([(0.9, 0.9, 0.88), *hues]) * 255).round().to(torch.uint8)
 
 
-def _legend(figure: "Figure", names: Mapping[str, Tensor]) -> None:
+def _meanings() -> list[Any]:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    handles: list[Any] = [
-        Line2D([], [], color=_OUTLINE, label="hidden region"),
+    return [
+        Line2D([], [], color=_REGION, label="hidden region"),
         Line2D([], [], color=_OBJECT, label="the object"),
         Patch(facecolor="#6a4a9c", label="activation lost"),
         Patch(facecolor="#e08a2e", label="activation gained"),
     ]
-    handles += [Patch(facecolor=(c.double() / 255).tolist(), edgecolor="#888888", label=n) for n, c in names.items()]
-    figure.legend(handles=handles, loc="outside lower left", ncols=6, frameon=False, fontsize=9.5)

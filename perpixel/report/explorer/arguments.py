@@ -10,7 +10,7 @@ from torch import Tensor
 from perpixel.checks import check_integer, check_tensor, complain
 
 
-class Explained(NamedTuple):
+class ExplorerInput(NamedTuple):
     """image uint8 (3, H, W); logits float32 (C, h, w); effects (P, C, h', w'); labels with -1 for void."""
 
     image: Tensor
@@ -23,7 +23,7 @@ class Explained(NamedTuple):
     start: tuple[int, int]
 
 
-def check_explained(
+def check_input(
     image: Tensor,
     logits: Tensor,
     effects: Tensor,
@@ -34,7 +34,7 @@ def check_explained(
     palette: Tensor | None,
     start: tuple[int, int] | None,
     ignore_index: int,
-) -> Explained:
+) -> ExplorerInput:
     """All of it, or an error that names the argument."""
     picture = _image(image)
     size = (picture.shape[1], picture.shape[2])
@@ -51,7 +51,7 @@ def check_explained(
     if (boxes is None) == (segments is None):
         came = "both" if boxes is not None else "neither"
         raise ValueError(complain("boxes, segments", "one of the two", came, "Say once where the patches are."))
-    return Explained(
+    return ExplorerInput(
         picture,
         logits.detach().float().cpu(),
         effects.detach().cpu(),
@@ -107,11 +107,15 @@ def _boxes(boxes: Tensor, count: int, size: tuple[int, int]) -> Tensor:
     return boxes
 
 
+def _id_map(name: str, ids: Tensor, size: tuple[int, int]) -> Tensor:
+    check_tensor(name, ids, ndim=2, shape="(H, W)", floating=False)
+    if ids.shape != size:
+        raise ValueError(complain(name, f"shape {size}, as the image has", ids, "Resize by nearest."))
+    return ids.detach().cpu().long()
+
+
 def _segments(segments: Tensor, count: int, size: tuple[int, int]) -> Tensor:
-    check_tensor("segments", segments, ndim=2, shape="(H, W)", floating=False)
-    segments = segments.detach().cpu().long()
-    if segments.shape != size:
-        raise ValueError(complain("segments", f"shape {size}, as the image has", segments, "Resize by nearest."))
+    segments = _id_map("segments", segments, size)
     low, high = (int(v) for v in segments.aminmax())
     if low < -1 or high >= count:
         expected = f"values from -1 to {count - 1}, the number of a row of effects"
@@ -120,10 +124,7 @@ def _segments(segments: Tensor, count: int, size: tuple[int, int]) -> Tensor:
 
 
 def _labels(labels: Tensor, number: int, size: tuple[int, int], ignore_index: int) -> Tensor:
-    check_tensor("labels", labels, ndim=2, shape="(H, W)", floating=False)
-    labels = labels.detach().cpu().long()
-    if labels.shape != size:
-        raise ValueError(complain("labels", f"shape {size}, as the image has", labels, "Resize by nearest."))
+    labels = _id_map("labels", labels, size)
     labels = labels.masked_fill((labels == ignore_index) | (labels < 0), -1)
     if int(labels.max()) >= number:
         expected = f"values below {number} or ignore_index={ignore_index}"

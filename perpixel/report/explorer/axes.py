@@ -5,9 +5,9 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from perpixel.checks import check_option, complain
+from perpixel.upsampling import axis_matrices
 
 Upsampling = Literal["bilinear", "bilinear_aligned", "nearest"] | Callable[[Tensor], Tensor]
 Size = tuple[int, int]
@@ -41,7 +41,9 @@ def upsampling_axes(upsampling: Upsampling, grid: Size, size: Size) -> Axes:
     ValueError if the callable gives another shape, or is not the product of a linear map of rows and one of columns.
     """
     if not callable(upsampling):
-        return Axes(*(_matrix(upsampling, h, H) for h, H in zip(grid, size)))
+        options = {} if upsampling == "nearest" else {"align_corners": upsampling == "bilinear_aligned"}
+        mode = upsampling.removesuffix("_aligned")
+        return Axes(*axis_matrices(grid, {"size": size, "mode": mode, **options}))
     rows = torch.stack([_called(upsampling, _stripe(grid, i, 0), size)[:, 0] for i in range(grid[0])], 1)
     columns = torch.stack([_called(upsampling, _stripe(grid, i, 1), size)[0] for i in range(grid[1])], 1)
     axes = Axes(rows, columns)
@@ -52,15 +54,6 @@ def upsampling_axes(upsampling: Upsampling, grid: Size, size: Size) -> Axes:
         came = f"one that differs from that by {off:.2g} on numbers in [0, 1]"
         raise ValueError(complain("upsampling", expected, came, "Pass logits and effects at full size instead."))
     return axes
-
-
-def _matrix(mode: str, inputs: int, outputs: int) -> Tensor:
-    basis = torch.eye(inputs, dtype=torch.float64)[None, :, :, None]
-    if mode == "nearest":
-        found = F.interpolate(basis, size=(outputs, 1), mode="nearest")
-    else:
-        found = F.interpolate(basis, size=(outputs, 1), mode="bilinear", align_corners=mode == "bilinear_aligned")
-    return found[0, :, :, 0].T.contiguous()
 
 
 def _stripe(grid: Size, place: int, axis: int) -> Tensor:

@@ -6,23 +6,19 @@ import html
 import json
 import os
 import re
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from perpixel.checks import check_integer, complain
-from perpixel.report.explorer.arguments import Explained, check_explained
-from perpixel.report.explorer.axes import Axes, Upsampling, check_upsampling, taps, upsampling_axes
+from perpixel.report.explorer.arguments import ExplorerInput, check_input
+from perpixel.report.explorer.axes import Upsampling, check_upsampling, upsampling_axes
+from perpixel.report.explorer.storage import grid_of, pack, precisions, storage_note, store_effects, store_logits
 
-_PARTS = ("answers.js", "draw.js", "words.js", "stage.js", "explorer.js")
-_TRY_AT_MOST = 40  # a step whose values number more than this times max_bytes is not even tried
-_LOOK_AT_MOST = 2**16  # pixels, evenly spread, on which winners with a patch hidden are sought
+_SCRIPTS = ("evidence.js", "draw.js", "text.js", "input.js", "explorer.js")
 
 
 class ExplorerPage(NamedTuple):
@@ -39,12 +35,6 @@ class ExplorerPage(NamedTuple):
     classes: tuple[int, ...]
     levels: int
     error: float
-
-
-class _Step(NamedTuple):
-    factor: int
-    kept: list[int]
-    levels: int
 
 
 def context_explorer(
@@ -102,13 +92,12 @@ def context_explorer(
     if not target.parent.is_dir():
         came = f"{str(target)!r}, whose folder does not exist"
         raise FileNotFoundError(complain("path", "a file in a folder that exists", came, "Make the folder first."))
-    given = check_explained(image, logits, effects, boxes, segments, labels, classes, palette, start, ignore_index)
+    given = check_input(image, logits, effects, boxes, segments, labels, classes, palette, start, ignore_index)
     size = (given.image.shape[1], given.image.shape[2])
-    axes = upsampling_axes(upsampling, _grid(given.logits), size)
-    effect_axes = axes
-    if _grid(given.effects) != _grid(given.logits):
-        effect_axes = upsampling_axes(upsampling, _grid(given.effects), size)
-    stored_logits, factor = _logits(given.logits, axes, max_bytes // 3)
+    axes = effect_axes = upsampling_axes(upsampling, grid_of(given.logits), size)
+    if grid_of(given.effects) != grid_of(given.logits):
+        effect_axes = upsampling_axes(upsampling, grid_of(given.effects), size)
+    stored_logits, factor = store_logits(given.logits, axes, max_bytes // 3)
     fixed = {
         "title": title,
         "note": note,
@@ -118,157 +107,27 @@ def context_explorer(
         "start": list(given.start),
         "image": _picture(given.image, max_bytes // 6),
         "patches": _patches(given),
-        "truth": None if given.labels is None else _pack(given.labels.int()),
+        "truth": None if given.labels is None else pack(given.labels.int()),
         "logits": stored_logits,
     }
     smallest = None
-    for step in _steps(given, axes, effect_axes, max_bytes):
-        if _hopeless(given.effects, step, max_bytes):
-            continue
-        stored, error = _effects(given.effects, step, effect_axes)
-        page = _page({**fixed, "effects": stored, "stored": _told(given, step, factor, error)}, title)
+    for precision in precisions(given, axes, effect_axes, max_bytes):
+        stored, error = store_effects(given.effects, precision, effect_axes)
+        cost = storage_note(given.effects, precision, factor, error)
+        page = _html({**fixed, "effects": stored, "stored": cost}, title)
         if len(page) <= max_bytes:
             target.write_bytes(page)
-            grid = (stored["shape"][2], stored["shape"][3])
-            return ExplorerPage(target, len(page), grid, tuple(step.kept), step.levels, error)
+            grid = precision.grid(given.effects)
+            return ExplorerPage(target, len(page), grid, tuple(precision.classes), precision.levels, error)
         smallest = len(page)
     expected = f"at least {smallest} for this image and these patches"
     raise ValueError(complain("max_bytes", expected, max_bytes, "Raise it, or pass a smaller image or fewer patches."))
 
 
-def _grid(values: Tensor) -> tuple[int, int]:
-    return values.shape[-2], values.shape[-1]
-
-
-def _steps(given: Explained, axes: Axes, effect_axes: Axes, max_bytes: int) -> Iterator[_Step]:
-    """From exact to coarse."""
-    count, classes, height, width = given.effects.shape
-    everything = list(range(classes))
-    winners: list[int] | None = None
-    factor = 1
-    while True:
-        cells = -(-height // factor) * -(-width // factor)
-        if count * cells * classes <= _TRY_AT_MOST * max_bytes:
-            if factor == 1:
-                yield _Step(1, everything, 127)
-                yield _Step(1, everything, 63)
-            if winners is None:
-                winners = _winners(given, axes, effect_axes)
-            yield from (_Step(factor, winners, levels) for levels in (63, 31))
-        if cells == 1:
-            return
-        factor *= 2
-
-
-def _winners(given: Explained, axes: Axes, effect_axes: Axes) -> list[int]:
-    """Classes with the highest logit at some pixel, with nothing or any one patch hidden; two at least."""
-    logits = axes(given.logits)
-    won = torch.bincount(logits.argmax(0).flatten(), minlength=len(logits))
-    every = max(1, round((logits[0].numel() / _LOOK_AT_MOST) ** 0.5))
-    logits = logits[:, ::every, ::every]
-    seen = Axes(effect_axes.rows[::every], effect_axes.columns[::every])
-    for effect in given.effects:
-        hidden = logits - seen(effect.float())
-        won += torch.bincount(hidden.argmax(0).flatten(), minlength=len(logits))
-    found = (won > 0).nonzero().flatten().tolist()
-    if len(found) < 2:
-        rest = logits.mean((1, 2)).index_fill(0, torch.tensor(found), -torch.inf)
-        found.append(int(rest.argmax()))
-    return sorted(found)
-
-
-def _effects(effects: Tensor, step: _Step, axes: Axes) -> tuple[dict[str, Any], float]:
-    """Effects of the kept classes as whole numbers of a scale per cell and class, and the largest error made."""
-    whole, back = _coarser(_grid(effects), step.factor)
-    numbers, scales, error = [], [], 0.0
-    for c in step.kept:
-        number, scale = _quantised(effects[:, c], step, whole)
-        found = number * scale
-        error = max(error, float(((found if back is None else back(found)) - effects[:, c]).abs().max()))
-        numbers.append(number)
-        scales.append(scale)
-    values = torch.stack(numbers)
-    values[..., 1:] -= values[..., :-1].clone()  # wraps around, as the page's running sum does
-    stored = {
-        "shape": [len(step.kept), len(effects), *whole],
-        "classes": step.kept,
-        "values": _pack(values),
-        "scales": _pack(torch.stack(scales)),
-        **_packed_axes(axes if back is None else back.after(axes)),
-    }
-    return stored, error
-
-
-def _quantised(effects: Tensor, step: _Step, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Effects (P, h, w) of a class as int8 (P, *grid) and the float32 (*grid) that those are to be multiplied by."""
-    coarse = effects.float()
-    if step.factor > 1:
-        coarse = F.interpolate(coarse[None], size=grid, mode="area")[0]
-    scale = coarse.abs().amax(0) / step.levels
-    number = (coarse / scale.clamp(min=torch.finfo(torch.float32).tiny)).round().clamp(-step.levels, step.levels)
-    return number.to(torch.int8), scale
-
-
-def _hopeless(effects: Tensor, step: _Step, max_bytes: int) -> bool:
-    """Whether a class taken from the middle needs twice its share of the file."""
-    grid, _ = _coarser(_grid(effects), step.factor)
-    number, _ = _quantised(effects[:, step.kept[len(step.kept) // 2]], step, grid)
-    return grid != (1, 1) and len(_pack(number)) * len(step.kept) > 2 * max_bytes
-
-
-def _coarser(grid: tuple[int, int], factor: int) -> tuple[tuple[int, int], Axes | None]:
-    """The grid of cells `factor` times as wide, and the way back from it; None where it is the same."""
-    if factor == 1:
-        return grid, None
-    coarse = (-(-grid[0] // factor), -(-grid[1] // factor))
-    return coarse, upsampling_axes("bilinear", coarse, grid)
-
-
-def _logits(logits: Tensor, axes: Axes, budget: int) -> tuple[dict[str, Any], int]:
-    """Logits as float32, averaged over factor x factor cells while they alone would exceed the budget; the factor."""
-    factor = 1
-    while logits.numel() * 4 // factor**2 > budget and min(logits.shape[1:]) > factor:
-        factor *= 2
-    grid, back = _coarser(_grid(logits), factor)
-    if back is not None:
-        logits, axes = F.interpolate(logits[None], size=grid, mode="area")[0], back.after(axes)
-    return {"shape": list(logits.shape), "values": _pack(logits), **_packed_axes(axes)}, factor
-
-
-def _packed_axes(axes: Axes) -> dict[str, Any]:
-    found = {}
-    for name, matrix in axes._asdict().items():
-        first, weights = taps(matrix)
-        found[name] = {"first": _pack(first), "weights": _pack(weights), "taps": weights.shape[1]}
-    return found
-
-
-def _patches(given: Explained) -> dict[str, Any]:
+def _patches(given: ExplorerInput) -> dict[str, Any]:
     if given.boxes is not None:
         return {"boxes": given.boxes.tolist()}
-    return {} if given.segments is None else {"segments": _pack(given.segments.int())}
-
-
-def _told(given: Explained, step: _Step, factor: int, error: float) -> str:
-    """What is stored and how exactly, for the foot of the page."""
-    count, classes = given.effects.shape[:2]
-    grid = [-(-side // step.factor) for side in given.effects.shape[2:]]
-    text = f"{count} patches, effects on a grid of {grid[0]} × {grid[1]}"
-    if step.factor == 1:
-        share = 50 / step.levels
-        text += f", stored to {share:.1f} % of the strongest on the same pixel and class (±{error:.2g} logits at most)."
-    else:
-        text += f", means over {step.factor} × {step.factor} cells to save space (±{error:.2g} logits at most)."
-    if len(step.kept) < classes:
-        left_out = f"{classes - len(step.kept)} of {classes}"
-        text += f" Left out: effects on the classes that win nowhere, with nothing or one patch hidden ({left_out})."
-    if factor > 1:
-        text += f" Logits are means over {factor} × {factor} cells."
-    return text
-
-
-def _pack(values: Tensor) -> str:
-    return base64.b64encode(zlib.compress(values.contiguous().numpy().tobytes(), 6)).decode()
+    return {} if given.segments is None else {"segments": pack(given.segments.int())}
 
 
 def _picture(image: Tensor, budget: int) -> str:
@@ -289,11 +148,11 @@ def _json(content: dict[str, Any]) -> str:
     return re.sub("[<>&]", lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
-def _page(content: dict[str, Any], title: str) -> bytes:
+def _html(content: dict[str, Any], title: str) -> bytes:
     folder = resources.files("perpixel.report.explorer") / "assets"
-    read = {name: (folder / name).read_text(encoding="utf-8") for name in ("explorer.html", "explorer.css", *_PARTS)}
+    read = {name: (folder / name).read_text(encoding="utf-8") for name in ("explorer.html", "explorer.css", *_SCRIPTS)}
     style = read["explorer.css"]
-    script = '"use strict";\n(() => {\n' + "\n".join(read[name] for name in _PARTS) + "})();\n"
+    script = '"use strict";\n(() => {\n' + "\n".join(read[name] for name in _SCRIPTS) + "})();\n"
     digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
     policy = (
         f"default-src 'none'; img-src data:; style-src 'sha256-{digests[0]}'; script-src 'sha256-{digests[1]}'; "

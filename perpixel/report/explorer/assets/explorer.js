@@ -3,7 +3,7 @@
 class Explorer {
   constructor(data, evidence, photo) {
     Object.assign(this, { data, evidence, view: new View(data, evidence, photo) });
-    this.words = new Words(data, evidence);
+    this.text = new AnswerText(data, evidence);
     const { height, width } = evidence;
     this.all = evidence.plain;
     this.borders = contours(this.all.labels, height, width);
@@ -16,7 +16,7 @@ class Explorer {
     this.question = this.pixel(...this.cursor);
     this.buildClasses();
     this.buildSelects();
-    this.stage = new Stage(this);
+    this.input = new PictureInput(this);
     this.listenToControls();
     this.refresh();
     new ResizeObserver(() => this.marks()).observe($("stage"));
@@ -52,10 +52,10 @@ class Explorer {
 
   refresh(speak = true) {
     this.answer = this.evidence.answer({ ...this.question, why: this.why, rival: this.rival }, this.chosen);
-    const { answer, view, words } = this;
-    words.writeQuestion(answer);
-    words.writePatches(answer, this.preview ? this.chosen : null);
-    words.writeVerdict(answer);
+    const { answer, view, text } = this;
+    text.writeQuestion(answer);
+    text.writePatches(answer, this.preview ? this.chosen : null);
+    text.writeVerdict(answer);
     view.drawContext(answer.effects);
     this.paint();
     $("why").value = String(answer.why);
@@ -73,12 +73,12 @@ class Explorer {
       button.setAttribute("aria-pressed", String(asked));
     }
     document.body.dataset.pinned = String(this.pinned);
-    if (speak) $("live").textContent = words.sentence(answer);
+    if (speak) $("live").textContent = text.sentence(answer);
   }
 
   // Labels as they are, with the patch hidden, or as they should be.
   paint() {
-    const { answer, evidence, view, words } = this;
+    const { answer, evidence, view, text } = this;
     const shown = this.preview && answer.hidden !== null;
     let labels = this.all.labels;
     let caption = "Labels";
@@ -87,7 +87,7 @@ class Explorer {
     if ($("truth").checked) [labels, caption] = [evidence.truth, "Truth"];
     else if (shown) {
       labels = evidence.label(answer.hidden, null, 0).labels;
-      caption = `Labels with ${words.badge(answer, answer.hidden)} hidden`;
+      caption = `Labels with ${text.badge(answer, answer.hidden)} hidden`;
       const different = labels.reduce((count, c, i) => count + (c !== this.all.labels[i]), 0);
       changed = `${percent(different / labels.length)} of the picture changes`;
     }
@@ -115,7 +115,7 @@ class Explorer {
       const button = element(
         "button",
         { type: "button", "data-class": String(c), "aria-pressed": "false" },
-        this.words.tagged(c),
+        this.text.tagged(c),
         element("small", {}, percent(counts[c] / total)),
       );
       button.addEventListener("click", () =>
@@ -183,7 +183,7 @@ class Explorer {
     });
     $("tools").addEventListener("change", () => {
       for (const id of ["stage", "context-stage"])
-        $(id).classList.toggle("drawing", this.stage.tool() !== "pixel");
+        $(id).classList.toggle("drawing", this.input.tool() !== "pixel");
     });
     $("release").addEventListener("click", () => this.release());
     $("preview").addEventListener("click", () => this.togglePreview(this.chosen));
@@ -199,7 +199,7 @@ class Explorer {
     }
     document.addEventListener("keydown", (event) => {
       if (event.key !== "Escape") return;
-      this.stage.drag = null;
+      this.input.drag = null;
       this.release();
     });
   }

@@ -1,7 +1,8 @@
-"""What becomes of an object when its discriminative part is hidden (Ganeshan 2017, experiment 2.4)."""
+"""What becomes of an object when its discriminative part is hidden: measured, and drawn (Ganeshan 2017, 2.4)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -9,13 +10,12 @@ from torch import Tensor, nn
 from perpixel.borrow import borrowed, dtype_of, unwrap
 from perpixel.checks import check_integer, check_same_device, check_tensor, complain
 from perpixel.fixations import FixationRules
+from perpixel.fixations.options import FixationOptions, K, Shift
 from perpixel.outputs import check_labels, dense_logits, logits_at
-from perpixel.weighting.options import K, fixation_options
+from perpixel.report import salient_sheet
 from perpixel.weighting.regions import Fill, Region, Regions, activation
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from matplotlib.figure import Figure
 
 
@@ -62,14 +62,13 @@ class SalientParts:
 
         Elsewhere are the valid pixels that are neither of the object nor hidden; NaN without any.
         """
-        elsewhere = self._valid & ~self.rest & ~self.region & (self._truth != self.label[:, None, None])
+        elsewhere = self._valid & ~self.rest & ~self.region & ~self._of_label(self._truth)
         return _mean((self.after - self.before).clamp(min=0), elsewhere)
 
     @property
     def kept(self) -> Tensor:
         """Share of the rest's pixels found to be of the label before that still are, float (M,); NaN without any."""
-        label = self.label[:, None, None]
-        return _mean((self.without == label).to(self.before.dtype), self.rest & (self.segmentation == label))
+        return _mean(self._of_label(self.without).to(self.before.dtype), self.rest & self._of_label(self.segmentation))
 
     @property
     def iou_before(self) -> Tensor:
@@ -96,7 +95,7 @@ class SalientParts:
     def figure(
         self,
         *,
-        classes: "Sequence[str] | None" = None,
+        classes: Sequence[str] | None = None,
         colors: Tensor | None = None,
         pictures: Tensor | None = None,
         title: str = "",
@@ -106,14 +105,12 @@ class SalientParts:
         classes: names; colors: uint8 (C, 3). pictures: float (N, 3, h, w) in [0, 1] to show in place of normalised
         images; without it, values outside [0, 1] are stretched.
         """
-        from perpixel.report import salient_sheet
-
         return salient_sheet(
             _shown(self.pictures if pictures is None else pictures[self.image]),
             self.region,
             [self.segmentation, self.without],
             self.after - self.before,
-            self._truth == self.label[:, None, None],
+            self._of_label(self._truth),
             rows=self.rows(),
             classes=classes,
             colors=colors,
@@ -128,10 +125,14 @@ class SalientParts:
     def _valid(self) -> Tensor:
         return self._truth != self.ignore_index
 
-    def _iou(self, found: Tensor) -> Tensor:
-        label, counted = self.label[:, None, None], self._valid & ~self.region
-        true, said = (self._truth == label) & counted, (found == label) & counted
-        both, either = ((mask.flatten(1).sum(1)).to(self.before.dtype) for mask in (true & said, true | said))
+    def _of_label(self, labels: Tensor) -> Tensor:
+        """Where a map (M, H, W) shows the label of its object."""
+        return labels == self.label[:, None, None]
+
+    def _iou(self, predicted: Tensor) -> Tensor:
+        counted = self._valid & ~self.region
+        true, positive = self._of_label(self._truth) & counted, self._of_label(predicted) & counted
+        both, either = (mask.flatten(1).sum(1).to(self.before.dtype) for mask in (true & positive, true | positive))
         return both / either
 
 
@@ -148,7 +149,7 @@ def salient_parts(
     candidates: int = 4,
     rules: str | FixationRules = "modern",
     k: K = 1,
-    shift: Literal["full", "partial", "none"] = "partial",
+    shift: Shift = "partial",
     ignore_index: int = 255,
 ) -> SalientParts:
     """Hide the discriminative region of one object after the other, and see what becomes of the rest of it.
@@ -165,7 +166,7 @@ def salient_parts(
     if not isinstance(model, nn.Module):
         raise TypeError(complain("model", "a torch.nn.Module", model, "Pass the network itself."))
     ignore_index = check_integer("ignore_index", ignore_index)
-    how = Regions(region, share, fill, cell, candidates, fixation_options(rules, k, shift))
+    regions = Regions(region, share, fill, cell, candidates, FixationOptions(rules, k, shift))
     if isinstance(images, Tensor) and images.ndim == 3:
         images = images[None]
         labels = labels[None] if isinstance(labels, Tensor) and labels.ndim == 2 else labels
@@ -179,9 +180,12 @@ def salient_parts(
         check_same_device(images=images, logits=logits)
         labels = check_labels(labels, logits, ignore_index, values=True)
         objects = _objects(labels, label, logits.shape[1], ignore_index)
-        found = [_examine(model, images[i : i + 1], logits[i : i + 1], labels[i : i + 1], c, how) for i, c in objects]
+        examined = []
+        for i, c in objects:
+            image, own, truth = (given[i : i + 1] for given in (images, logits, labels))
+            examined.append(_examine(model, image, own, truth, c, regions))
     where = torch.tensor(objects, device=labels.device)
-    parts = {name: torch.cat([one[name] for one in found]) for name in found[0]}
+    parts = {name: torch.cat([one[name] for one in examined]) for name in examined[0]}
     return SalientParts(where[:, 0], where[:, 1], labels, **parts, ignore_index=ignore_index)
 
 
@@ -197,11 +201,11 @@ def _objects(labels: Tensor, label: int | None, classes: int, ignore_index: int)
 
 
 def _examine(
-    model: nn.Module, image: Tensor, logits: Tensor, labels: Tensor, label: int, how: Regions
+    model: nn.Module, image: Tensor, logits: Tensor, labels: Tensor, label: int, regions: Regions
 ) -> dict[str, Tensor]:
     counted = labels == label
-    region = how.find(model, image, logits, labels, counted)
-    hidden = how.hide(image, region)
+    region = regions.find(model, image, logits, labels, counted)
+    hidden = regions.hide(image, region)
     without = dense_logits(model(hidden))
     everywhere = torch.full_like(labels, label)
     return {

@@ -2,7 +2,7 @@
 
 const closed = (polygon) => `M${polygon.map((point) => point.join(" ")).join("L")}Z`;
 
-class Stage {
+class PictureInput {
   constructor(explorer) {
     Object.assign(this, { explorer, evidence: explorer.evidence });
     this.listenToStage();

@@ -1,27 +1,24 @@
-"""What captum is doing while it calls a target: on which images, in which order of rows, with which hooks."""
+"""Which example each row of a batch is made of, while captum calls a target with copies and mixes of its images."""
 
 import inspect
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from types import CodeType, FrameType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from perpixel.checks import complain
 
-_DOORS = ("attribute", "infidelity", "sensitivity_max")
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_ENTRIES = ("attribute", "infidelity", "sensitivity_max")
 _REMEDY = (
     "Pass additional_forward_args=target.arguments(images) to captum, which then expands labels and regions together "
     "with the images; or explain one image at a time."
 )
 
 
-class CaptumCall:
+class CallStack:
     """The captum calls that are under way, outermost first; `images` are what the outermost was given, or None.
 
     A forward function gets rows without being told which example each belongs to. captum tiles its examples (0 1 0 1)
@@ -30,29 +27,29 @@ class CaptumCall:
     """
 
     def __init__(self) -> None:
-        self.steps: list[tuple[Tensor, bool]] = []
+        self.calls: list[tuple[Tensor, bool]] = []
         frame: FrameType | None = sys._getframe(1)
         while frame is not None:
-            if frame.f_code.co_name in _DOORS and frame.f_globals.get("__name__", "").startswith("captum."):
+            if frame.f_code.co_name in _ENTRIES and frame.f_globals.get("__name__", "").startswith("captum."):
                 inputs = _first_tensor(frame.f_locals.get("inputs"))
                 if inputs is not None:
-                    self.steps.insert(0, (inputs, frame.f_code in _interleaving()))
+                    self.calls.insert(0, (inputs, frame.f_code in _interleaving()))
             frame = frame.f_back
 
     @property
     def images(self) -> Tensor | None:
-        return self.steps[0][0] if self.steps else None
+        return self.calls[0][0] if self.calls else None
 
     def examples(self, count: int, rows: Tensor) -> Tensor:
         """The example, in [0, count), that each of the rows was made of; ValueError where that cannot be known."""
         known = torch.arange(count, device=rows.device)
-        if not self.steps:
+        if not self.calls:
             if len(rows) != count:
                 raise ValueError(_unknown(count, len(rows)))
             return known
-        if len(self.steps[0][0]) != count:
-            raise ValueError(_unknown(count, len(self.steps[0][0])))
-        for before, after in zip(self.steps, [*self.steps[1:], (rows, False)]):
+        if len(self.calls[0][0]) != count:
+            raise ValueError(_unknown(count, len(self.calls[0][0])))
+        for before, after in zip(self.calls, [*self.calls[1:], (rows, False)]):
             if len(after[0]) != len(known):
                 known = _expanded(known, before[0], after[0], before[1])
         return known
@@ -92,28 +89,3 @@ def _interleaving() -> frozenset[CodeType]:
 
     samplers = (NoiseTunnel.attribute, DeepLiftShap.attribute, LayerDeepLiftShap.attribute, infidelity, sensitivity_max)
     return frozenset(inspect.unwrap(call).__code__ for call in samplers)
-
-
-@contextmanager
-def captum_hooks_off(model: nn.Module) -> Iterator[None]:
-    """Inside, the hooks that a captum call under way has put on `model` do not run; all others do."""
-    taken = []
-    for module in model.modules():
-        for name in _HOOKS:
-            hooks = getattr(module, name)
-            if any(_is_captums(hook) for hook in hooks.values()):
-                taken.append((hooks, dict(hooks)))
-    try:
-        for hooks, before in taken:
-            for key, hook in before.items():
-                if _is_captums(hook):
-                    del hooks[key]
-        yield
-    finally:
-        for hooks, before in taken:
-            hooks.clear()
-            hooks.update(before)
-
-
-def _is_captums(hook: object) -> bool:
-    return (getattr(hook, "__module__", None) or "").startswith("captum.")

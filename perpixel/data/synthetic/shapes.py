@@ -1,11 +1,11 @@
-"""The figures of the synthetic scenes: each a signed distance (negative inside) and a colour per point.
+"""The shapes in the synthetic scenes: each a signed distance (negative inside) and a colour per point.
 
 Coordinates and distances are in scene units; `y` has shape (h, 1), `x` (1, w).
 """
 
 import numpy as np
 
-from perpixel.data.synthetic.creatures import BODIES, LOCAL_COLOURS, Body, Colour
+from perpixel.data.synthetic.classes import BODIES, LOCAL_COLOURS, Colour
 from perpixel.data.synthetic.scene import HEAD_RADIUS, Array, Thing
 
 LIGHT = (-0.45, -0.45, 0.77)  # y, x, z: from the upper left
@@ -46,20 +46,20 @@ def _ribbon(thing: Thing, y: Array, x: Array) -> tuple[Array, Array, Array, Arra
     return np.hypot(beyond, across) - width, place, across / width, tx * np.sign(across), ty * np.sign(across)
 
 
-def _pattern(body: Body, thing: Thing, place: Array, across: Array) -> Array:
+def _pattern(pattern: str, thing: Thing, place: Array, across: Array) -> Array:
     """How much of the marks' colour each body pixel has, 0 to 1."""
-    period = thing.radius * (1.9 + 0.8 * thing.look[0])
-    t = place / np.float32(period) + np.float32(thing.look[1])
+    period = thing.radius * (1.9 + 0.8 * thing.appearance[0])
+    t = place / np.float32(period) + np.float32(thing.appearance[1])
     wave = np.abs(2 * (t - np.floor(t)) - 1)  # triangle, 1 at whole numbers
-    if body.pattern == "zigzag":
+    if pattern == "zigzag":
         return smooth(0.42, 0.2, np.abs(across - (1.3 * wave - 0.65)))
-    if body.pattern == "rings":
+    if pattern == "rings":
         return smooth(0.5, 0.72, wave)
-    if body.pattern == "beads":
+    if pattern == "beads":
         return smooth(0.75, 0.2, np.abs(across)) * 0.8
-    if body.pattern == "dots":
+    if pattern == "dots":
         return smooth(0.62, 0.4, np.hypot((1 - wave) * 1.3, across))
-    if body.pattern == "chevrons":
+    if pattern == "chevrons":
         u = t + 0.35 * np.abs(across)
         return smooth(0.45, 0.7, np.abs(2 * (u - np.floor(u)) - 1))
     return smooth(0.42, 0.22, np.abs(across))
@@ -124,9 +124,14 @@ def _frame(thing: Thing, y: Array, x: Array, radius: float) -> tuple[Array, Arra
     return dy * sin + dx * cos, dy * cos - dx * sin
 
 
-def _vary(colour: Colour, look: tuple[float, ...], amount: float = 0.06) -> Array:
+def _outwards(thing: Thing, y: Array, x: Array, distance: Array) -> tuple[Array, Array]:
+    """Unit vectors (y, x) away from a thing's centre, which is `distance` away."""
+    return (y - thing.spine[0, 0]) / distance, (x - thing.spine[0, 1]) / distance
+
+
+def _vary(colour: Colour, thing: Thing, amount: float = 0.06) -> Array:
     """An individual's colour: lighter or darker, warmer or colder."""
-    light, warm = 2 * look[-1] - 1, 2 * look[-2] - 1
+    light, warm = 2 * thing.appearance[-1] - 1, 2 * thing.appearance[-2] - 1
     return np.clip(
         rgb(colour) * np.float32(1 + amount * light) + rgb((warm, 0, -warm)) * np.float32(0.6 * amount), 0, 1
     )
@@ -135,21 +140,19 @@ def _vary(colour: Colour, look: tuple[float, ...], amount: float = 0.06) -> Arra
 def body(thing: Thing, y: Array, x: Array) -> tuple[Array, Array]:
     """A creature without its head; the same for both members of its pair."""
     distance, place, across, ny, nx = _ribbon(thing, y, x)
-    looks = BODIES[thing.pair]
-    colour = mix(_vary(looks.base, thing.look), _vary(looks.marks, thing.look), _pattern(looks, thing, place, across))
+    pattern = _pattern(BODIES[thing.pair].pattern, thing, place, across)
+    colour = mix(_vary(BODIES[thing.pair].base, thing), _vary(BODIES[thing.pair].marks, thing), pattern)
     return distance, _shade(colour, across, ny, nx)
 
 
 def head(thing: Thing, y: Array, x: Array) -> tuple[Array, Array]:
     """The one part of a creature that tells its class."""
-    looks = BODIES[thing.pair].second if thing.side else BODIES[thing.pair].first
+    kind = BODIES[thing.pair].second if thing.side else BODIES[thing.pair].first
     a, b = _frame(thing, y, x, HEAD_RADIUS)
-    distance = head_shape(looks.shape, a, b)
+    distance = head_shape(kind.shape, a, b)
     radial = np.hypot(a, b)
-    dy, dx = y - thing.spine[0, 0] + 0 * radial, x - thing.spine[0, 1] + 0 * radial
-    rim = np.clip(radial * 0.8, 0, 1)
-    norm = np.maximum(HEAD_RADIUS * radial, np.float32(1e-3))
-    colour = _shade(_vary(looks.colour, thing.look, 0.04), rim, dy / norm, dx / norm)
+    normal = _outwards(thing, y, x, np.maximum(HEAD_RADIUS * radial, np.float32(1e-3)))
+    colour = _shade(_vary(kind.colour, thing, 0.04), np.clip(radial * 0.8, 0, 1), *normal)
     eye = np.hypot(a - 0.3, np.abs(b) - 0.46)
     colour = mix(colour, rgb((0.99, 0.99, 0.97)), smooth(0.38, 0.28, eye))
     return distance * HEAD_RADIUS, mix(colour, rgb((0.06, 0.06, 0.10)), smooth(0.24, 0.14, eye))
@@ -168,11 +171,10 @@ def turtle(thing: Thing, y: Array, x: Array) -> tuple[Array, Array]:
     sector = np.arctan2(b, a) * 3 / np.pi
     seam = np.abs(sector - np.round(sector)) * np.clip(radial, 0.2, 1)
     line = np.maximum(smooth(0.09, 0.03, seam) * smooth(0.5, 0.56, radial), smooth(0.08, 0.03, np.abs(radial - 0.53)))
-    norm = np.maximum(np.hypot(a, b), np.float32(1e-3)) * np.float32(thing.radius)
-    ny, nx = (y - thing.spine[0, 0]) / norm, (x - thing.spine[0, 1]) / norm
-    top = mix(_vary((0.62, 0.50, 0.30), thing.look), rgb((0.34, 0.25, 0.16)), line)
-    top = _shade(top, np.clip(radial, 0, 1) * np.float32(0.9), ny, nx)
-    colour = mix(top, _vary((0.62, 0.66, 0.42), thing.look), smooth(-0.03, 0.03, shell))
+    normal = _outwards(thing, y, x, np.maximum(np.hypot(a, b), np.float32(1e-3)) * np.float32(thing.radius))
+    top = mix(_vary((0.62, 0.50, 0.30), thing), rgb((0.34, 0.25, 0.16)), line)
+    top = _shade(top, np.clip(radial, 0, 1) * np.float32(0.9), *normal)
+    colour = mix(top, _vary((0.62, 0.66, 0.42), thing), smooth(-0.03, 0.03, shell))
     eye = np.hypot(a - 1.0, np.abs(b) - 0.12)
     colour = mix(colour, rgb((0.08, 0.08, 0.08)), smooth(0.09, 0.05, eye))
     colour = mix(colour, rgb((0.2, 0.16, 0.1)), 0.6 * smooth(0.06, 0.0, np.abs(shell)))
@@ -182,11 +184,11 @@ def turtle(thing: Thing, y: Array, x: Array) -> tuple[Array, Array]:
 def flower(thing: Thing, y: Array, x: Array) -> tuple[Array, Array]:
     """A blossom whose every pixel has the colour of its class."""
     a, b = _frame(thing, y, x, thing.radius)
-    petals = 5 + int(3 * thing.look[0])
+    petals = 5 + int(3 * thing.appearance[0])
     radial, angle = np.hypot(a, b), np.arctan2(b, a)
     wave = np.cos(petals * angle)
     rim = 0.78 + 0.2 * np.sqrt(np.abs(wave)) * np.sign(wave) * 0.8
-    base = _vary(LOCAL_COLOURS[thing.side], thing.look, 0.08)
+    base = _vary(LOCAL_COLOURS[thing.side], thing, 0.08)
     shade = 0.62 + 0.38 * smooth(0.05, 0.75, radial) - 0.14 * smooth(0.0, -1.0, wave) * smooth(0.3, 0.5, radial)
     colour = base * shade + 0.14 * smooth(0.35, 1.0, wave) * smooth(0.45, 0.8, radial)
     ring = smooth(0.06, 0.0, np.abs(radial - 0.26))
@@ -197,12 +199,11 @@ def stone(thing: Thing, y: Array, x: Array) -> tuple[Array, Array]:
     """A grey boulder: background, but opaque."""
     a, b = _frame(thing, y, x, thing.radius)
     angle, radial = np.arctan2(b, a), np.hypot(a, b)
-    u, v = thing.look[0] * 6.3, thing.look[1] * 6.3
+    u, v = thing.appearance[0] * 6.3, thing.appearance[1] * 6.3
     rim = 0.96 + 0.05 * np.sin(2 * angle + u) + 0.035 * np.sin(5 * angle + v)
-    norm = np.maximum(radial, np.float32(1e-3)) * np.float32(thing.radius)
-    ny, nx = (y - thing.spine[0, 0]) / norm, (x - thing.spine[0, 1]) / norm
+    normal = _outwards(thing, y, x, np.maximum(radial, np.float32(1e-3)) * np.float32(thing.radius))
     speck = np.sin(9 * a + u + 2 * np.sin(5 * b)) * np.sin(8 * b + v + 2 * np.sin(6 * a))
-    base = _vary((0.60, 0.60, 0.62), thing.look, 0.1) * (1 + 0.07 * speck)
+    base = _vary((0.60, 0.60, 0.62), thing, 0.1) * (1 + 0.07 * speck)
     crack = smooth(0.07, 0.02, np.abs(b - 0.25 * np.sin(3 * a + u))) * smooth(0.8, 0.4, radial)
     base = mix(base, rgb((0.33, 0.33, 0.37)), 0.5 * crack)
-    return (radial - rim) * np.float32(thing.radius), _shade(base, np.clip(radial / rim, 0, 1) ** 2, ny, nx)
+    return (radial - rim) * np.float32(thing.radius), _shade(base, np.clip(radial / rim, 0, 1) ** 2, *normal)

@@ -19,7 +19,7 @@ function percent(share) {
   return share < 1 && share > 0.99 ? ">99 %" : `${Math.round(100 * share)} %`;
 }
 
-class Words {
+class AnswerText {
   constructor(data, evidence) {
     Object.assign(this, { data, evidence, unit: evidence.boxes ? "patch" : "segment" });
     for (const node of document.querySelectorAll(".unit")) node.textContent = this.unit;
@@ -181,12 +181,12 @@ class Words {
       list.length
         ? `${word}: ${this.unit} ${badge}, ${this.evidence.place(list[0], question)}, ${signed(effects[list[0]])}. `
         : "";
-    const words = [`${subject}: ${names[answer.label]}. `];
-    words.push(
+    const sentences = [`${subject}: ${names[answer.label]}. `];
+    sentences.push(
       `Why ${names[answer.why]}${against}: logit ${figures(answer.now.logit)}, margin ${signed(answer.now.margin)}. `,
     );
-    words.push(part(supporters, "1", "Strongest towards it"), part(opponents, "A", "Strongest against it"));
-    words.push(`${$("hidden-title").textContent}: ${$("verdict").textContent}.`);
-    return words.join("");
+    sentences.push(part(supporters, "1", "Strongest towards it"), part(opponents, "A", "Strongest against it"));
+    sentences.push(`${$("hidden-title").textContent}: ${$("verdict").textContent}.`);
+    return sentences.join("");
   }
 }

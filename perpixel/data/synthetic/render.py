@@ -5,15 +5,15 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from perpixel.data.synthetic import figures
-from perpixel.data.synthetic.figures import mix, rgb, smooth
+from perpixel.data.synthetic import shapes
 from perpixel.data.synthetic.scene import HEAD_RADIUS, RING, Array, Ground, Scene, Thing
+from perpixel.data.synthetic.shapes import mix, rgb, smooth
 
 STONE = -1  # owner of a stone's pixels; the ground's is 0, that of thing i is i + 1
 _ROUND: dict[str, Callable[[Thing, Array, Array], tuple[Array, Array]]] = {
-    "turtle": figures.turtle,
-    "flower": figures.flower,
-    "stone": figures.stone,
+    "turtle": shapes.turtle,
+    "flower": shapes.flower,
+    "stone": shapes.stone,
 }
 
 
@@ -27,7 +27,7 @@ def _noise(rng: np.random.Generator, y: Array, x: Array, cell: float) -> Array:
     return rows[:, j[0]] * (1 - u) + rows[:, j[0] + 1] * u
 
 
-def paint_ground(ground: Ground, rng: np.random.Generator, y: Array, x: Array) -> Array:
+def draw_ground(ground: Ground, rng: np.random.Generator, y: Array, x: Array) -> Array:
     """The empty landscape (3, H, W) at the points y (H, 1), x (1, W): sea, a strip of sand and foam, meadow."""
     broad, fine = _noise(rng, y, x, 22), _noise(rng, y, x, 4)
     tint = rng.uniform(-0.03, 0.03, (2, 3, 1, 1)).astype(np.float32)
@@ -72,8 +72,8 @@ class _Canvas:
         view = self.image[:, window[0], window[1]]
         view *= 1 - fallen
 
-    def lay(self, window: tuple[slice, slice], distance: Array, colour: Array, owner: int, evidence: bool) -> None:
-        """Paints a shape with a thin dark rim; it owns the pixels it covers by half or more."""
+    def paint(self, window: tuple[slice, slice], distance: Array, colour: Array, owner: int, evidence: bool) -> None:
+        """A shape with a thin dark rim; it owns the pixels it covers by half or more."""
         colour = colour * (1 - 0.42 * smooth(-1.1, -0.1, distance))
         view = self.image[:, window[0], window[1]]
         view[:] = mix(view, colour, np.clip(0.5 - distance * np.float32(self.scale), 0, 1))
@@ -82,28 +82,28 @@ class _Canvas:
         self.evidence[window][inside] = evidence
 
 
-def _lay_thing(canvas: _Canvas, thing: Thing, owner: int) -> None:
+def _draw_thing(canvas: _Canvas, thing: Thing, owner: int) -> None:
     creature = thing.kind == "creature"
     window = canvas.window(thing.spine, 1.5 * thing.radius + 4)
     y, x = canvas.y[window[0]], canvas.x[:, window[1]]
     if 0 in (y.size, x.size):
         return
-    distance, colour = figures.body(thing, y, x) if creature else _ROUND[thing.kind](thing, y, x)
+    distance, colour = shapes.body(thing, y, x) if creature else _ROUND[thing.kind](thing, y, x)
     canvas.shadow(window, distance)
-    canvas.lay(window, distance, colour, owner, evidence=thing.kind == "flower")
+    canvas.paint(window, distance, colour, owner, evidence=thing.kind == "flower")
     if creature and not thing.hidden:
         window = canvas.window(thing.spine[:1], 1.9 * HEAD_RADIUS)
         y, x = canvas.y[window[0]], canvas.x[:, window[1]]
-        canvas.lay(window, *figures.head(thing, y, x), owner, evidence=True)
+        canvas.paint(window, *shapes.head(thing, y, x), owner, evidence=True)
 
 
 def render(scene: Scene, size: tuple[int, int], noise: float) -> tuple[Array, NDArray[np.int64], NDArray[np.bool_]]:
     """Image (3, H, W) in [0, 1], owner (H, W) and evidence (H, W) of a scene."""
     rng, scale = np.random.default_rng(scene.seed), min(size) / 96
     y, x = ((np.arange(n, dtype=np.float32) + np.float32(0.5)) / np.float32(scale) for n in size)
-    canvas = _Canvas(paint_ground(scene.ground, rng, y[:, None], x[None]), y[:, None], x[None], scale)
+    canvas = _Canvas(draw_ground(scene.ground, rng, y[:, None], x[None]), y[:, None], x[None], scale)
     for index, thing in enumerate(scene.things):
-        _lay_thing(canvas, thing, STONE if thing.kind == "stone" else index + 1)
+        _draw_thing(canvas, thing, STONE if thing.kind == "stone" else index + 1)
     for index, thing in enumerate(scene.things):
         if thing.kind == "turtle" and (canvas.owner == index + 1).any():
             canvas.evidence |= _surroundings(canvas, scene.ground, thing)

@@ -1,4 +1,4 @@
-"""Who lives in the synthetic scenes: names, label colours, and the looks of bodies and heads."""
+"""The classes of the synthetic scenes: names, label colours, and the shapes and colours of bodies and heads."""
 
 from typing import NamedTuple
 

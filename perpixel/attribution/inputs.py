@@ -1,0 +1,110 @@
+"""What an attribution is asked about: images, label, region and score, checked; the prediction they lie in."""
+
+import torch
+from torch import Tensor, nn
+
+from perpixel.checks import check_integer, check_option, check_tensor, complain
+from perpixel.outputs import dense_logits, logits_at
+
+SCORES = ("logit", "margin")
+
+
+def check_model(model: object) -> nn.Module:
+    """`model` if it is a module, else TypeError."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(complain("model", "a torch.nn.Module", model, "Pass the network itself."))
+    return model
+
+
+def check_images(images: object) -> Tensor:
+    """`images`, detached, if they are float (N, channels, H, W) and not empty, else TypeError or ValueError."""
+    images = check_tensor("images", images, ndim=4, shape="(N, channels, H, W)", floating=True).detach()
+    if images.numel() == 0:
+        raise ValueError(complain("images", "at least one image with pixels", images, "Skip empty batches."))
+    return images
+
+
+def check_label(label: object) -> int | Tensor:
+    """`label` as an int, or as int64 (N,), else TypeError or ValueError."""
+    if isinstance(label, (list, tuple)):
+        label = torch.as_tensor(label)
+    if not isinstance(label, Tensor) or (label.ndim == 0 and label.dtype != torch.bool):
+        return check_integer("label", label, low=0)
+    label = check_tensor("label", label, ndim=1, shape="(N,), one label per image", floating=False)
+    if label.numel() and int(label.min()) < 0:
+        raise ValueError(complain("label", "class numbers", int(label.min()), "Count the classes from 0."))
+    return label.detach().long()
+
+
+def check_region(region: object) -> Tensor:
+    """`region` if it is bool (N, H, W) or (H, W), else TypeError or ValueError."""
+    expected = "a bool tensor (N, H, W) or (H, W)"
+    if not isinstance(region, Tensor) or region.dtype != torch.bool:
+        remedy = "Pass labels == label, or None for where the label is predicted."
+        raise TypeError(complain("region", expected, region, remedy))
+    if region.ndim not in (2, 3):
+        remedy = "Use region[:, 0]." if region.ndim == 4 and region.shape[1] == 1 else "One map per image."
+        raise ValueError(complain("region", expected, region, remedy))
+    return region.detach()
+
+
+def labels_for(label: int | Tensor, logits: Tensor) -> Tensor:
+    """`label` as int64 (N,) for the N images of `logits`; ValueError if the network has no such class."""
+    count, classes = logits.shape[:2]
+    labels = torch.full((count,), label) if isinstance(label, int) else label
+    if len(labels) != count:
+        remedy = "Pass one label per image, or an int for all."
+        raise ValueError(complain("label", f"an int, or {count} ints for {count} images", labels, remedy))
+    high = int(labels.max())
+    if high >= classes:
+        raise ValueError(complain("label", f"a class in [0, {classes})", high, "The network's output has no more."))
+    return labels.to(logits.device)
+
+
+def region_for(region: Tensor | None, logits: Tensor, labels: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
+    """`region` as bool (N, H, W), not empty; None: where `logits` (N, C, h, w), at `size`, predict the label."""
+    count, given = len(logits), region is not None
+    if region is None:
+        region = predicted_labels(logits_at(logits, size)) == labels[:, None, None]
+    elif tuple(region.shape[-2:]) not in {tuple(logits.shape[-2:]), tuple(size)}:
+        expected = f"the output's size {tuple(logits.shape[-2:])} or the images' {tuple(size)}"
+        raise ValueError(complain("region", expected, region, "Bring it there with nearest-neighbour interpolation."))
+    if region.ndim == 2:
+        region = region.expand(count, -1, -1)
+    if len(region) != count:
+        raise ValueError(complain("region", f"one map for each of {count} images", region, "Pass (N, H, W) or (H, W)."))
+    region = region.to(logits.device)
+    empty = (~region.flatten(1).any(1)).nonzero().flatten().tolist()
+    if empty:
+        came = f"none in image {empty[0]}" + (f" (nor in {len(empty) - 1} more)" if len(empty) > 1 else "")
+        which = "" if given else f" The network predicts label {int(labels[empty[0]])} nowhere there."
+        raise ValueError(complain("region", "at least one pixel per image", came, f"Leave the image out.{which}"))
+    return region
+
+
+def dense(output: object, images: Tensor) -> Tensor:
+    """The logits (N, C, h, w) in a network's output for `images`; an error if it gives nothing dense for each."""
+    try:
+        logits = dense_logits(output)
+    except (TypeError, ValueError) as error:
+        expected = "a network that gives a logit map per class, (N, C, H, W)"
+        came = f"nothing dense ({error})"
+        raise type(error)(
+            complain("model", expected, came, "A classifier labels no pixels: use captum as it is.")
+        ) from None
+    if len(logits) != len(images):
+        came = f"{len(logits)} for {len(images)} images"
+        raise ValueError(complain("output", "one logit map per image", came, "Return the maps of this very batch."))
+    return logits
+
+
+def predicted_labels(logits: Tensor) -> Tensor:
+    """Logits (N, C, H, W) -> int64 (N, H, W): the arg-max; a single logit says its label 0 where positive, else 1."""
+    return logits.argmax(1) if logits.shape[1] > 1 else (logits[:, 0] <= 0).long()
+
+
+def check_score(score: object, classes: int) -> None:
+    """Nothing if `score` is "logit" or "margin" and the network has the classes for it, else ValueError."""
+    if check_option("score", score, SCORES) == "margin" and classes < 2:
+        remedy = "It has no other class."
+        raise ValueError(complain("score", "'logit' for a network of one class", "'margin'", remedy))

@@ -1,0 +1,93 @@
+"""Values with their intervals: rows of dots, and lines over layers."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from perpixel.checks import complain
+from perpixel.report.theme import Array, caption, chart_axis, legend, line_color, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Interval = tuple[float, float, float]  # value, low, high
+
+
+def interval_chart(
+    names: Sequence[str],
+    series: Mapping[str, Sequence[Interval]],
+    *,
+    marks: Mapping[str, Sequence[float]] | None = None,
+    xlabel: str,
+    title: str = "",
+    log: bool = False,
+    line: float | None = None,
+) -> "Figure":
+    """A row per name, a dot with its interval (value, low, high) per series, a tick per mark; NaN leaves a gap.
+
+    line: a vertical line, such as "no difference" at 1.
+    """
+    marks = marks or {}
+    for key, values in {**series, **marks}.items():
+        if len(values) != len(names):
+            raise ValueError(complain(f"series[{key!r}]", f"{len(names)} values", len(values), "One for every name."))
+    figure = new_figure(7.6, 0.3 * len(names) * max(1.0, 0.45 * len(series) + 0.4) + 1.7)
+    axis = figure.subplots()
+    rows, gap = np.arange(len(names)), 0.62 / max(len(series), 1)
+    for number, (name, values) in enumerate(series.items()):
+        places = rows + (number - (len(series) - 1) / 2) * gap
+        value, low, high = _columns(values)
+        axis.hlines(places, low, high, color=line_color(number), linewidth=1.8, alpha=0.75)
+        axis.plot(value, places, "o", color=line_color(number), markersize=5, label=name)
+    for number, (name, ticks) in enumerate(marks.items()):
+        style, size = (("|", 11), ("D", 4), ("x", 6))[number % 3]
+        axis.plot(ticks, rows, style, color="#222222", markersize=size, label=name)
+    if line is not None:
+        axis.axvline(line, color="#999999", linewidth=1, zorder=0)
+    axis.set_yticks(rows, names)
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.set_xlabel(xlabel)
+    if log:
+        axis.set_xscale("log")
+        axis.xaxis.set_major_formatter("{x:g}")
+    chart_axis(axis, grid="x")
+    caption(figure, title)
+    long = sum(len(name) for name in (*series, *marks)) > 60
+    legend(figure, *axis.get_legend_handles_labels(), ncols=2 if long else 4)
+    return figure
+
+
+def count_chart(
+    layers: Sequence[str], panels: Mapping[str, Mapping[str, Sequence[Interval]]], *, title: str = ""
+) -> "Figure":
+    """A panel per way of counting; in each a line over the layers per series (median, q25, q75), the band between the
+    quartiles; counts on a logarithmic axis."""
+    if not layers or not panels:
+        raise ValueError(complain("layers, panels", "at least one of each", "none", "Measure a layer."))
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = new_figure(5.4 * columns, 2.6 * rows + 1.4)
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    place = np.arange(len(layers))
+    for axis, (heading, lines) in zip(axes.flatten(), panels.items()):
+        for number, (name, values) in enumerate(lines.items()):
+            median, low, high = _columns(values)
+            axis.fill_between(place, low, high, color=line_color(number), alpha=0.18, linewidth=0)
+            axis.plot(place, median, "o-", color=line_color(number), markersize=3.5, linewidth=1.5, label=name)
+        axis.set_yscale("log")
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.set_title(heading, fontsize=10, loc="left")
+        chart_axis(axis)
+    step = -(-len(layers) // 24)
+    for axis in axes[-1]:
+        axis.set_xticks(place[::step], list(layers)[::step], rotation=60, ha="right", fontsize=7.5)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("inputs needed (K)")
+    legend(figure, *axes[0, 0].get_legend_handles_labels())
+    caption(figure, title)
+    return figure
+
+
+def _columns(values: Sequence[Interval]) -> Array:
+    return np.array(values, np.float64).reshape(-1, 3).T

@@ -1,0 +1,199 @@
+"""`borrowed`: how a network runs inside, and that nothing of it is left outside; hooks and random numbers likewise."""
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext, suppress
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from attribution_cases import Net, images
+from test_model_untouched import assert_same, snapshot
+from torch import Tensor, nn
+
+from perpixel.borrow import borrowed, hooked, random_numbers
+
+
+def busy() -> Net:
+    """Mixed flags, gradients, a frozen weight, a hook."""
+    net = Net()
+    net.features.append(nn.BatchNorm2d(8).double())
+    net.features.append(nn.Dropout(0.5))
+    net.train()
+    net.features[2].eval()
+    net(images()).sum().backward()
+    net.classifier.weight.requires_grad_(False)
+    net.features[3].register_forward_hook(lambda *_: None)
+    return net
+
+
+def put_on(net: Net) -> None:
+    """Some of what captum and others do to a network."""
+    net.features[0].register_forward_hook(lambda *_: None)
+    net.features[3]._forward_hooks.clear()
+    net.features[0].rule = object()
+    del net.features[1].inplace
+    net.features[3] = nn.Identity()
+    net.classifier.weight.requires_grad_(True)
+    net.classifier.bias.grad = None
+    net.classifier.bias.data = net.classifier.bias.data.clone() + 1
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("options", [{}, {"gradients": True}, {"captum_hooks": False}, {"restore_all": True}], ids=str)
+def test_a_network_comes_back_as_it_was(options: dict[str, Any], fails: bool) -> None:
+    net = busy()
+    before, memory = snapshot(net), {name: p.data_ptr() for name, p in net.named_parameters()}
+    with suppress(ZeroDivisionError), borrowed(net, **options) as evaluated:
+        assert not evaluated
+        assert not any(layer.training for layer in net.modules())
+        assert torch.is_grad_enabled() == bool(options.get("gradients"))
+        assert net.features[1].inplace is not options.get("gradients", False)
+        net(images())
+        if options.get("restore_all"):
+            put_on(net)
+        if fails:
+            raise ZeroDivisionError
+    assert_same(snapshot(net), before)
+    assert memory == {name: p.data_ptr() for name, p in net.named_parameters()}
+    with borrowed(net.eval()) as evaluated:
+        assert evaluated
+
+
+def test_hooks_that_only_record_and_captums_are_off() -> None:
+    seen: list[str] = []
+
+    def hook(name: str, **attributes: Any) -> Callable[..., None]:
+        def run(*_: object) -> None:
+            seen.append(name)
+
+        vars(run).update(attributes)
+        run.__module__ = attributes.get("__module__", __name__)
+        return run
+
+    net = Net()
+    for one in (hook("records", only_records=True), hook("captum", __module__="captum._utils"), hook("works")):
+        net.classifier.register_forward_hook(one)
+        net.features.register_forward_pre_hook(one)
+    runs = ({}, {"captum_hooks": False})
+    expected = (["captum", "works"] * 2, ["works"] * 2)
+    for options, names in zip(runs, expected):
+        seen.clear()
+        with borrowed(net, **options):  # type: ignore[arg-type]
+            net(images())
+        assert seen == names
+    seen.clear()
+    net(images())
+    assert seen == ["records", "captum", "works"] * 2
+
+
+def test_random_numbers_are_put_back() -> None:
+    def draw() -> tuple[float, float]:
+        return float(torch.rand(())), float(np.random.rand())  # noqa: NPY002
+
+    net = Net()
+    contexts: list[Callable[[], AbstractContextManager[object]]] = [
+        lambda: borrowed(net),
+        lambda: random_numbers(torch.device("cpu")),
+        lambda: random_numbers(seed=2**32 + 3),
+    ]
+    for context in contexts:
+        torch.manual_seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        expected = draw()
+        torch.manual_seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        with context():
+            torch.rand(5)
+        assert draw() == expected
+    drawn = []
+    for _ in range(2):
+        with random_numbers(seed=2**32 + 3):
+            drawn.append(draw())
+    assert drawn[0] == drawn[1]
+    with borrowed(net, gradients=True):
+        first = torch.rand(())
+    assert not torch.equal(first, torch.rand(()))
+
+
+def test_compiled_layers_run_as_they_were_written() -> None:
+    runs: list[int] = []
+
+    def backend(module: Any, inputs: Any) -> Any:
+        runs.append(1)
+        return module.forward
+
+    net = Net()
+    expected = net(images())
+    net.features = torch.compile(net.features, backend=backend)
+    with borrowed(net):
+        torch.testing.assert_close(net(images()), expected)
+    assert not runs
+    net(images())
+    assert runs
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
+def test_scripted_layers_evaluate() -> None:
+    net = torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Dropout(0.5)))
+    x = torch.randn(1, 3, 4, 4)
+    with borrowed(net):
+        torch.testing.assert_close(net(x), net(x), rtol=0, atol=0)
+    assert net.training
+    assert not torch.equal(net(x), net(x))
+
+
+def test_borrowing_is_cheap() -> None:
+    net = nn.Sequential(*(nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU()) for _ in range(83)))  # 250 layers
+    times = []
+    for _ in range(50):
+        start = time.perf_counter()
+        with borrowed(net):
+            pass
+        times.append(time.perf_counter() - start)
+    assert min(times) < 1e-3
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_hooked_layers_say_what_they_run(fails: bool) -> None:
+    net, runs = Net(), []
+    layers = {name: layer for name, layer in net.named_modules() if not layer._modules}
+    before = snapshot(net)
+
+    def enter(name: str, layer: nn.Module, given: tuple[Tensor, ...]) -> None:
+        assert layer is layers[name]
+        runs.append((name, given[0].shape[1]))
+
+    def leave(name: str, layer: nn.Module, gave: Tensor | None) -> None:
+        runs.append((name, None if gave is None else gave.shape[1]))
+
+    given = images()[:, :2] if fails else images()
+    with pytest.raises(RuntimeError) if fails else nullcontext(), hooked(layers, before=enter, after=leave):
+        net(given)
+    expected = [("features.0", 2), ("features.0", None)] if fails else list(expected_runs())
+    assert runs == expected
+    assert_same(snapshot(net), before)
+
+
+def expected_runs() -> Iterator[tuple[str, int]]:
+    for name, inputs, outputs in (("0", 3, 6), ("1", 6, 6), ("2", 6, 6), ("3", 6, 8), ("4", 8, 8)):
+        yield from ((f"features.{name}", inputs), (f"features.{name}", outputs))
+    yield from (("classifier", 8), ("classifier", 4))
+
+
+def test_hooks_that_cannot_all_be_set_are_all_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = Net()
+    before = snapshot(net)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no")
+
+    monkeypatch.setattr(net.classifier, "register_forward_hook", refuse)
+    note = lambda *_: None  # noqa: E731
+    with pytest.raises(OSError, match="no"), hooked(dict(net.named_modules()), before=note, after=note):
+        pass
+    monkeypatch.undo()
+    assert_same(snapshot(net), before)
+    assert copy.deepcopy(net) is not net

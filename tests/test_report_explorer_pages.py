@@ -1,0 +1,145 @@
+"""Explorers of other pictures in a real headless Chromium: upsampling, segments, names, few classes, old browsers."""
+
+from pathlib import Path
+from typing import Any
+
+import explorer_cases as cases
+import pytest
+import torch
+from explorer_cases import LABELS, pixel
+from torch import Tensor
+from torch.nn import functional as F
+
+from perpixel.report import ExplorerPage, context_explorer
+
+pytest.importorskip("playwright.sync_api")
+pytest_plugins = ["explorer_browser"]
+
+
+def test_overlapping_patches_are_painted_by_their_mean(opener: Any, tmp_path: Path) -> None:
+    given = cases.case(boxes=torch.tensor([(0, 0, 48, 40), (0, 20, 48, 64)]))
+    for patch, effect in enumerate((1.0, -0.5)):
+        given["effects"][patch] = effect
+    tab = opener(context_explorer(tmp_path / "page.html", **given))
+    picture = tab.pixels("#context").float()
+    blueness = (picture[..., 2] - picture[..., 0]).mean(0)
+    assert tab.value("#high") == pytest.approx(1)
+    assert blueness[:20].mean() == pytest.approx(0.92 * 204, abs=2)
+    assert blueness[20:40].mean() == pytest.approx(0.92 * 204 * 0.25, abs=2)
+    assert blueness[40:].mean() == pytest.approx(-0.92 * 230 * 0.5, abs=2)
+    assert tab.text("#supporters data") == "+1.00"
+
+
+def in_two_steps(values: Tensor) -> Tensor:
+    half = F.interpolate(values, size=(20, 30), mode="bicubic", align_corners=False)
+    return F.interpolate(half, size=cases.SIZE, mode="bilinear", align_corners=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        ("bilinear_aligned", {"mode": "bilinear", "align_corners": True}),
+        ("nearest", {"mode": "nearest"}),
+        (in_two_steps, None),
+    ],
+)
+def test_other_upsamplings(opener: Any, tmp_path: Path, name: Any, mode: Any) -> None:
+    given = cases.case()
+    page = context_explorer(tmp_path / "page.html", **given, upsampling=name, start=(13, 46))
+    tab = opener(page)
+    if mode is None:
+        logits, effects = in_two_steps(given["logits"][None].double())[0], in_two_steps(given["effects"].double())
+    else:
+        logits, effects = (cases.full_size(given[key], **mode) for key in ("logits", "effects"))
+    assert torch.equal(tab.labels(), logits.argmax(0))
+    label = int(logits[:, 13, 46].argmax())
+    assert tab.text("#headline") == f"{cases.CLASSES[label]}column 46, row 13"
+    for patch, effect in tab.patches().items():
+        assert effect == pytest.approx(float(effects[patch, label, 13, 46]), abs=tab.error)
+
+
+def test_segments_answer_as_boxes_do_and_may_leave_pixels_out(opener: Any, tmp_path: Path) -> None:
+    given = cases.case()
+    segments = torch.full(cases.SIZE, -1)
+    for number, (y0, x0, y1, x1) in enumerate(cases.boxes().tolist()):
+        segments[y0 : y1 - 2, x0:x1] = number
+    given["boxes"] = None
+    page = context_explorer(tmp_path / "page.html", **given, segments=segments)
+    tab = opener(page)
+    tab.click(10, 33)
+    tab.check_answer(pixel(10, 33))
+    picture = tab.pixels("#context")
+    left_out = picture[segments < 0]
+    assert int((left_out.amax(1) - left_out.amin(1)).max()) == 0  # grey
+    tab.press_button("#preview")
+    assert tab.text("#supporters .where") in ("covers the pixel", *(f"{n} px away" for n in range(80)))
+    assert tab.text("#labels-caption") == "Labels with segment 1 hidden"
+    assert "blue segments push" in tab.text("#help")
+
+
+def test_hostile_names_are_shown_as_they_are(opener: Any, tmp_path: Path) -> None:
+    names = [
+        "</script><script>document.title='broken'</script>",
+        "<!-- <script>",
+        "\u2028\"'`\\ & &lt; {{data}}",
+        "<img src=http://example.invalid/x onerror=\"document.title='broken'\">",
+    ]
+    given = cases.case(title=f"<b>{names[0]}", note=names[3])
+    tab = opener(context_explorer(tmp_path / "page.html", **{**given, "classes": names}))
+    for c in LABELS.unique().tolist():
+        tab.press_button(f"#classes [data-class='{c}']")
+        assert tab.text("#headline .name") == names[c]
+        assert tab.text("#towards") == names[c]
+    assert tab.run("document.title") == f"<b>{names[0]}"
+    assert tab.text("h1") == f"<b>{names[0]}"
+    assert tab.text("#note") == names[3]
+    options = tab.run("[...document.querySelector('#why').options].map(o => o.text)")
+    assert [" ".join(o.split()) for o in options] == [" ".join(n.split()) for n in names]
+    assert tab.run("document.querySelectorAll('img, b:not(.for):not(.against)').length") == 0
+
+
+def test_two_classes_one_patch_and_an_absent_class(opener: Any, tmp_path: Path) -> None:
+    given = cases.case(2, boxes=torch.tensor([(0, 0, 20, 20)]))
+    given["logits"] = torch.stack([torch.zeros(cases.GRID), torch.ones(cases.GRID)])
+    given["effects"] = torch.full((1, 2, *cases.GRID), -0.25)
+    tab = opener(context_explorer(tmp_path / "page.html", **given))
+    assert tab.text("#absent") == "Nothing here is labelled road."
+    assert tab.text("#supporters") == "No patch supports it."
+    assert tab.text("#opponents data") == "−0.25"
+    assert tab.text("#hidden-title") == "Nothing to hide"
+    assert tab.run("document.querySelector('#preview').disabled")
+    tab.press_button("#classes button")
+    assert tab.value("#logit") == 1
+
+
+def test_no_effect_at_all(opener: Any, tmp_path: Path) -> None:
+    given = cases.case()
+    given["effects"].zero_()
+    tab = opener(context_explorer(tmp_path / "page.html", **given))
+    assert (tab.text("#low"), tab.text("#high")) == ("0", "0")
+    assert tab.text("#opponents") == "No patch speaks against it."
+    picture = tab.pixels("#context")
+    assert int((picture.amax(-1) - picture.amin(-1)).max()) == 0
+
+
+def test_classes_left_out_for_space_cannot_be_asked_about(opener: Any, tmp_path: Path) -> None:
+    given = cases.case(grid=(48, 64))
+    given["logits"][3] = -50
+    size = context_explorer(tmp_path / "page.html", **given).size
+    page = context_explorer(tmp_path / "page.html", **given, max_bytes=int(size * 0.6))
+    assert page.classes == (0, 1, 2)
+    tab = opener(page)
+    assert tab.run("[...document.querySelector('#why').options].map(o => o.disabled)") == [False] * 3 + [True]
+    assert "(1 of 4)" in tab.text("#stored")
+    assert torch.equal(tab.labels(), given["logits"].argmax(0))
+    assert tab.patches()
+
+
+def test_an_old_browser_is_named_as_the_cause(browser: Any, page: ExplorerPage) -> None:
+    from explorer_browser import ExplorerTab
+
+    tab = ExplorerTab(browser)
+    tab.context.add_init_script("delete window.DecompressionStream")
+    tab.open(page)
+    assert "it needs Chrome or Edge 80" in tab.text("#status")
+    assert any("it needs Chrome or Edge 80" in text for text in tab.complaints)
