@@ -17,7 +17,7 @@ from attribution_cases import (
     images,
     regions,
 )
-from test_model_untouched import assert_same, snapshot
+from model_state import assert_same, snapshot
 from torch import Tensor, nn
 
 from perpixel.attribution import explain

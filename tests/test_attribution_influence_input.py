@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from influence_cases import SIZE, Net, WritesIntoInput, images_of, scattered_labels, small
-from test_model_untouched import assert_same, snapshot
+from model_state import assert_same, snapshot
 from torch import Tensor, nn
 
 from perpixel.attribution.influence.influence import influence

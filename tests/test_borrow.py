@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from attribution_cases import Net, busy, images
-from test_model_untouched import assert_same, snapshot
+from model_state import assert_same, snapshot
 from torch import Tensor, nn
 
 from perpixel.borrow import borrowed, hooked, random_numbers
