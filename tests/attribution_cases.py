@@ -1,11 +1,14 @@
-"""Small networks, images and regions for the tests of attribution."""
+"""Small networks, images, regions and options for the tests of captum's methods."""
 
 from types import SimpleNamespace
 from typing import Any
 
+import captum.attr as ca
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from perpixel.attribution.captum.methods import NAMES as ALL_NAMES
 
 SIZE = (12, 16)
 
@@ -69,3 +72,32 @@ LABELS = torch.tensor([0, 3, 1])
 def square_features(side: int = 4) -> Tensor:
     rows, columns = torch.arange(SIZE[0]) // side, torch.arange(SIZE[1]) // side
     return (rows[:, None] * (SIZE[1] // side) + columns)[None, None]
+
+
+METHODS = [name for name in ALL_NAMES if hasattr(ca, name)]  # of this captum
+WINDOW = {"sliding_window_shapes": (3, 4, 4), "strides": (3, 3, 3)}
+DRAWN = torch.randn(2, 3, *SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+QUICK: dict[str, dict[str, Any]] = {
+    "IntegratedGradients": {"n_steps": 3},
+    "LayerIntegratedGradients": {"n_steps": 3},
+    "LayerConductance": {"n_steps": 3},
+    "InternalInfluence": {"n_steps": 3},
+    "LayerLRP": {"layer": "features.3"},
+    "ShapleyValues": {"feature_mask": (square_features(8))},
+}
+
+
+def busy() -> Net:
+    """A network in use: gradients, mixed flags, a frozen weight, a hook of its owner's, a rule of his for LRP."""
+    from captum.attr._utils.lrp_rules import GammaRule
+
+    net = Net("out")
+    net.features.append(nn.BatchNorm2d(8).double())
+    net.features.append(nn.Dropout(0.5))
+    net.train()
+    net.features[2].eval()
+    net(images())["out"].sum().backward()
+    net.classifier.weight.requires_grad_(False)
+    net.features[3].register_forward_hook(lambda *_: None)
+    net.features[0].rule = GammaRule()
+    return net

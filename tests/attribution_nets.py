@@ -1,7 +1,5 @@
 """Small networks, maps and a toy task that the tests of faithfulness share."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -121,17 +119,3 @@ class GradientTimesInput:
             at = (start + (step + 0.5) / 16 * (images - start)).requires_grad_()
             total += torch.autograd.grad(target(at).sum(), at)[0]
         return total / 16 * (images - start)
-
-
-def state_of(model: nn.Module) -> dict[str, Any]:
-    """What a user can see of a model."""
-    hooks = [len(v) for m in model.modules() for k, v in vars(m).items() if "hooks" in k and isinstance(v, dict)]
-    return {
-        "objects": [id(t) for t in (*model.parameters(), *model.buffers())],
-        "values": [t.tolist() for t in model.state_dict().values()],
-        "modes": [m.training for m in model.modules()],
-        "trains": [p.requires_grad for p in model.parameters()],
-        "gradients": [None if p.grad is None else p.grad.tolist() for p in model.parameters()],
-        "attributes": [sorted(vars(m)) for m in model.modules()],
-        "hooks": hooks,
-    }

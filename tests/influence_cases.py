@@ -4,9 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from captum.attr import Occlusion
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from perpixel.attribution.baselines import baseline_images
+
+SIZE = (21, 26)
 End = Callable[[Tensor, Tensor], Any]
 
 
@@ -164,3 +168,32 @@ def hidden_logits(model: nn.Module, images: Tensor, boxes: Tensor, base: float |
         changed[:, :, top:bottom, left:right] = base[:, :, top:bottom, left:right]
         after.append(run(changed))
     return run(images), torch.stack(after, 1)
+
+
+def occlusion(
+    target: nn.Module, images: Tensor, patch: tuple[int, int], stride: tuple[int, int], baselines: object
+) -> Tensor:
+    """captum's map (N, H, W), the same for every channel."""
+    channels = images.shape[1]
+    found = Occlusion(target).attribute(
+        images,
+        sliding_window_shapes=(channels, *patch),
+        strides=(channels, *stride),
+        baselines=baseline_images(baselines, images),  # type: ignore[arg-type]
+        perturbations_per_eval=3,
+    )
+    assert (found == found[:, :1]).all()
+    return found[:, 0].to(images.dtype)  # float32, whatever the images are
+
+
+def assert_near(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+def scattered_labels() -> Tensor:
+    labels = torch.zeros(2, *SIZE, dtype=torch.int64)
+    labels[0, 2:5, 3:12] = 1
+    labels[0, 17:, 20:] = 2
+    labels[1, :, 10:14] = 1
+    labels[1, 4:6, 15:20] = 255
+    return labels

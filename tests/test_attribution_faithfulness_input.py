@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from attribution_nets import LABEL, Conv, GradientTimesInput, case, state_of
+from attribution_nets import LABEL, Conv, GradientTimesInput, case
+from model_state import assert_same, snapshot
 from torch import Tensor, nn
 
 from perpixel.attribution.faithfulness.faithfulness import faithfulness
@@ -76,10 +77,10 @@ def test_bad_input_is_named_and_leaves_the_model_as_it_was(name: str) -> None:
     asked |= {"steps": 2} | changes
     if asked.get("explainer") == "call":
         asked["explainer"] = GradientTimesInput(LABEL, region)
-    before = state_of(model)
+    before = snapshot(model)
     with pytest.raises(error, match=message):
         faithfulness(**asked)
-    assert state_of(model) == before
+    assert_same(snapshot(model), before)
 
 
 class Classifier(nn.Module):
@@ -113,12 +114,12 @@ def test_everything_is_as_it_was() -> None:
     handle = model.last.register_forward_hook(lambda *_: None)
     images.requires_grad_()
     values.requires_grad_()
-    before, random = state_of(model), torch.get_rng_state()
+    before, random = snapshot(model), torch.get_rng_state()
     kept = [t.detach().clone() for t in (images, values, region)]
     found = faithfulness(
         model, images, values, LABEL, region=region, explainer=GradientTimesInput(LABEL, region), steps=3
     )
-    assert state_of(model) == before
+    assert_same(snapshot(model), before)
     assert torch.equal(torch.get_rng_state(), random)
     assert images.requires_grad
     assert images.grad is None

@@ -9,31 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from attribution_cases import Net, images
-from test_model_untouched import assert_same, snapshot
+from attribution_cases import Net, busy, images
+from model_state import assert_same, snapshot
 from torch import Tensor, nn
 
 from perpixel.borrow import borrowed, hooked, random_numbers
-
-
-def busy() -> Net:
-    """Mixed flags, gradients, a frozen weight, a hook."""
-    net = Net()
-    net.features.append(nn.BatchNorm2d(8).double())
-    net.features.append(nn.Dropout(0.5))
-    net.train()
-    net.features[2].eval()
-    net(images()).sum().backward()
-    net.classifier.weight.requires_grad_(False)
-    net.features[3].register_forward_hook(lambda *_: None)
-    return net
 
 
 def put_on(net: Net) -> None:
     """Some of what captum and others do to a network."""
     net.features[0].register_forward_hook(lambda *_: None)
     net.features[3]._forward_hooks.clear()
-    net.features[0].rule = object()
+    net.features[0].other_rule = object()
     del net.features[1].inplace
     net.features[3] = nn.Identity()
     net.classifier.weight.requires_grad_(True)

@@ -7,38 +7,11 @@ from typing import Any
 import pytest
 import torch
 from attach_cases import Net, batch, hooks
+from model_state import assert_same, snapshot
 from torch import Tensor, nn
 
 from perpixel import TemplateSimilarityLoss
 from perpixel.attach.criterion import attach
-
-
-def snapshot(model: nn.Module) -> dict[str, Any]:
-    """All that a user can see of a model: objects by identity, values bitwise."""
-    return {
-        "objects": {name: id(p) for name, p in model.named_parameters()},
-        "layers": {name: id(m) for name, m in model.named_modules()},
-        "attributes": {name: sorted(vars(m)) for name, m in model.named_modules()},
-        "state": {name: t.clone() for name, t in model.state_dict().items()},
-        "trains": {name: p.requires_grad for name, p in model.named_parameters()},
-        "gradients": {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()},
-        "modes": {name: m.training for name, m in model.named_modules()},
-        "forwards": {name: m.forward.__func__ for name, m in model.named_modules()},
-        "hooks": list(hooks(model)),
-    }
-
-
-def assert_same(now: object, then: object, where: str = "") -> None:
-    if isinstance(then, dict):
-        assert isinstance(now, dict)
-        assert now.keys() == then.keys(), where
-        for key, value in then.items():
-            assert_same(now[key], value, f"{where}.{key}")
-    elif isinstance(then, Tensor):
-        assert isinstance(now, Tensor)
-        assert torch.equal(now, then), where
-    else:
-        assert now == then, where
 
 
 def fine(model: nn.Module, **how: Any) -> None:

@@ -13,7 +13,7 @@ from perpixel.attribution.captum.layers import layer_for
 from perpixel.attribution.captum.methods import Method
 from perpixel.attribution.captum.options import batches, layer_squares
 from perpixel.attribution.captum.target import RegionTarget
-from perpixel.attribution.captum.validity import make_fit
+from perpixel.attribution.captum.validity import prepare_model
 from perpixel.attribution.inputs import check_images, check_model
 from perpixel.attribution.measures.context import Attribution
 from perpixel.borrow import borrowed, unwrap
@@ -22,7 +22,7 @@ from perpixel.outputs import logits_at
 from perpixel.reduction import labels_on_grid
 
 _MEMORY = ("internal_batch_size", "perturbations_per_eval", "nt_samples_batch_size")  # options that bound it
-_CHATTER = (
+_CAPTUM_WARNINGS = (
     "Setting (forward|backward)",
     "Input Tensor",
     "Internal batch size",
@@ -64,11 +64,11 @@ def explain(
     """
     model = unwrap(check_model(model))
     chosen = Method(method, attribute_kwargs)
-    with _lent(model):
+    with _ready_for_captum(model):
         images = _fit(images, model)
         target = RegionTarget(model, label, region, score).freeze(images)
         name, module = layer_for(chosen, model, layer, images)
-        make_fit(chosen.kind.__name__, model, images, score, module)
+        prepare_model(chosen.kind.__name__, model, images, score, module)
         options = {**layer_squares(chosen, model, module, images), **attribute_kwargs}
         values, delta = _attribute(chosen, target, module, images, batches(chosen, images, baselines, options))
         if getattr(options.get("layer_mask"), "shape", (0, 0))[1] == 1:
@@ -79,11 +79,11 @@ def explain(
 
 
 @contextmanager
-def _lent(model: nn.Module) -> Iterator[None]:
-    """Everything as captum wants it; all as it was afterwards."""
+def _ready_for_captum(model: nn.Module) -> Iterator[None]:
+    """Gradients, no inference mode, the model borrowed, and captum's usual warnings off."""
     own = borrowed(model, gradients=True, restore_all=True)
     with torch.inference_mode(False), torch.enable_grad(), own, warnings.catch_warnings():
-        for message in _CHATTER:
+        for message in _CAPTUM_WARNINGS:
             warnings.filterwarnings("ignore", message=rf"\s*{message}")
         yield
 

@@ -91,7 +91,7 @@ def _same(maps: list[Tensor], wanted: Tensor) -> bool:
     return len(maps) == 1 and (maps[0] is wanted or maps[0].data_ptr() == wanted.data_ptr())
 
 
-def give_each_run_a_copy(model: nn.Module, reused: Mapping[nn.Module, int]) -> None:
+def copy_for_each_run(model: nn.Module, reused: Mapping[nn.Module, int]) -> None:
     """Put a copy for every use in a forward pass in the place of each layer that is used several times.
 
     For layers without parameters, such as the one ReLU of a residual block: captum keeps one input per layer. To be

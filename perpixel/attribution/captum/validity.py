@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from perpixel.attribution.captum.layers import give_each_run_a_copy
+from perpixel.attribution.captum.layers import copy_for_each_run
 from perpixel.attribution.captum.operations import Operation, Operations, operations_of
 
 _MIXING = ("native_layer_norm", "native_group_norm", "softmax", "max_pool2d_with_indices", "adaptive_max_pool2d")
@@ -85,7 +85,7 @@ def warn_if_not_valid(method: str, found: Operations, score: str, stacklevel: in
     return reasons
 
 
-def make_fit(method: str, model: nn.Module, images: Tensor, score: str, layer: nn.Module | None) -> None:
+def prepare_model(method: str, model: nn.Module, images: Tensor, score: str, layer: nn.Module | None) -> None:
     """Warn where the method's rules do not hold, and help where captum alone would stop; the model is `borrowed`.
 
     Layers that LRP refuses get a rule, and those that run several times without weights, but for the explained `layer`,
@@ -99,7 +99,7 @@ def make_fit(method: str, model: nn.Module, images: Tensor, score: str, layer: n
         _lend_rules(model, found)
     hooked = set(found.runs) if "LRP" in method else {run.layer for run in found.nonlinear}
     several = {module: times for module, times in found.runs.items() if times > 1 and module in hooked}
-    give_each_run_a_copy(model, {m: n for m, n in several.items() if m is not layer and not list(m.parameters())})
+    copy_for_each_run(model, {m: n for m, n in several.items() if m is not layer and not list(m.parameters())})
 
 
 def _lend_rules(model: nn.Module, found: Operations) -> None:

@@ -1,4 +1,4 @@
-"""The logits on the grid where the model computes them, before it upsamples, and the linear way from there."""
+"""The logits on the grid where the model computes them, before it upsamples, and the linear map from there."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

@@ -1,21 +1,19 @@
-"""`RegionTarget`: its scores, its frozen regions, and which label each of captum's rows gets."""
+"""`RegionTarget`: its scores, its frozen regions, its errors."""
 
-from collections.abc import Callable
 from typing import Any
 
 import captum.attr as ca
-import numpy as np
 import pytest
 import torch
-from attribution_cases import LABELS, SIZE, Linear, Net, images, regions, square_features
-from captum.metrics import infidelity, sensitivity_max
-from test_model_untouched import assert_same, snapshot
+from attribution_cases import LABELS, SIZE, Linear, Net, images, regions
+from model_state import assert_same, snapshot
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perpixel.attribution.captum.target import RegionTarget
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:captum.*")
+
 FORMS = ["tensor", "out", "logits", "object", "tuple"]
 
 
@@ -97,145 +95,6 @@ def test_freezing_anew_forgets_the_old_images() -> None:
     assert torch.equal(target.region, net(images(2, seed=4)).argmax(1) == label)
     with pytest.raises(TypeError, match="both, or neither"):
         target(images(2), torch.tensor([1, 1]))
-
-
-WINDOW = {"sliding_window_shapes": (3, 4, 4), "strides": (3, 3, 3)}
-MASK = {"feature_mask": square_features()}
-DRAWN = torch.randn(2, 3, *SIZE, dtype=torch.float64)
-METHODS: list[tuple[str, dict[str, Any]]] = [
-    ("IntegratedGradients", {"n_steps": 5}),
-    ("IntegratedGradients", {"n_steps": 5, "internal_batch_size": 6}),
-    ("Saliency", {"abs": False}),
-    ("InputXGradient", {}),
-    ("DeepLift", {}),
-    ("DeepLiftShap", {"baselines": DRAWN}),
-    ("GuidedBackprop", {}),
-    ("Deconvolution", {}),
-    ("LRP", {}),
-    ("Occlusion", WINDOW),
-    ("Occlusion", {**WINDOW, "perturbations_per_eval": 3}),
-    ("Occlusion", {**WINDOW, "perturbations_per_eval": 5}),
-    ("FeatureAblation", {**MASK, "perturbations_per_eval": 5}),
-    ("LayerGradCam", {}),
-    ("LayerGradientXActivation", {}),
-    ("LayerIntegratedGradients", {"n_steps": 4, "internal_batch_size": 6}),
-    ("LayerConductance", {"n_steps": 4}),
-    ("InternalInfluence", {"n_steps": 4}),
-    ("LayerDeepLift", {}),
-    ("LayerDeepLiftShap", {"baselines": DRAWN}),
-    ("LayerFeatureAblation", {"layer_mask": torch.arange(6)[None, :, None, None], "perturbations_per_eval": 4}),
-    ("GuidedGradCam", {}),
-]
-
-
-def made(kind: str, target: nn.Module, net: Net) -> Any:
-    layered = kind.startswith("Layer") or kind in ("InternalInfluence", "GuidedGradCam")
-    return getattr(ca, kind)(target, net.features[0]) if layered else getattr(ca, kind)(target)
-
-
-@pytest.mark.parametrize(("kind", "options"), METHODS, ids=lambda value: value if isinstance(value, str) else "")
-def test_labels_and_regions_follow_captums_rows(kind: str, options: dict[str, Any]) -> None:
-    net, x, region = Net(), images(), regions()
-    target = RegionTarget(net, LABELS, region)
-    bare = made(kind, target, net).attribute(x, **options)
-    told = made(kind, target, net).attribute(x, additional_forward_args=target.arguments(x), **options)
-    torch.testing.assert_close(bare, told, rtol=0, atol=0)
-    for n in range(3):
-        one = RegionTarget(net, int(LABELS[n]), region[n])
-        alone = made(kind, one, net).attribute(x[n : n + 1], **options)
-        torch.testing.assert_close(bare[n : n + 1], alone, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("samples", [{}, {"nt_samples_batch_size": 2}, {"nt_samples_batch_size": 3}])
-@pytest.mark.parametrize(
-    ("kind", "options"),
-    [
-        ("IntegratedGradients", {"n_steps": 3}),
-        ("IntegratedGradients", {"n_steps": 3, "internal_batch_size": 7}),
-        ("DeepLift", {}),
-        ("Occlusion", {**WINDOW, "perturbations_per_eval": 4}),
-        ("LayerGradCam", {}),
-    ],
-)
-def test_a_noise_tunnel_without_noise_is_the_method(
-    kind: str, options: dict[str, Any], samples: dict[str, int]
-) -> None:
-    net, x = Net(), images()
-    target = RegionTarget(net, LABELS, regions())
-    plain = made(kind, target, net).attribute(x, **options)
-    tunnel = ca.NoiseTunnel(made(kind, target, net))
-    noisy = tunnel.attribute(x, nt_samples=4, stdevs=0.0, **samples, **options)
-    torch.testing.assert_close(noisy, plain, rtol=1e-9, atol=1e-9)
-
-
-def twice(call: Callable[..., Tensor], target: RegionTarget, x: Tensor) -> None:
-    drawn = []
-    for arguments in ({}, {"additional_forward_args": target.arguments(x)}):
-        torch.manual_seed(0)
-        np.random.seed(0)  # noqa: NPY002 (captum draws from it)
-        drawn.append(call(**arguments))
-    torch.testing.assert_close(drawn[0], drawn[1], rtol=1e-4, atol=1e-5)
-
-
-class LeastSquares:
-    """A linear fit for Lime, which wants scikit-learn for its own."""
-
-    def fit(self, loader: Any, **_: Any) -> None:
-        for features, values, weights in loader:
-            table = torch.cat([features, torch.ones(len(features), 1)], 1) * weights.sqrt()[:, None]
-            self.found = torch.linalg.lstsq(table, (values * weights.sqrt())[:, None]).solution[:-1, 0]
-
-    def representation(self) -> Tensor:
-        return self.found
-
-
-@pytest.mark.parametrize("rows", [1, 3, 4])
-def test_sampling_methods_draw_the_same_with_and_without_arguments(rows: int) -> None:
-    net, x = Net(), images()
-    target = RegionTarget(net, LABELS, regions())
-    shapley, lime = ca.ShapleyValueSampling(target), ca.Lime(target, LeastSquares())
-    options = {**MASK, "perturbations_per_eval": rows}
-    twice(lambda **told: shapley.attribute(x, n_samples=2, **options, **told), target, x)
-    twice(lambda **told: lime.attribute(x, n_samples=16, **options, **told), target, x)
-    twice(lambda **told: ca.GradientShap(target).attribute(x, DRAWN, n_samples=rows + 1, **told), target, x)
-
-
-def test_captums_metrics_know_the_rows_too() -> None:
-    net, x = Net(), images()
-    target = RegionTarget(net, LABELS, regions())
-    values = ca.Saliency(target).attribute(x, abs=False)
-
-    def noise(inputs: Tensor) -> tuple[Tensor, Tensor]:
-        drawn = torch.randn_like(inputs) / 10
-        return drawn, inputs - drawn
-
-    for limit in (None, 6):
-        options = {"n_perturb_samples": 4, "max_examples_per_batch": limit}
-        twice(lambda options=options, **told: infidelity(target, noise, x, values, **options, **told), target, x)
-    for method, options in (
-        (ca.IntegratedGradients(target), {"n_steps": 3}),
-        (ca.NoiseTunnel(ca.IntegratedGradients(target)), {"n_steps": 3, "nt_samples": 2, "stdevs": 0.0}),
-        (ca.DeepLiftShap(target), {"baselines": DRAWN}),
-    ):
-        call = method.attribute
-        twice(
-            lambda call=call, options=options, **told: sensitivity_max(call, x, n_perturb_samples=3, **options, **told),
-            target,
-            x,
-        )
-
-
-def test_rows_of_unknown_order_are_refused_not_guessed() -> None:
-    net, x = Net(), images()
-    target = RegionTarget(net, LABELS, regions()).freeze(x)
-    with pytest.raises(ValueError, match=r"order is not known.*additional_forward_args"):
-        target(x.repeat(2, 1, 1, 1))
-    with pytest.raises(ValueError, match="3 rows"):
-        target(x[:1])
-    with pytest.raises(ValueError, match=r"images.*3"):
-        target.arguments(x[:2])
-    for alike in (RegionTarget(net, 1, regions()[0]), RegionTarget(net, LABELS[:1], regions()[:1]).freeze(x[:1])):
-        assert alike(x.repeat(2, 1, 1, 1)).shape == (6,)
 
 
 def test_a_linear_network_has_its_weights_as_gradient() -> None:

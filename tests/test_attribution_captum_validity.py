@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from attribution_cases import Net, images, regions
-from test_model_untouched import assert_same, snapshot
+from model_state import assert_same, snapshot
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -5,7 +5,8 @@ import warnings
 
 import pytest
 import torch
-from attribution_nets import LABEL, Conv, GradientTimesInput, Linear, region_of, state_of
+from attribution_nets import LABEL, Conv, GradientTimesInput, Linear, region_of
+from model_state import assert_same, snapshot
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
@@ -53,13 +54,13 @@ def scene() -> tuple[Scene, Tensor, GradientTimesInput]:
 
 def test_layers_are_reset_from_the_output_down_and_the_rest_is_named() -> None:
     model, images, explainer = scene()
-    before = state_of(model)
+    before = snapshot(model)
     found = randomised_weights(model, images, explainer)
     assert found.layers == ("head", "attention.out_proj", "attention", "twice", "norm", "stem")
     assert {"gain", "tied"} <= {name.split(".")[0] for name in found.kept}
     assert not any("aux" in name for name in (*found.layers, *found.kept))
     assert found.correlation.shape == found.magnitude.shape == (6, 2)
-    assert state_of(model) == before
+    assert_same(snapshot(model), before)
 
 
 def test_correlations_are_those_of_copies_reset_by_hand() -> None:
@@ -169,7 +170,7 @@ def test_an_explainer_of_another_network_is_noticed() -> None:
 
 def test_what_cannot_be_reset_or_explained_is_refused() -> None:
     model, images, explainer = scene()
-    before = state_of(model)
+    before = snapshot(model)
     with pytest.raises(ValueError, match="layers: expected dotted names of layers with weights"):
         randomised_weights(model, images, explainer, layers=["nowhere"])
     with pytest.raises(ValueError, match="layers: expected at least one name"):
@@ -194,7 +195,7 @@ def test_what_cannot_be_reset_or_explained_is_refused() -> None:
     with pytest.raises(ValueError, match=r"model: expected a network that copy\.deepcopy can copy"):
         randomised_weights(model, images, explainer)
     del model.cache
-    assert state_of(model) == before
+    assert_same(snapshot(model), before)
 
 
 def test_under_no_grad_and_inference_mode() -> None:

@@ -1,0 +1,163 @@
+"""The layers of a network in `explain`: those that run several times, wrapped ones, and the one that is explained."""
+
+import pytest
+import torch
+from attribution_cases import LABELS, Net, images, regions
+from model_state import assert_same, snapshot
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from perpixel.attribution import Attribution, explain
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*is not valid for this network"),
+    pytest.mark.filterwarnings(r"ignore:\s*(Input Tensor 0 did not|Setting (forward|backward))"),  # captum by hand
+]
+
+
+class Shared(nn.Module):
+    """One ReLU for all, as in torchvision's residual blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = (
+            nn.Conv2d(3, 6, 3, padding=1),
+            nn.Conv2d(6, 6, 3, padding=1),
+            nn.Conv2d(6, 4, 1),
+        )
+        self.relu = nn.ReLU(inplace=True)
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.first(x))
+        return self.last(self.relu(self.second(x) + x))
+
+
+class Separate(Shared):
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.first(x))
+        return self.last(self.other(self.second(x) + x))
+
+
+@pytest.mark.parametrize(
+    "kind", ["DeepLift", "DeepLiftShap", "GuidedBackprop", "Deconvolution", "LRP", "LayerDeepLift"]
+)
+def test_a_reused_activation_counts_as_one_for_each_use(kind: str) -> None:
+    shared = Shared()
+    apart = Separate()
+    apart.load_state_dict(shared.state_dict())
+    before = snapshot(shared)
+    options = {"layer": "first"} if kind.startswith("Layer") else {}
+    with pytest.warns(UserWarning, match=r"reused layers \(1 ReLU, run up to 2 times"):
+        found = explain(shared, images(), LABELS, region=regions(), method=kind, **options)
+    expected = explain(apart, images(), LABELS, region=regions(), method=kind, **options)
+    torch.testing.assert_close(found.values, expected.values)
+    assert_same(snapshot(shared), before)
+    if "DeepLift" in kind:
+        assert found.delta is not None
+        assert float(found.delta.abs().max()) < 1e-6
+
+
+def test_what_stands_in_for_a_reused_layer_answers_for_it() -> None:
+    class Reads(Shared):
+        def forward(self, x: Tensor) -> Tensor:
+            assert self.relu.inplace in (True, False)
+            return super().forward(x)
+
+    net = Reads()
+    with pytest.warns(UserWarning, match="reused"):
+        assert explain(net, images(), 1, region=regions(), method="DeepLift").values.isfinite().all()
+
+
+def test_a_layer_that_lrp_refuses_gets_a_rule_for_the_call() -> None:
+    net = Net("out")
+    net.features[4] = nn.LeakyReLU(0.0)
+    plain = Net("out")
+    plain.load_state_dict(net.state_dict())
+    with pytest.warns(UserWarning, match="LeakyReLU"):
+        found = explain(net, images(), LABELS, region=regions(), method="LRP")
+    assert not hasattr(net.features[4], "rule")
+    expected = explain(plain, images(), LABELS, region=regions(), method="LRP")
+    torch.testing.assert_close(found.values, expected.values, rtol=1e-5, atol=1e-6)
+
+
+def test_wrapped_networks_are_unwrapped() -> None:
+    net = Net("out")
+    expected = explain(net, images(), 1, region=regions(), method="LayerGradCam")
+    found = explain(nn.DataParallel(net), images(), 1, region=regions(), method="LayerGradCam")
+    torch.testing.assert_close(found.values, expected.values)
+    compiled = explain(torch.compile(net, backend="eager"), images(), 1, region=regions(), method="LayerGradCam")
+    torch.testing.assert_close(compiled.values, expected.values)
+
+
+class Encoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.deep = nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.Conv2d(4, 8, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        first = self.stem(x)
+        return [x, first, self.deep(first)]
+
+
+class UNet(nn.Module):
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.add_module(name, Encoder())
+        self.up, self.head = nn.Conv2d(12, 8, 1), nn.Conv2d(8, 4, 1)
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, first, deep = getattr(self, self.name)(x)
+        up = F.interpolate(deep, size=first.shape[-2:], mode="nearest")
+        return F.interpolate(self.head(self.up(torch.cat([up, first], 1))), size=x.shape[-2:], mode="bilinear")
+
+
+def test_the_layer_is_the_last_of_the_backbone() -> None:
+    for name in ("encoder", "backbone", "something"):
+        found = explain(UNet(name), images(), 1, region=regions(), method="LayerGradCam")
+        assert found.layer == f"{name}.deep"
+    assert explain(Net("out"), images(), 1, region=regions(), method="LayerGradCam").layer == "features.4"
+    plain = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.Upsample(scale_factor=1)
+    ).double()
+    assert explain(plain, images(), 1, region=regions(), method="LayerGradCam").layer == "1"
+    with pytest.raises(ValueError, match=r"layer='\.\.\.'"):
+        explain(nn.Sequential(nn.Conv2d(3, 4, 1)).double(), images(), 1, region=regions(), method="LayerGradCam")
+
+
+def integration(name: str) -> tuple[nn.Module, str]:
+    if name == "torchvision":
+        from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large
+
+        return deeplabv3_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=4), "backbone.16"
+    if name == "smp":
+        smp = pytest.importorskip("segmentation_models_pytorch")
+        return smp.Unet("resnet18", encoder_weights=None, classes=4), "encoder.layer4"
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_sizes": [8, 16, 16, 16], "num_attention_heads": [1, 1, 2, 2], "depths": [1, 1, 1, 1]}
+    config = transformers.SegformerConfig(num_labels=4, decoder_hidden_size=16, **sizes)
+    return transformers.SegformerForSemanticSegmentation(config), ""
+
+
+@pytest.mark.parametrize("name", ["torchvision", "smp", "transformers"])
+def test_real_networks(name: str) -> None:
+    net, layer = integration(name)
+    x, region = torch.randn(2, 3, 32, 48), torch.zeros(32, 48, dtype=torch.bool)
+    region[8:20, 10:30] = True
+    before = snapshot(net)
+    for kind in ("IntegratedGradients", "Occlusion", "LayerGradCam", "DeepLift", "GuidedBackprop", "NoiseTunnel"):
+        options = {"n_steps": 3} if kind == "IntegratedGradients" else {}
+        found = explain(net, x, torch.tensor([0, 2]), region=region, method=kind, **options)
+        assert isinstance(found, Attribution)
+        assert found.values.shape == x.shape
+        assert found.values.isfinite().all()
+        if kind == "LayerGradCam":
+            assert found.layer
+            assert not layer or found.layer == layer
+    assert_same(snapshot(net), before)

@@ -1,0 +1,141 @@
+"""Influence on networks of every make: how they end, how they come, and from which library."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from influence_cases import FINDS, LOSES, SIZE, Net, assert_near, hidden_logits, images_of, occlusion
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from perpixel.attribution.captum.target import RegionTarget
+from perpixel.attribution.influence.influence import influence
+
+
+@pytest.mark.parametrize("name", [*FINDS, *LOSES])
+def test_full_size_logits_follow_from_the_grid_whatever_the_network_ends_with(name: str) -> None:
+    torch.manual_seed(1)
+    model = (FINDS | LOSES)[name]().double().eval()
+    images = images_of(2, SIZE).double()
+    found = influence(model, images, patch=(9, 10), baselines=0.5, batch_size=4)
+    before, after = hidden_logits(model, images, found.boxes, 0.5)
+    assert found.values.shape[-2:] == found.logits.shape[-2:]
+    small_grid = found.logits.shape[-2:] == (6, 7)
+    assert small_grid == (name in FINDS), "the grid before the upsampling is kept, where there is one"
+    torch.testing.assert_close(found.passes.upsampling(found.logits), before)
+    for y, x in ((0, 0), (20, 25), (10, 3), (5, 17)):
+        torch.testing.assert_close(found.on_pixel(y, x, 2).flatten(1), (before[:, None] - after)[:, :, 2, y, x])
+    label = before[:, :, 10, 3].argmax(1)
+    torch.testing.assert_close(found.on_pixel(10, 3), found.on_pixel(10, 3, label))
+    region = torch.rand(2, *SIZE) > 0.7
+    expected = ((before[:, None] - after)[:, :, 1] * region[:, None]).sum((2, 3))
+    torch.testing.assert_close(found.of(1, region).flatten(1), expected)
+
+
+def test_what_a_network_does_not_see_has_no_influence() -> None:
+    class Blind(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.interpolate(F.avg_pool2d(x[..., :13], 4), size=x.shape[-2:], mode="bilinear").repeat(1, 2, 1, 1)
+
+    found = influence(Blind(), images_of(1, SIZE), patch=(21, 13))
+    effect = found.of(0, torch.ones(1, *SIZE, dtype=torch.bool))
+    assert effect[0, 0, 0] != 0
+    assert effect[0, 0, 1] == 0
+
+
+class Depthwise(nn.Module):
+    """Large enough batches of it run channels-last, unless it looks at its channels one after the other."""
+
+    def __init__(self, views: bool) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 6, 3, padding=1, stride=2), nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.Conv2d(6, 4, 1)
+        )
+        self.views = views
+        self.orders: list[bool] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.orders.append(images.is_contiguous())
+        logits = self.layers(images)
+        if self.views:
+            logits = logits.view(len(logits), -1).view_as(logits)
+        return F.interpolate(logits, size=images.shape[-2:], mode="bilinear")
+
+
+@pytest.mark.parametrize("views", [False, True])
+def test_depthwise_networks_run_channels_last_where_they_can(views: bool) -> None:
+    torch.manual_seed(0)
+    model, images = Depthwise(views).eval(), torch.rand(1, 3, 96, 112)
+    labels = torch.randint(0, 4, (1, 96, 112))
+    found = influence(model, images, patch=(48, 56), baselines="zero", batch_size=2)
+    assert model.orders[-1] == views
+    matrix = found.class_matrix(labels)
+    assert model.orders[-1] == views
+    assert images.is_contiguous()
+    before, after = hidden_logits(model, images, found.boxes, 0.0)
+    expected = torch.stack([before[0] - hidden for hidden in after[0]])
+    torch.testing.assert_close(found.upsampling(found.values[0]), expected, rtol=1e-4, atol=1e-5)
+    assert matrix.values.shape == (4, 4)
+
+
+def test_one_class_is_predicted_where_its_logit_is_positive() -> None:
+    torch.manual_seed(1)
+    model, images = Net(classes=1).double().eval(), images_of(1, SIZE).double()
+    found = influence(model, images, patch=8)
+    assert torch.equal(found.predictions == 0, model(images)[:, 0] > 0)
+    expected = occlusion(RegionTarget(model, 0), images, (8, 8), (8, 8), None)
+    assert_near(found.of(0, pixels=True), expected)
+    assert found.on_pixel(0, 0).shape == found.on_pixel(0, 0, 0).shape == (1, *found.grid)
+    with pytest.raises(ValueError, match="score: expected 'logit' for a network of one class"):
+        found.of(0, score="margin")
+
+
+@pytest.mark.parametrize("make", [lambda: "deeplabv3_mobilenet_v3_large", lambda: "lraspp_mobilenet_v3_large"])
+def test_torchvision_networks(make: Callable[[], str]) -> None:
+    from torchvision.models import segmentation
+
+    kwargs = {"aux_loss": True} if make().startswith("deeplab") else {}
+    model = getattr(segmentation, make())(weights=None, weights_backbone=None, num_classes=4, **kwargs).double()
+    images = images_of(1, (48, 64)).double()
+    found = influence(model, images, patch=32)
+    assert found.logits.shape[-1] < 64
+    region = torch.zeros(1, 48, 64, dtype=torch.bool)
+    region[:, 10:30, 20:50] = True
+    expected = occlusion(RegionTarget(model, 2, region), images, (32, 32), (32, 32), None)
+    assert_near(found.of(2, region, pixels=True), expected)
+
+
+def _segformer() -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.SegformerConfig(
+        num_encoder_blocks=2, depths=[1, 1], sr_ratios=[2, 1], hidden_sizes=[8, 8], num_attention_heads=[1, 1],
+        patch_sizes=[7, 3], strides=[4, 2], mlp_ratios=[2, 2], decoder_hidden_size=8, num_labels=4,
+    )  # fmt: skip
+    return transformers.SegformerForSemanticSegmentation(config)
+
+
+def _smp(name: str) -> nn.Module:
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    return getattr(smp, name)("resnet18", encoder_weights=None, classes=4)
+
+
+LIBRARIES: dict[str, tuple[Callable[[], nn.Module], tuple[int, int]]] = {
+    "Segformer": (_segformer, (16, 16)),  # quarter-size output
+    "DeepLabV3Plus": (lambda: _smp("DeepLabV3Plus"), (16, 16)),
+    "FPN": (lambda: _smp("FPN"), (16, 16)),
+    "Unet": (lambda: _smp("Unet"), (64, 64)),  # the output is made at full size
+}
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_networks_of_other_libraries(name: str) -> None:
+    torch.manual_seed(1)
+    build, grid = LIBRARIES[name]
+    model, images = build().double().eval(), images_of(1, (64, 64)).double()
+    found = influence(model, images, patch=32, baselines="mean")
+    assert found.logits.shape[-2:] == grid
+    region = torch.zeros(64, 64, dtype=torch.bool)
+    region[10:30, 20:50] = True
+    for score in ("logit", "margin"):
+        expected = occlusion(RegionTarget(model, 2, region, score), images, (32, 32), (32, 32), "mean")
+        assert_near(found.of(2, region, score, pixels=True), expected)
