@@ -56,9 +56,8 @@ class TorchvisionSegmentation(FileSegmentation):
         self.to_labels, self.transforms = to_labels, transforms
         self.classes, self.colors = tuple(classes), colors
         if not self.items:
-            raise ValueError(
-                complain("root", "at least one image in the split", "none", "Check the split's list file.")
-            )
+            expected, remedy = "at least one image in the split", "Check the split's list file."
+            raise ValueError(complain("root", expected, "none", remedy))
 
     def __len__(self) -> int:
         return len(self.items)

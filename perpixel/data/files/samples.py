@@ -37,7 +37,7 @@ class SegmentationData(Protocol):
 class FileSegmentation(Dataset[tuple[Tensor, Tensor]]):
     """Pairs read from files; samples: (image float32 (3, H, W) in [0, 1], labels int64 (H, W)), then transformed.
 
-    A data set of this kind sets the attributes below, and says how many pairs it has and how one is read.
+    A data set of this kind sets the attributes below, and defines `__len__` and `read`.
     """
 
     classes: tuple[str, ...]
@@ -135,14 +135,10 @@ def mask_ids(mask: "Image", name: str) -> Labels:
     if mask.mode not in ("1", "L", "P", "I") and not mask.mode.startswith("I;16"):
         colours = mask.convert("RGB").getcolors(256)
         count = "more than 256" if colours is None else str(len(colours))
-        raise ValueError(
-            complain(
-                name,
-                "class ids in one channel (PNG mode 'L' or 'P')",
-                f"an image of mode {mask.mode!r} with {count} colours",
-                "Convert its colours to class ids; if it began as a palette mask, save it without .convert('RGB').",
-            )
-        )
+        expected = "class ids in one channel (PNG mode 'L' or 'P')"
+        came = f"an image of mode {mask.mode!r} with {count} colours"
+        remedy = "Convert its colours to class ids; if it began as a palette mask, save it without .convert('RGB')."
+        raise ValueError(complain(name, expected, came, remedy))
     return np.array(mask).astype(np.int64)
 
 
@@ -152,22 +148,17 @@ def check_ids(labels: Labels, classes: int, ignore_index: int, name: str) -> Non
     if bad.any():
         y, x = (int(v) for v in np.argwhere(bad)[0])
         values = ", ".join(str(v) for v in np.unique(labels[bad])[:8])
-        raise ValueError(
-            complain(
-                name,
-                f"labels in [0, {classes}) or ignore_index={ignore_index}",
-                f"{labels[y, x]} at row {y}, column {x} ({int(bad.sum())} such pixels; values {values})",
-                "Map these values to classes or to void, or raise num_classes.",
-            )
-        )
+        came = f"{labels[y, x]} at row {y}, column {x} ({int(bad.sum())} such pixels; values {values})"
+        expected = f"labels in [0, {classes}) or ignore_index={ignore_index}"
+        remedy = "Map these values to classes or to void, or raise num_classes."
+        raise ValueError(complain(name, expected, came, remedy))
 
 
 def check_sizes(image: Tensor, labels: Labels, name: str) -> None:
     """ValueError if image and mask differ in size."""
     if tuple(image.shape[1:]) != labels.shape:
-        sizes = (
-            f"image {image.shape[1]} x {image.shape[2]}, mask {labels.shape[0]} x {labels.shape[1]} (rows x columns)"
-        )
+        (h, w), (y, x) = image.shape[1:], labels.shape
+        sizes = f"image {h} x {w}, mask {y} x {x} (rows x columns)"
         raise ValueError(complain(name, "image and mask of one size", sizes, "Resize the mask, by nearest neighbour."))
 
 

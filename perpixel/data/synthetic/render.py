@@ -10,7 +10,8 @@ from perpixel.data.synthetic.scene import HEAD_RADIUS, RING, Array, Ground, Scen
 from perpixel.data.synthetic.shapes import mix, rgb, smooth
 
 STONE = -1  # owner of a stone's pixels; the ground's is 0, that of thing i is i + 1
-_ROUND: dict[str, Callable[[Thing, Array, Array], tuple[Array, Array]]] = {
+_SHAPES: dict[str, Callable[[Thing, Array, Array], tuple[Array, Array]]] = {
+    "creature": shapes.body,
     "turtle": shapes.turtle,
     "flower": shapes.flower,
     "stone": shapes.stone,
@@ -83,15 +84,14 @@ class _Canvas:
 
 
 def _draw_thing(canvas: _Canvas, thing: Thing, owner: int) -> None:
-    creature = thing.kind == "creature"
     window = canvas.window(thing.spine, 1.5 * thing.radius + 4)
     y, x = canvas.y[window[0]], canvas.x[:, window[1]]
     if 0 in (y.size, x.size):
         return
-    distance, colour = shapes.body(thing, y, x) if creature else _ROUND[thing.kind](thing, y, x)
+    distance, colour = _SHAPES[thing.kind](thing, y, x)
     canvas.shadow(window, distance)
     canvas.paint(window, distance, colour, owner, evidence=thing.kind == "flower")
-    if creature and not thing.hidden:
+    if thing.kind == "creature" and not thing.hidden:
         window = canvas.window(thing.spine[:1], 1.9 * HEAD_RADIUS)
         y, x = canvas.y[window[0]], canvas.x[:, window[1]]
         canvas.paint(window, *shapes.head(thing, y, x), owner, evidence=True)

@@ -3,6 +3,9 @@
 Coordinates and distances are in scene units; `y` has shape (h, 1), `x` (1, w).
 """
 
+import functools
+from collections.abc import Callable
+
 import numpy as np
 
 from perpixel.data.synthetic.classes import BODIES, LOCAL_COLOURS, Colour
@@ -86,35 +89,38 @@ def _ellipse(a: Array, b: Array, centre: float, half_a: float, half_b: Array | f
     return level * (level - 1) / np.maximum(np.hypot(u / half_a, v / half_b), np.float32(1e-3))
 
 
-def head_shape(shape: str, a: Array, b: Array) -> Array:
-    """Signed distance, in head radii, to a head; `a` runs forwards from its centre and |b| sideways."""
-    b = np.abs(b)
-    if shape == "egg":
-        return _ellipse(a, b, 0.1, 1.35, np.clip(1.08 - 0.42 * a, 0.4, 1.5))
-    if shape == "hood":
-        return np.minimum(_ellipse(a, b, -0.35, 0.95, 1.35), _ellipse(a, b, 0.5, 0.8, 0.72))
-    if shape == "antennae":
-        feelers = np.minimum(_capsule(a, b, (0.6, 0.4), (1.5, 0.75), 0.13), np.hypot(a - 1.5, b - 0.75) - 0.24)
-        return np.minimum(np.hypot(a, b) - 0.95, feelers)
-    if shape == "pincers":
-        return np.minimum(_ellipse(a, b, 0, 0.9, 1.05), _capsule(a, b, (0.7, 0.75), (1.6, 0.3), 0.19))
-    if shape == "beak":
-        return np.minimum(np.hypot(a, b) - 0.9, _capsule(a, b, (0.6, 0), (1.6, 0), 0.26))
-    if shape == "hammer":
-        return np.minimum(_ellipse(a, b, -0.1, 0.95, 0.8), _ellipse(a, b, 0.55, 0.48, 1.5))
-    if shape == "ears":
-        return np.minimum(np.hypot(a, b) - 0.92, np.hypot(a + 0.15, b - 0.95) - 0.45)
-    if shape == "fan":
-        rays = np.minimum(_capsule(a, b, (0, 0.6), (0.5, 1.4), 0.2), _capsule(a, b, (0, 0.6), (-0.1, 1.5), 0.2))
-        return np.minimum(np.hypot(a, b) - 0.95, np.minimum(rays, _capsule(a, b, (0, 0.5), (-0.7, 1.3), 0.2)))
-    if shape == "horns":
-        return np.minimum(np.hypot(a, b) - 0.92, _capsule(a, b, (-0.2, 0.6), (-0.9, 1.35), 0.2))
-    if shape == "crown":
-        rays = np.minimum(_capsule(a, b, (0.5, 0), (1.5, 0), 0.2), _capsule(a, b, (0.4, 0.4), (1.2, 0.95), 0.2))
-        return np.minimum(np.hypot(a, b) - 0.9, rays)
-    if shape == "snout":
-        return np.minimum(np.hypot(a, b) - 0.88, _capsule(a, b, (0.3, 0), (1.2, 0), 0.5))
-    return np.hypot(a, b) - 1
+def _disc(a: Array, b: Array, radius: float, centre: tuple[float, float] = (0, 0)) -> Array:
+    return np.hypot(a - centre[0], b - centre[1]) - radius
+
+
+def _union(*distances: Array) -> Array:
+    return functools.reduce(np.minimum, distances)
+
+
+# Signed distance, in head radii, to a head; `a` runs forwards from its centre and b = |b| sideways.
+HEADS: dict[str, Callable[[Array, Array], Array]] = {
+    "egg": lambda a, b: _ellipse(a, b, 0.1, 1.35, np.clip(1.08 - 0.42 * a, 0.4, 1.5)),
+    "hood": lambda a, b: _union(_ellipse(a, b, -0.35, 0.95, 1.35), _ellipse(a, b, 0.5, 0.8, 0.72)),
+    "antennae": lambda a, b: _union(
+        _disc(a, b, 0.95), _capsule(a, b, (0.6, 0.4), (1.5, 0.75), 0.13), _disc(a, b, 0.24, (1.5, 0.75))
+    ),
+    "pincers": lambda a, b: _union(_ellipse(a, b, 0, 0.9, 1.05), _capsule(a, b, (0.7, 0.75), (1.6, 0.3), 0.19)),
+    "beak": lambda a, b: _union(_disc(a, b, 0.9), _capsule(a, b, (0.6, 0), (1.6, 0), 0.26)),
+    "hammer": lambda a, b: _union(_ellipse(a, b, -0.1, 0.95, 0.8), _ellipse(a, b, 0.55, 0.48, 1.5)),
+    "ears": lambda a, b: _union(_disc(a, b, 0.92), _disc(a, b, 0.45, (-0.15, 0.95))),
+    "fan": lambda a, b: _union(
+        _disc(a, b, 0.95),
+        _capsule(a, b, (0, 0.6), (0.5, 1.4), 0.2),
+        _capsule(a, b, (0, 0.6), (-0.1, 1.5), 0.2),
+        _capsule(a, b, (0, 0.5), (-0.7, 1.3), 0.2),
+    ),
+    "horns": lambda a, b: _union(_disc(a, b, 0.92), _capsule(a, b, (-0.2, 0.6), (-0.9, 1.35), 0.2)),
+    "crown": lambda a, b: _union(
+        _disc(a, b, 0.9), _capsule(a, b, (0.5, 0), (1.5, 0), 0.2), _capsule(a, b, (0.4, 0.4), (1.2, 0.95), 0.2)
+    ),
+    "snout": lambda a, b: _union(_disc(a, b, 0.88), _capsule(a, b, (0.3, 0), (1.2, 0), 0.5)),
+    "round": lambda a, b: _disc(a, b, 1),
+}
 
 
 def _frame(thing: Thing, y: Array, x: Array, radius: float) -> tuple[Array, Array]:
@@ -149,7 +155,7 @@ def head(thing: Thing, y: Array, x: Array) -> tuple[Array, Array]:
     """The one part of a creature that tells its class."""
     kind = BODIES[thing.pair].second if thing.side else BODIES[thing.pair].first
     a, b = _frame(thing, y, x, HEAD_RADIUS)
-    distance = head_shape(kind.shape, a, b)
+    distance = HEADS[kind.shape](a, np.abs(b))
     radial = np.hypot(a, b)
     normal = _outwards(thing, y, x, np.maximum(HEAD_RADIUS * radial, np.float32(1e-3)))
     colour = _shade(_vary(kind.colour, thing, 0.04), np.clip(radial * 0.8, 0, 1), *normal)
@@ -162,11 +168,12 @@ def turtle(thing: Thing, y: Array, x: Array) -> tuple[Array, Array]:
     """A tortoise or a turtle: not a pixel differs."""
     a, b = _frame(thing, y, x, thing.radius)
     shell = np.hypot(a, b / 0.86) - 0.72
-    legs = np.minimum(
+    limbs = _union(
         _capsule(a, np.abs(b), (0.3, 0.4), (0.66, 0.86), 0.15),
         _capsule(a, np.abs(b), (-0.35, 0.4), (-0.68, 0.72), 0.13),
+        _disc(a, b, 0.23, (0.93, 0)),
+        _capsule(a, b, (-0.6, 0), (-0.95, 0), 0.06),
     )
-    limbs = np.minimum(np.minimum(legs, np.hypot(a - 0.93, b) - 0.23), _capsule(a, b, (-0.6, 0), (-0.95, 0), 0.06))
     radial = np.hypot(a, b / 0.86) / 0.72
     sector = np.arctan2(b, a) * 3 / np.pi
     seam = np.abs(sector - np.round(sector)) * np.clip(radial, 0.2, 1)

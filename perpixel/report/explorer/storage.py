@@ -41,28 +41,31 @@ def pack(values: Tensor) -> str:
 
 def precisions(given: ExplorerInput, axes: Axes, effect_axes: Axes, max_bytes: int) -> Iterator[Precision]:
     """From exact to coarse; those that are far too large for `max_bytes` are left out."""
+    return (step for step in _all_precisions(given, axes, effect_axes, max_bytes) if _may_fit(given, step, max_bytes))
+
+
+def _all_precisions(given: ExplorerInput, axes: Axes, effect_axes: Axes, max_bytes: int) -> Iterator[Precision]:
     count, classes, height, width = given.effects.shape
     winners: list[int] | None = None
     factor, cells = 1, height * width
     while True:
         if count * cells * classes <= _TRY_AT_MOST * max_bytes:
-            steps = [Precision(1, list(range(classes)), levels) for levels in (127, 63)] if factor == 1 else []
-            yield from (step for step in steps if not _too_large(given.effects, step, max_bytes))
+            if factor == 1:
+                yield from (Precision(1, list(range(classes)), levels) for levels in (127, 63))
             if winners is None:
                 winners = _winning_classes(given, axes, effect_axes)
-            steps = [Precision(factor, winners, levels) for levels in (63, 31)]
-            yield from (step for step in steps if not _too_large(given.effects, step, max_bytes))
+            yield from (Precision(factor, winners, levels) for levels in (63, 31))
         if cells == 1:
             return
         factor *= 2
         cells = -(-height // factor) * -(-width // factor)
 
 
-def _too_large(effects: Tensor, precision: Precision, max_bytes: int) -> bool:
-    """Whether a class taken from the middle needs twice its share of the file."""
-    classes, grid = precision.classes, precision.grid(effects)
-    numbers, _ = _quantised(effects[:, classes[len(classes) // 2]], precision)
-    return grid != (1, 1) and len(pack(numbers)) * len(classes) > 2 * max_bytes
+def _may_fit(given: ExplorerInput, precision: Precision, max_bytes: int) -> bool:
+    """Unless a class taken from the middle needs twice its share of the file."""
+    classes = precision.classes
+    numbers, _ = _quantised(given.effects[:, classes[len(classes) // 2]], precision)
+    return precision.grid(given.effects) == (1, 1) or len(pack(numbers)) * len(classes) <= 2 * max_bytes
 
 
 def _winning_classes(given: ExplorerInput, axes: Axes, effect_axes: Axes) -> list[int]:
