@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from fixation_oracles import slow_outliers
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from perpixel.fixations import FixationRules, Fixations, Points, Rule, Share, Step, fixations
+from perpixel.fixations import FixationRules, Fixations, Rule, Share, Step, Units, fixations
 
 
 def small(classes: int = 4) -> nn.Sequential:
@@ -202,9 +203,9 @@ def test_a_users_rule_is_taken_first() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x.roll(1, -1) if float(x.sum()) > -1e9 else x  # cannot be traced
 
-    def left(points: Points, step: Step) -> list:
-        width = step.shape()[-1]
-        return [(step.operands[0], points.at(torch.where(points.unit % width > 0, points.unit - 1, points.unit)))]
+    def left(units: Units, step: Step) -> list:
+        pixel = np.where(units.pixel % step.shape()[-1] > 0, units.pixel - 1, units.pixel)
+        return [(step.operands[0], units.at(pixel, units.channel))]
 
     model = nn.Sequential(nn.Conv2d(3, 2, 1), Shifted())
     with pytest.raises(TypeError, match=r"a network torch\.fx can trace"):

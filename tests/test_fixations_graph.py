@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perpixel.fixations import FixationRules, Fixations, Points, Step, fixations
-from perpixel.fixations.trace.graph import Run
+from perpixel.fixations import FixationRules, Fixations, Step, Units, fixations
+from perpixel.fixations.trace.run import Run
 
 IMAGES = torch.randn(2, 3, 8, 10, generator=torch.Generator().manual_seed(7))
 
@@ -98,7 +98,7 @@ def test_the_model_stays_as_it_was() -> None:
 
 
 def test_the_model_stays_as_it_was_after_an_error_midway() -> None:
-    def fails(points: Points, step: Step) -> list:
+    def fails(units: Units, step: Step) -> list:
         raise RuntimeError("midway")
 
     model = Base(before_activation)

@@ -1,53 +1,11 @@
-"""Check what `fixations` is given, and make of it what the walk back asks for."""
-
-import difflib
-import math
-from collections.abc import Callable, Mapping
+"""Whether images and starting labels fit a model."""
 
 import torch
 from torch import Tensor, nn
 
-from perpixel.checks import check_integer, check_same_device, check_tensor, complain
-from perpixel.fixations.rules.step import K, Share, Step
-from perpixel.fixations.trace.graph import Trace
+from perpixel.checks import check_same_device, check_tensor, complain
 
 VOID = 255
-
-
-def one(step: Step) -> K:
-    """k = 1."""
-    return 1
-
-
-def _finer(step: Step) -> K:
-    """The increase of spatial resolution from the operation's result to its source."""
-    before, after = (math.prod(shape[2:]) for shape in (step.shape(step.operands[0]), step.shape()))
-    return max(1, round(before / max(after, 1)))
-
-
-def counts(k: object, trace: Trace) -> Callable[[Step], K]:
-    """How many inputs a point moves to, by step; `one` for one everywhere."""
-    if k == "resolution":
-        return _finer
-    if not isinstance(k, Mapping):
-        count = _count("k", k)
-        return one if count == 1 else lambda step: count
-    names = {name for node in trace.nodes for name in (node.name, str(node.target))}
-    by_name = {name: _count(f"k[{name!r}]", value) for name, value in k.items()}
-    for name in by_name:
-        if name not in names:
-            close = difflib.get_close_matches(str(name), names, 5)
-            remedy = f"The closest are {', '.join(close)}." if close else "See model.named_modules()."
-            raise ValueError(complain("k", "names of layers or nodes as keys", name, remedy))
-    return lambda step: by_name.get(step.node.name, by_name.get(str(step.node.target), 1))
-
-
-def _count(argument: str, k: object) -> K:
-    if isinstance(k, Share):
-        return k
-    if isinstance(k, str):
-        raise ValueError(complain(argument, "an integer, a Share or 'resolution'", k, "Choose one of these."))
-    return check_integer(argument, k, low=1)
 
 
 def check_images(images: object, model: nn.Module) -> None:

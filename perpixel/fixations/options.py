@@ -1,12 +1,15 @@
-"""What others pass on to `fixations`, checked before there is a model to try it on."""
+"""How points are followed: the options of `fixations` as one, and what the rules make of them."""
 
-from collections.abc import Mapping
+import difflib
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from perpixel.checks import check_integer, check_option, complain
-from perpixel.fixations.rules.step import Share
+from perpixel.fixations.rules.step import Conventions, Count, Share, Step
 from perpixel.fixations.rules.table import FixationRules, fixation_rules
+from perpixel.fixations.trace.graph import Trace
 
 K = int | Share | str | Mapping[str, int | Share]
 Shift = Literal["full", "partial", "none"]
@@ -29,14 +32,44 @@ class FixationOptions:
         check_option("shift", self.shift, get_args(Shift))
 
 
+def conventions_of(options: FixationOptions, trace: Trace) -> Conventions:
+    """What the rules go by; ValueError if `k` names layers or nodes that the trace does not have."""
+    rules = fixation_rules(options.rules)
+    return Conventions(options.shift, rules.base == "seg-unravel", rules.select == "element", _counts(options.k, trace))
+
+
 def _check_k(k: K) -> K:
-    if isinstance(k, Share) or k == "resolution":
+    if isinstance(k, Mapping):
+        return {name: _check_count(f"k[{name!r}]", count) for name, count in k.items()}
+    return k if isinstance(k, str) and k == "resolution" else _check_count("k", k)
+
+
+def _check_count(argument: str, k: object) -> Count:
+    if isinstance(k, Share):
         return k
     if isinstance(k, str):
-        raise ValueError(complain("k", "an integer, a Share, 'resolution' or a mapping", k, "Choose one of these."))
-    if isinstance(k, Mapping):
-        for name, count in k.items():
-            if not isinstance(count, Share):
-                check_integer(f"k[{name!r}]", count, low=1)
-        return dict(k)
-    return check_integer("k", k, low=1)
+        raise ValueError(complain(argument, "an integer, a Share or 'resolution'", k, "Choose one of these."))
+    return check_integer(argument, k, low=1)
+
+
+def _counts(k: K, trace: Trace) -> Callable[[Step], Count] | None:
+    """How many inputs a point moves to, by step; None for one everywhere."""
+    if k == 1:
+        return None
+    if k == "resolution":
+        return _finer
+    if not isinstance(k, Mapping):
+        return lambda step: k  # type: ignore[return-value]
+    names = {name for node in trace.nodes for name in (node.name, str(node.target))}
+    for name in k:
+        if name not in names:
+            close = difflib.get_close_matches(str(name), names, 5)
+            remedy = f"The closest are {', '.join(close)}." if close else "See model.named_modules()."
+            raise ValueError(complain("k", "names of layers or nodes as keys", name, remedy))
+    return lambda step: k.get(step.node.name, k.get(str(step.node.target), 1))
+
+
+def _finer(step: Step) -> Count:
+    """The increase of spatial resolution from the operation's result to its source."""
+    before, after = (math.prod(shape[2:]) for shape in (step.shape(step.operands[0]), step.shape()))
+    return max(1, round(before / max(after, 1)))

@@ -81,6 +81,12 @@ class Points:
         """The mass of all points."""
         return float(self.mass.sum())
 
+    def rows(self) -> tuple[Array, Array]:
+        """Group and unit of every row, once `labelled`."""
+        if self.group is None or self.unit is None:
+            raise RuntimeError("points whose channel is their label have no rows; label them first")
+        return self.group, self.unit
+
     def labelled(self, places: int, classes: int) -> "Points":
         """With rows of their own, on a tensor of so many places per image: the channel need not be the label."""
         if self.group is not None:
@@ -108,12 +114,13 @@ class Points:
 
     def _shared_out(self, units: Units, source: Array, part: Array) -> "Points":
         """Where a unit becomes several, each row becomes as many."""
+        group, of_row = self.rows()
         count = np.bincount(source, minlength=len(self.units))
         first = count.cumsum() - count
-        times = count.take(self.unit)
+        times = count.take(of_row)
         row = np.arange(len(times)).repeat(times)
-        unit = np.arange(len(row)) + (first.take(self.unit) - times.cumsum() + times).take(row)
-        return Points(units, self.mass.take(row) * part.take(unit), self.group.take(row), unit)  # type: ignore[union-attr]
+        unit = np.arange(len(row)) + (first.take(of_row) - times.cumsum() + times).take(row)
+        return Points(units, self.mass.take(row) * part.take(unit), group.take(row), unit)
 
     def portions(self, size: int) -> Iterator["Points"]:
         """The points on `size` units after the other."""
@@ -149,20 +156,20 @@ def merged(parts: Sequence[Points], shape: tuple[int, ...], classes: int, *, add
     if units.minus is not None:
         key, size = key * 2 + units.minus, size * 2
     if points.group is None and size <= _DENSE * len(key):
-        mass = np.bincount(key, points.mass, size)
+        mass = sums(key, points.mass, size)
         key = mass.nonzero()[0]
         return Points(_units_at(key, pixels, signed), mass.take(key))
     key, place = _distinct(key, size)
     units = _units_at(key, pixels, signed)
     if points.group is None or points.unit is None:
-        return Points(units, np.bincount(place, points.mass, len(key)))
+        return Points(units, sums(place, points.mass, len(key)))
     unit = place.take(points.unit)
     if not add_up and len(unit) <= _ROWS * len(units):
         return Points(units, points.mass, points.group, unit)
     size = (int(points.group.max()) + 1) * len(units) if len(unit) else 0
     key, place = _distinct(points.group * len(units) + unit, size)
     group = key // max(len(units), 1)
-    return Points(units, np.bincount(place, points.mass, len(key)), group, key - group * len(units))
+    return Points(units, sums(place, points.mass, len(key)), group, key - group * len(units))
 
 
 def _joined(parts: Sequence[Points], places: int, classes: int) -> Points:
@@ -176,9 +183,10 @@ def _joined(parts: Sequence[Points], places: int, classes: int) -> Points:
     mass = np.concatenate([part.mass for part in parts])
     if parts[0].group is None:
         return Points(joined, mass)
+    rows = [part.rows() for part in parts]
     before = np.cumsum([0, *(len(some) for some in units)])
-    unit = np.concatenate([part.unit + start for part, start in zip(parts, before)])  # type: ignore[operator]
-    return Points(joined, mass, np.concatenate([part.group for part in parts]), unit)  # type: ignore[misc]
+    unit = np.concatenate([of + start for (_, of), start in zip(rows, before)])
+    return Points(joined, mass, np.concatenate([group for group, _ in rows]), unit)
 
 
 def _units_at(key: Array, pixels: int, signed: bool) -> Units:
@@ -204,3 +212,8 @@ def _distinct(key: Array, size: int) -> tuple[Array, Array]:
     place = np.empty(len(key), np.int64)
     place[order] = first.cumsum() - 1
     return key[first], place
+
+
+def sums(place: Array, mass: Array, size: int) -> Array:
+    """The masses at each of `size` places added up, float64."""
+    return np.bincount(place, mass, size).astype(np.float64, copy=False)  # of nothing, numpy makes integers

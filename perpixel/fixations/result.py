@@ -10,7 +10,7 @@ from torch import Tensor
 
 from perpixel.checks import check_flag, check_number, check_same_device, check_tensor, complain
 from perpixel.fixations import density as maps
-from perpixel.fixations.points import Points
+from perpixel.fixations.points import Points, sums
 
 
 @dataclass(frozen=True)
@@ -107,18 +107,16 @@ def point_map(points: Points, shape: tuple[int, ...], classes: int, device: torc
     """The public form of points on a tensor of `shape`."""
     size = (shape[2], shape[3]) if len(shape) == 4 else (1, shape[2]) if len(shape) == 3 else (1, 1)
     places = size[0] * size[1]
-    points = points.labelled(places, classes)
-    count, units = math.prod(shape[1:]), points.units
+    group, rows = points.labelled(places, classes).rows()
+    units, count = points.units, math.prod(shape[1:])
     minus = np.zeros(len(units), np.bool_) if units.minus is None else units.minus
-    rows = points.unit
     unit = units.channel * places + units.pixel % places
-    key, row = np.unique(points.group * count + unit.take(rows), return_inverse=True)  # type: ignore[operator, arg-type]
-    mass, asked = np.bincount(row, points.mass, len(key)), np.bincount(row, minlength=len(key))
-    negative = np.bincount(row, minus.take(rows), len(key))  # type: ignore[arg-type]
+    key, row = np.unique(group * count + unit.take(rows), return_inverse=True)
+    mass, asked = sums(row, points.mass, len(key)), np.bincount(row, minlength=len(key))
+    negative = np.bincount(row, minus.take(rows), len(key))
     sign = (negative == 0).astype(np.int64) - (negative == asked)
     group = key // count
-    unit = key - group * count
-    channel, pixel = np.divmod(unit, places)
+    channel, pixel = np.divmod(key - group * count, places)
     columns = (group // classes, group % classes, channel, pixel // size[1], pixel % size[1])
-    found = (torch.from_numpy(of).to(device) for of in (np.stack(columns, 1), mass, sign))
-    return PointMap(*found, size, shape[0], classes)
+    on_device = [torch.from_numpy(array).to(device) for array in (np.stack(columns, 1), mass, sign)]
+    return PointMap(on_device[0], on_device[1], on_device[2], size, shape[0], classes)

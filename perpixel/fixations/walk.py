@@ -2,19 +2,20 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import numpy as np
 from torch import Tensor, nn
 from torch.fx.node import Node
 
 from perpixel.borrow import borrowed, unwrap
-from perpixel.checks import check_flag, check_integer, check_option, complain
-from perpixel.fixations.arguments import VOID, check_images, check_start, counts, one
+from perpixel.checks import check_flag, check_integer, complain
+from perpixel.fixations.arguments import VOID, check_images, check_start
+from perpixel.fixations.options import FixationOptions, K, Shift, conventions_of
 from perpixel.fixations.points import Array, Points, Units, merged
 from perpixel.fixations.result import Fixations, PointMap, point_map
 from perpixel.fixations.rules import joins
-from perpixel.fixations.rules.step import Conventions, Rule, Share, Step
+from perpixel.fixations.rules.step import Conventions, Rule, Step
 from perpixel.fixations.rules.table import FixationRules, fixation_rules
 from perpixel.fixations.trace.graph import Trace, last_node, traced
 from perpixel.fixations.trace.run import Run
@@ -30,8 +31,8 @@ def fixations(
     images: Tensor,
     *,
     start: Tensor | None = None,
-    k: int | Share | str | Mapping[str, int | Share] = 1,
-    shift: str = "full",
+    k: K = 1,
+    shift: Shift = "full",
     rules: str | FixationRules = "modern",
     record: bool = False,
     max_points: int = 1 << 20,
@@ -57,8 +58,8 @@ def fixations(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(complain("model", "a torch.nn.Module", model, "Pass the network itself."))
-    rules = fixation_rules(rules)
-    check_option("shift", shift, ("full", "partial", "none"))
+    options = FixationOptions(rules, k, shift)
+    rules = fixation_rules(options.rules)
     check_flag("record", record)
     check_integer("max_points", max_points, low=1)
     model = unwrap(model)
@@ -66,8 +67,7 @@ def fixations(
     with borrowed(model, images.device):
         layers = dict(model.named_modules())
         trace = traced(model, layers, images, rules.leaves)
-        conventions = Conventions(shift, rules.base == "seg-unravel", rules.select == "element", counts(k, trace))
-        steps = _Steps(trace, rules, conventions)
+        steps = _Steps(trace, rules, conventions_of(options, trace))
         run = Run(trace, layers, images, steps, None if rules.extra else (rules.base, rules.select))
         output = run.forward()
         logits = output if isinstance(output, Tensor) and output.ndim == 2 else dense_logits(output)
@@ -141,7 +141,7 @@ class _Walk:
 
     def __init__(self, run: Run, steps: _Steps, classes: int, record: bool, max_points: int) -> None:
         self.run, self.steps, self.classes, self.record, self.max_points = run, steps, classes, record, max_points
-        self.several = steps.conventions.k is not one
+        self.several = steps.conventions.k is not None
         self.stays: dict[Node, Node] = run.plan.tables.setdefault("stays", {})
         self.layers: dict[str, PointMap] = {}
         self.nodes: dict[str, str] = {}

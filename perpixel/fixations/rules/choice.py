@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from perpixel.fixations.points import Array, Units
-from perpixel.fixations.rules.step import Conventions, K, Share
+from perpixel.fixations.rules.step import Conventions, Count, Share
 from perpixel.fixations.rules.values import beside, highest, signs
 
 ELEMENTS = 1 << 17  # contributions looked at at once: few enough to stay in a core's cache
@@ -63,16 +63,22 @@ class Products(Protocol):
 
 
 class Given:
-    """What is computed already, one channel each."""
+    """What is computed already: (P, T), of one channel each."""
 
     def __init__(self, given: Tensor) -> None:
-        self.given, self.shape, self.dtype = given, (given.shape[0], given.shape[1], 1), given.dtype
+        self.given, self.shape, self.dtype = given[:, :, None], (*given.shape, 1), given.dtype
 
     def whole(self) -> Tensor:
-        """All of it."""
-        return self.given[:, :, None]
+        """(P, T, 1)."""
+        return self.given
 
-    sums = of = None  # type: ignore[assignment]  # never asked for where there is one channel
+    def sums(self) -> Tensor:
+        """(P, 1)."""
+        return self.given.sum(1)
+
+    def of(self, channel: Array) -> Array:
+        """(P, K, T)."""
+        return self.given.transpose(1, 2).cpu().numpy()
 
 
 def choose_in_slices(count: int, elements: int, choose_some: Callable[[slice], Chosen]) -> Chosen:
@@ -86,7 +92,7 @@ def choose_in_slices(count: int, elements: int, choose_some: Callable[[slice], C
     if any(some.window is not None for some in found):
         parts = [np.arange(len(some.tap)) if some.window is None else some.window for some in found]
         window = np.concatenate([part + start for start, part in zip(starts, parts)])
-    part = None if found[0].part is None else np.concatenate([some.part for some in found])  # type: ignore[misc]
+    part = None if found[0].part is None else np.concatenate([some.part for some in found])
     tap, channel, score = (np.concatenate([getattr(c, name) for c in found]) for name in ("tap", "channel", "score"))
     return Chosen(window, tap, channel, part, score)
 
@@ -96,7 +102,7 @@ def choose(
     minus: Array | None,
     valid: Array | None,
     conventions: Conventions,
-    k: K,
+    k: Count,
     fixed: int | None = None,
 ) -> Chosen:
     """The strongest of what P windows give, at the `fixed` tap if there is one.
@@ -134,7 +140,7 @@ def choose(
         tap = np.full_like(tap, fixed)
         if valid is not None:
             tap[:] = valid.argmax(1)[:, None]
-    some = None if valid is None else valid.any(1)
+    some: Array | None = None if valid is None else np.any(valid, axis=1)
     if part is None and (some is None or some.all()):
         return Chosen(None, tap[:, 0], channel[:, 0], None, score)
     keep = np.ones_like(tap, np.bool_) if part is None else part > 0
@@ -144,7 +150,7 @@ def choose(
     return Chosen(window, tap[keep], channel[keep], None if part is None else part[keep], score)
 
 
-def _highest(scores: Tensor, k: K, *, last: bool = False) -> tuple[Array, Array | None, Array]:
+def _highest(scores: Tensor, k: Count, *, last: bool = False) -> tuple[Array, Array | None, Array]:
     """The k highest of scores (P, C), which are written over: their places (P, k), parts (P, k) of the mass or None for
     k = 1, and the highest (P,). Of equal ones the first, or the last."""
     place, high = highest(scores, last=last)

@@ -15,6 +15,7 @@ from perpixel.fixations.rules.pooling import adaptive_pool
 from perpixel.fixations.rules.step import Moves, Step
 from perpixel.fixations.rules.values import pick
 from perpixel.fixations.trace.in_place import operation
+from perpixel.upsampling import axis_matrix
 
 _NEARLY = 1e-9  # weights closer than this are equal
 
@@ -117,17 +118,11 @@ def _repeat(node: Node, numbers: Tensor, step: Step) -> Any:
 @cache
 def _heaviest(before: int, after: int, scale: float | None, mode: str, align: bool | None, antialias: bool) -> Tensor:
     """For every place on the resized axis, the source place with the largest weight."""
-    mode = {"bilinear": "bilinear", "linear": "bilinear", "trilinear": "bilinear"}.get(mode, mode)
-    one = torch.eye(before, dtype=torch.float64)[None, :, :, None]
-    settings: dict[str, Any] = {"mode": mode}
-    if mode in ("bilinear", "bicubic"):
-        settings |= {"align_corners": align, "antialias": antialias}
-    if scale is None:
-        weights = F.interpolate(one, size=(after, 1), **settings)
-    else:
-        weights = F.interpolate(one, scale_factor=(scale, 1.0), **settings)
-    weights = weights[0, :, :, 0]
-    return (weights >= weights.amax(0) - _NEARLY).to(torch.uint8).argmax(0)
+    options: dict[str, Any] = {"mode": {"linear": "bilinear", "trilinear": "bilinear"}.get(mode, mode)}
+    if options["mode"] in ("bilinear", "bicubic"):
+        options |= {"align_corners": align, "antialias": antialias}
+    weights = axis_matrix(before, **({"size": after} if scale is None else {"scale_factor": scale}), **options)
+    return (weights >= weights.amax(1, keepdim=True) - _NEARLY).to(torch.uint8).argmax(1)
 
 
 @cache

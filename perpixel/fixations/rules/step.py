@@ -29,7 +29,7 @@ class Share:
         check_number("share", self.share, low=0.0, high=1.0, open_low=True)
 
 
-K = int | Share
+Count = int | Share
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class Conventions:
     """What all rules of one walk go by.
 
     shift: "full", "partial" or "none". published: the conventions of Seg-Unravel. elements: weigh every contribution on
-    its own, not the channels first. k: asked for each step by the node and its sizes.
+    its own, not the channels first. k: asked for each step by the node and its sizes; None for 1.
     """
 
     shift: str
     published: bool
     elements: bool
-    k: Callable[["Step"], K]
+    k: Callable[["Step"], Count] | None
 
     def keep_place(self, dilation: tuple[int, int]) -> bool:
         """Whether points stay where they are in a convolution of this dilation."""
@@ -69,9 +69,9 @@ class Step:
         return self.run.operands(self.node)
 
     @property
-    def k(self) -> K:
+    def k(self) -> Count:
         """How many inputs a point moves to."""
-        return self.conventions.k(self)
+        return 1 if self.conventions.k is None else self.conventions.k(self)
 
     def value(self, node: Node) -> Tensor:
         """A tensor the operation was computed from; kept only if the rule says that it reads it."""

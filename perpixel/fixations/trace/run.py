@@ -1,6 +1,5 @@
 """One run of a traced model that keeps only the activations the way back will read."""
 
-import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -9,16 +8,15 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.backends import mkldnn
 from torch.fx.node import Node, map_arg
 
 from perpixel.checks import complain
 from perpixel.fixations.trace.graph import Layers, Trace
 from perpixel.fixations.trace.in_place import operation
 from perpixel.fixations.trace.tracer import compute, out_of_place
+from perpixel.memory_format import channels_last_is_faster
 
 Array = np.ndarray[Any, Any]
-_MANY = 20_000  # pixels; for fewer, convolutions are not faster with the channels of a pixel together
 _SIZES = 8  # of images, and sets of rules, for which a plan is kept
 _WATCHED = 1 << 20  # scores up to which looking for NaN in them is put off
 _MAKERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.BatchNorm2d, nn.GroupNorm)
@@ -55,7 +53,9 @@ class Run:
 
     def __init__(self, trace: Trace, layers: Layers, images: Tensor, reader: Reader, kind: Any) -> None:
         self.trace, self.layers, self.reader, self.given = trace, layers, reader, images
-        self.images = images if trace.plain else _channels_last(images)
+        self.images = images
+        if not trace.plain and channels_last_is_faster(images):
+            self.images = images.contiguous(memory_format=torch.channels_last)
         self.model = layers[""]
         self.values: dict[Node, Any] = {}
         self._watched: list[tuple[Node, Array]] = []
@@ -213,14 +213,6 @@ class Run:
             del self.values[node]
             if now is not None and not self._planned:
                 self.plan.frees.setdefault(now, []).append(node)
-
-
-def _channels_last(images: Tensor) -> Tensor:
-    """The images with the channels of a pixel together, where that makes convolutions faster."""
-    pixels = images.shape[0] * math.prod(images.shape[2:])
-    if images.device.type != "cpu" or images.dtype != torch.float32 or pixels < _MANY or not mkldnn.is_available():
-        return images
-    return images.contiguous(memory_format=torch.channels_last)
 
 
 def _may_overwrite(node: Node, layers: dict[str, nn.Module]) -> bool:

@@ -1,4 +1,4 @@
-"""For k = 1 on the CPU: the walk over units in numpy against the walk over points; caches, chunks, order of memory."""
+"""What must not matter to fixations: slices, portions, what is kept from call to call, the order of memory."""
 
 from collections.abc import Callable
 
@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perpixel.fixations import FixationRules, Fixations, Points, Step, fixations, lookup, swift
+from perpixel import memory_format
+from perpixel.fixations import FixationRules, Fixations, Share, Step, Units, fixations, walk
+from perpixel.fixations.rules import choice, geometry
 from perpixel.fixations.trace import graph
 
-# What does not occur has a rule of its own: so the general walk is taken.
-GENERAL = {"no such operation": lambda points, step: []}
 IMAGES = torch.randn(3, 3, 26, 22, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 
 
@@ -55,37 +55,27 @@ def model() -> Everything:
 RULES = [{}, {"select": "element"}, {"base": "seg-unravel"}]
 
 
-@pytest.mark.parametrize("shift", ["full", "partial", "none"])
-@pytest.mark.parametrize("settings", RULES)
-def test_both_walks_find_the_same(model: Everything, settings: dict, shift: str) -> None:
-    start = torch.randint(-1, 5, (3, 26, 22), generator=torch.Generator().manual_seed(1))
-    for given in (None, start):
-        swift_walk = fixations(model, IMAGES, start=given, shift=shift, rules=FixationRules(**settings))
-        rules = FixationRules(**settings, extra=GENERAL)
-        general = fixations(model, IMAGES, start=given, shift=shift, rules=rules)
-        same(swift_walk, general)
-        assert swift_walk.dropped_at == general.dropped_at
-        assert swift_walk.jumps == general.jumps
-        assert swift_walk.started == general.started
-
-
-def test_both_walks_record_the_same(model: Everything) -> None:
-    one = fixations(model, IMAGES, record=True)
-    other = fixations(model, IMAGES, rules=FixationRules(extra=GENERAL), record=True)
-    assert list(one.layers) == list(other.layers)
-    assert one.nodes == other.nodes
-    for name, points in one.layers.items():
-        assert torch.equal(points.points, other.layers[name].points), name
-        assert torch.allclose(points.mass, other.layers[name].mass), name
-        assert torch.equal(points.sign, other.layers[name].sign), name
-    same(one, fixations(model, IMAGES))
+@pytest.mark.parametrize("settings", [*RULES, {"k": 2}, {"k": Share(0.2)}])
+def test_recording_changes_nothing_and_ends_at_the_points(model: Everything, settings: dict) -> None:
+    call = {"k": settings["k"]} if "k" in settings else {"rules": FixationRules(**settings)}
+    recorded = fixations(model, IMAGES, record=True, **call)
+    plain = fixations(model, IMAGES, **call)
+    same(recorded, plain, exact="k" not in call)
+    assert recorded.dropped == pytest.approx(plain.dropped, abs=1e-6)
+    on_image = recorded.layers["image"]
+    assert torch.equal(on_image.points, recorded.points)
+    assert torch.equal(on_image.mass, recorded.mass)
+    for name, points in recorded.layers.items():
+        assert torch.equal(points.points, points.points.unique(dim=0)), name
 
 
 def test_how_much_is_looked_at_at_once_does_not_matter(model: Everything, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = fixations(model, IMAGES)
-    monkeypatch.setattr(swift, "_ELEMENTS", 1)
+    monkeypatch.setattr(choice, "ELEMENTS", 1)
     same(fixations(model, IMAGES), expected)
-    monkeypatch.setattr(lookup, "_TABLE", 0)
+    monkeypatch.setattr(geometry, "_KEPT", 0)
+    same(fixations(network(), IMAGES), expected)
+    monkeypatch.setattr(walk, "_LITTLE", 0)
     same(fixations(network(), IMAGES), expected)
 
 
@@ -134,13 +124,13 @@ LARGE = torch.randint(-3, 4, (2, 3, 128, 96), generator=torch.Generator().manual
 
 
 def test_the_order_of_memory_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert LARGE[:, 0].numel() > graph._MANY
+    assert LARGE[:, 0].numel() > memory_format._MANY
     kept = LARGE.clone()
     for k in (1, 2):
         one = fixations(layered(lambda x: x), LARGE, k=k)
         two = fixations(layered(lambda x: x), LARGE.contiguous(memory_format=torch.channels_last), k=k)
         with monkeypatch.context() as patch:
-            patch.setattr(graph, "_MANY", LARGE.numel())
+            patch.setattr(memory_format, "_MANY", LARGE.numel())
             plain = fixations(layered(lambda x: x), LARGE, k=k)
         same(one, plain)
         same(two, plain)
@@ -193,20 +183,44 @@ def test_convolutions_over_other_dimensions_are_named(dims: int) -> None:
         fixations(Other(), torch.randn(1, 3, 6, 5))
 
 
-def test_a_rule_of_the_users_own_sees_labels_and_masses(model: Everything) -> None:
-    seen: list[Points] = []
+def test_a_rule_of_the_users_own_sees_each_unit_once(model: Everything) -> None:
+    seen: list[Units] = []
 
-    def watch(points: Points, step: Step) -> list:
-        seen.append(points)
-        return [(step.operands[0], points)]
+    def watch(units: Units, step: Step) -> list:
+        seen.append(units)
+        return [(step.operands[0], units)]
 
-    fix = fixations(model, IMAGES, rules=FixationRules(extra={"hardswish": watch}))
-    same(fix, fixations(model, IMAGES))
-    assert float(seen[0].mass.sum()) + fix.dropped == fix.started
-    assert set((seen[0].group % 5).tolist()) == set(fix.points[:, 1].tolist())
+    for k in (1, 3):
+        seen.clear()
+        fix = fixations(model, IMAGES, rules=FixationRules(extra={"hardswish": watch}), k=k, record=True)
+        same(fix, fixations(model, IMAGES, k=k, record=True))
+        (units,) = seen
+        found = set(zip(units.pixel.tolist(), units.channel.tolist(), (units.minus | False).tolist()))
+        assert len(found) == len(units)
+        at = fix.layers["hardswish"].points
+        assert {(p // (13 * 11), c) for p, c, _ in found} == set(map(tuple, at[:, [0, 2]].tolist()))
 
 
-def same(one: Fixations, other: Fixations) -> None:
+@pytest.mark.parametrize("k", [3, Share(0.3), 20])
+def test_portions_and_early_merging_do_not_matter(
+    model: Everything, k: int | Share, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = fixations(model, IMAGES, k=k)
+    monkeypatch.setattr(walk, "_PORTION", 7)
+    same(fixations(model, IMAGES, k=k, max_points=len(expected.points) * 40), expected, exact=False)
+    monkeypatch.setattr(choice, "ELEMENTS", 500)
+    same(fixations(model, IMAGES, k=k), expected, exact=False)
+
+
+def test_the_cap_keeps_the_heaviest_and_says_what_it_cut(model: Everything) -> None:
+    with pytest.warns(UserWarning, match=r"max_points=200 cut .* of the mass"):
+        fix = fixations(model, IMAGES, k=3, max_points=200)
+    assert len(fix.points) <= 200
+    assert set(fix.capped) <= set(fix.dropped_at)
+    assert float(fix.mass.sum()) + fix.dropped == pytest.approx(fix.started)
+
+
+def same(one: Fixations, other: Fixations, *, exact: bool = True) -> None:
     assert torch.equal(one.points, other.points)
-    assert torch.equal(one.mass, other.mass)
+    torch.testing.assert_close(one.mass, other.mass, rtol=0 if exact else 1e-9, atol=0)
     assert torch.equal(one.sign, other.sign)
