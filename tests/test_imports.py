@@ -21,7 +21,7 @@ ALLOWED = {
     "weighting": {"checks", "reduction", "outputs", "borrow", "losses", "fixations", "attribution", "report"},
     "data": {"checks"},
     "models": {"checks"},
-    "evaluation": {"checks", "reduction", "outputs"},
+    "evaluation": {"checks", "reduction", "outputs", "borrow"},
     "report": {"checks"},
     "attach": {"checks", "reduction", "outputs", "borrow"},
 }

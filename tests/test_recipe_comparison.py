@@ -6,21 +6,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from perpixel.evaluation import class_iou, mean_iou
+from perpixel.evaluation import SegmentationScores, class_iou, mean_iou
 from recipes.finetuning.comparison import compare, in_words, save_comparison, seed_interval
 from recipes.finetuning.pictures import telling_images
 from recipes.kit.images import Images
-from recipes.kit.scores import Scores
 from recipes.kit.settings import DataSettings, EvaluationSettings
 
 
-def scores(accuracy: float, images: int = 40, seed: int = 0, far: bool = False) -> Scores:
+def scores(accuracy: float, images: int = 40, seed: int = 0, far: bool = False) -> SegmentationScores:
     """Two classes, 1000 pixels an image, about `accuracy` of them right, more or less so by image."""
     generator = torch.Generator().manual_seed(seed)
     right = (1000 * (accuracy + 0.05 * torch.randn(images, generator=generator))).long().clamp(0, 1000)
     half, rest = right // 2, (1000 - right) // 2
     confusion = torch.stack([torch.stack([half, rest], 1), torch.stack([rest, half], 1)], 1)
-    return Scores(
+    return SegmentationScores(
         confusion=confusion,
         boundary=torch.full((images,), accuracy, dtype=torch.float64),
         far=torch.stack([right, torch.full_like(right, 1000)], 1) if far else None,

@@ -14,7 +14,8 @@ import matplotlib.image
 import pytest
 import torch
 
-from recipes.finetuning.job import as_yaml, build_parser, main, understand
+from recipes.finetuning.job import build_parser, main, understand
+from recipes.kit.command_line import as_yaml
 from recipes.training.checkpoints import load_checkpoint
 
 ROOT = Path(__file__).parents[1]

@@ -1,5 +1,6 @@
 """How good is a segmentation, and is one better than another?"""
 
+from perpixel.evaluation.per_image import SegmentationScores, predict_labels, score_images
 from perpixel.evaluation.segmentation import (
     boundary_f_scores,
     boundary_tolerance,
@@ -9,10 +10,11 @@ from perpixel.evaluation.segmentation import (
     pixel_accuracy,
     segmentation_metrics,
 )
-from perpixel.evaluation.statistics import BootstrapInterval, bootstrap_images
+from perpixel.evaluation.statistics import BootstrapInterval, bootstrap_images, ratio
 
 __all__ = [
     "BootstrapInterval",
+    "SegmentationScores",
     "bootstrap_images",
     "boundary_f_scores",
     "boundary_tolerance",
@@ -20,5 +22,8 @@ __all__ = [
     "confusion_matrices",
     "mean_iou",
     "pixel_accuracy",
+    "predict_labels",
+    "ratio",
+    "score_images",
     "segmentation_metrics",
 ]

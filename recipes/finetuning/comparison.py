@@ -11,28 +11,27 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from perpixel.evaluation import BootstrapInterval, bootstrap_images, mean_iou, pixel_accuracy
-from recipes.kit.scores import Scores
+from perpixel.evaluation import BootstrapInterval, SegmentationScores, bootstrap_images, mean_iou, pixel_accuracy
+from recipes.kit.run_folder import write_atomically
 from recipes.kit.settings import EvaluationSettings
-from recipes.training.checkpoints import write_atomically
 
-Arms = Mapping[str, Scores]  # "control" and "loss" of one seed
-Statistic = Callable[[Scores, Any], Any]
+Arms = Mapping[str, SegmentationScores]  # "control" and "loss" of one seed
+Statistic = Callable[[SegmentationScores, Any], Any]
 
 
-def _matrices(scores: Scores, weights: Any) -> torch.Tensor:
+def _matrices(scores: SegmentationScores, weights: Any) -> torch.Tensor:
     classes = scores.confusion.shape[-1]
     return torch.from_numpy(weights @ scores.confusion.flatten(1).double().numpy()).view(-1, classes, classes)
 
 
-def _boundary(scores: Scores, weights: Any) -> Any:
+def _boundary(scores: SegmentationScores, weights: Any) -> Any:
     values = scores.boundary.numpy()
     known = ~np.isnan(values)
     with np.errstate(invalid="ignore", divide="ignore"):
         return weights[:, known] @ values[known] / weights[:, known].sum(1)
 
 
-def _far(scores: Scores, weights: Any) -> Any:
+def _far(scores: SegmentationScores, weights: Any) -> Any:
     if scores.far is None:
         return np.full(len(weights), np.nan)
     right, counted = (weights @ scores.far.double().numpy()).T
@@ -86,7 +85,7 @@ class Comparison:
 
 
 def compare(
-    starts: Mapping[int, Scores],
+    starts: Mapping[int, SegmentationScores],
     arms: Mapping[int, Arms],
     seconds: Mapping[str, list[float]],
     *,

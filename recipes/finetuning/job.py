@@ -12,17 +12,19 @@ from torch import nn
 
 import perpixel
 from perpixel.checks import complain
+from perpixel.evaluation import SegmentationScores
 from recipes.finetuning.comparison import Arms, compare, in_words, rich_table, save_comparison
 from recipes.finetuning.pictures import draw_curves, draw_predictions, telling_images
-from recipes.kit.command_line import CONFIG, Attempt, as_yaml, choose_folder, read_arguments, recipe_parser, set_threads
+from recipes.kit.command_line import Command, as_yaml, read_arguments, recipe_parser, set_threads
 from recipes.kit.images import Images
 from recipes.kit.interrupt import Interrupt
-from recipes.kit.networks import Weights, build_network, load_weights, select_layers, starting_weights, unwrap_weights
+from recipes.kit.networks import build_network, select_layers
 from recipes.kit.progress import Progress
 from recipes.kit.randomness import seed_everything
-from recipes.kit.scores import Scores
+from recipes.kit.run_folder import CONFIG, choose_folder, write_atomically
 from recipes.kit.settings import Schedule, Settings
-from recipes.training.checkpoints import LAST, DamagedCheckpoint, load_checkpoint, save_checkpoint, write_atomically
+from recipes.kit.weights import Weights, load_weights, starting_weights, unwrap_weights
+from recipes.training.checkpoints import LAST, DamagedCheckpoint, load_checkpoint, save_checkpoint
 from recipes.training.history import read_json_lines
 from recipes.training.sharding import choose_strategy
 from recipes.training.trainer import Stretch, Trainer
@@ -56,12 +58,12 @@ class Job:
         """A fresh loss term, with nothing in its buffers."""
         return perpixel.TemplateSimilarityLoss(**self.loss_options, ignore_index=self.settings.data.ignore_index)
 
-    def run(self, stretch: Stretch) -> tuple[Scores, Weights]:
+    def run(self, stretch: Stretch) -> tuple[SegmentationScores, Weights]:
         """Train a stretch, or read what it gave when it was finished before: scores and the weights they belong to."""
         path = stretch.folder / SCORES
         try:
             if path.exists():
-                scores = Scores(**load_checkpoint(path))
+                scores = SegmentationScores(**load_checkpoint(path))
                 return scores, unwrap_weights(load_checkpoint(stretch.folder / LAST), str(stretch.folder / LAST))
         except (DamagedCheckpoint, FileNotFoundError) as error:
             self.progress.report(f"damaged result: {error}; it is computed again")
@@ -69,7 +71,7 @@ class Job:
         scores = trainer.run()
         weights = {name: value.detach().cpu().clone() for name, value in trainer.evaluated.state_dict().items()}
         if self.fabric.is_global_zero:
-            save_checkpoint(path, scores.state())
+            save_checkpoint(path, vars(scores))
         self.fabric.barrier()
         return scores, weights
 
@@ -92,7 +94,7 @@ class Job:
                 raise ValueError(complain("ema", "null with fsdp", schedule.ema, remedy))
             self.images.steps_per_epoch(schedule.batch_size)
 
-    def start(self, seed: int) -> tuple[Scores, Weights]:
+    def start(self, seed: int) -> tuple[SegmentationScores, Weights]:
         """The start of the arms of `seed`: given weights, or pre-training with cross-entropy alone."""
         settings = self.settings
         own = seed if settings.pretrain_per_seed else 0
@@ -106,14 +108,14 @@ class Job:
     def everything(self) -> None:
         """Starts, arms, table and pictures."""
         arms: dict[int, Arms] = {}
-        starts: dict[int, Scores] = {}
+        starts: dict[int, SegmentationScores] = {}
         folders: dict[str, dict[int, Path]] = {"control": {}, "loss": {}}
         shown: dict[str, Weights] = {}
         for seed in self.settings.seeds:
             scores, weights = self.start(seed)
             if self.settings.pretrain_per_seed or not starts:
                 starts[seed] = scores
-            found: dict[str, Scores] = {}
+            found: dict[str, SegmentationScores] = {}
             for arm, term in (("control", None), ("loss", self.loss)):
                 folders[arm][seed] = self.folder / f"seed{seed}" / arm
                 title = f"seed {seed} · {arm}"
@@ -126,7 +128,7 @@ class Job:
 
     def _conclude(
         self,
-        starts: dict[int, Scores],
+        starts: dict[int, SegmentationScores],
         arms: dict[int, Arms],
         folders: dict[str, dict[int, Path]],
         shown: dict[str, Weights],
@@ -183,10 +185,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the recipe; the exit status is 0, 1 after a mistake of the user or a full disk, 130 when interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     console = Console(width=None if sys.stdout.isatty() else 118)
-    return Attempt(console, "python -m recipes.finetune").status(lambda attempt: _run(given, attempt))
+    return Command(console, "python -m recipes.finetune").status(lambda attempt: _run(given, attempt))
 
 
-def _run(arguments: list[str], attempt: Attempt) -> None:
+def _run(arguments: list[str], attempt: Command) -> None:
     parser = build_parser()
     parsed, resumed = read_arguments(parser, arguments)
     settings, loss_options = understand(parser, parsed)

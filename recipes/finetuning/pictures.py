@@ -7,11 +7,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from perpixel.evaluation import pixel_accuracy
+from perpixel.evaluation import SegmentationScores, pixel_accuracy, predict_labels
 from perpixel.report import prediction_sheet, training_curves
 from recipes.kit.images import Images
-from recipes.kit.scores import Scores, predict
-from recipes.training.checkpoints import write_atomically
+from recipes.kit.run_folder import write_atomically
 from recipes.training.history import read_json_lines
 
 PANELS = {
@@ -25,7 +24,7 @@ PANELS = {
 
 
 def draw_curves(
-    folders: Mapping[str, Mapping[int, Path]], starts: Mapping[int, Scores], path: Path, title: str
+    folders: Mapping[str, Mapping[int, Path]], starts: Mapping[int, SegmentationScores], path: Path, title: str
 ) -> None:
     """curves.png: metrics per epoch of every arm (arm -> seed -> its folder), seeds of one arm in one colour.
 
@@ -46,7 +45,7 @@ def draw_curves(
         _save(training_curves(histories, {**others, **PANELS}, title=title, colors=colors), path)
 
 
-def telling_images(control: Scores, loss: Scores, count: int) -> list[tuple[int, str]]:
+def telling_images(control: SegmentationScores, loss: SegmentationScores, count: int) -> list[tuple[int, str]]:
     """Evaluation images that show what changed, with the reason, chosen by the change of pixel accuracy.
 
     In turns: the largest gain, the largest loss, the median; so that good and bad news get the same room.
@@ -77,7 +76,7 @@ def draw_predictions(
         shown.append(images.displayed(batch[0]))
         truths.append(labels[0])
         for name, network in networks.items():
-            found[name].append(predict(network.eval(), batch, labels.shape[-2:])[0])
+            found[name].append(predict_labels(network.eval(), batch, labels.shape[-2:])[0])
     figure = prediction_sheet(
         shown,
         truths,

@@ -1,26 +1,28 @@
-"""What all recipes share as commands: a run folder that is never overwritten, --resume, mistakes told in a sentence."""
+"""The command line of a recipe: its settings, --resume, and an exit status with mistakes told in a sentence."""
 
 import errno
 import os
-import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
 from perpixel.checks import complain
+from recipes.kit.run_folder import CONFIG, DamagedCheckpoint
 from recipes.kit.settings import HardwareSettings
-from recipes.training.checkpoints import DamagedCheckpoint
 
-CONFIG = "config.yaml"
 MISTAKES = (ValueError, TypeError, FileNotFoundError, FileExistsError, DamagedCheckpoint, FloatingPointError)
 
 
-def recipe_parser(recipe: str, settings: type, *, nested: str, example: str) -> ArgumentParser:
-    """The command line of `python -m recipes.RECIPE`: --config, --resume and every field of the class `settings`."""
+def recipe_parser(recipe: str, settings: type, *, nested: str, example: str, skip: tuple[str, ...] = ()) -> Any:
+    """The parser of `python -m recipes.RECIPE`: --config, --resume and the fields of the class `settings`.
+
+    nested: a setting to name as an example; example: arguments; skip: fields that are no settings.
+    """
     parser = ArgumentParser(
         prog=f"python -m recipes.{recipe}",
         allow_abbrev=False,
@@ -30,8 +32,28 @@ def recipe_parser(recipe: str, settings: type, *, nested: str, example: str) -> 
     )
     parser.add_argument("--config", action="config", help="YAML file with settings; later arguments win.")
     parser.add_argument("--resume", type=str | None, default=None, help="Run folder to continue, and nothing else.")
-    parser.add_class_arguments(settings)
+    parser.add_class_arguments(settings, skip=set(skip))
     return parser
+
+
+def read_arguments(parser: ArgumentParser, arguments: list[str]) -> tuple[Namespace, Path | None]:
+    """The parsed settings, and the folder to resume: its settings are then those of the run."""
+    parsed = parser.parse_args(arguments)
+    if parsed.resume is None:
+        return parsed, None
+    folder = Path(parsed.resume)
+    if len(arguments) != (1 if arguments[0].startswith("--resume=") else 2):
+        remedy = f"Run: {parser.prog} --resume {folder}"
+        raise ValueError(complain("resume", "no other setting beside it", " ".join(arguments), remedy))
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(complain("resume", "a run folder", f"{folder}, without {CONFIG}", "Check the path."))
+    return parser.parse_path(folder / CONFIG), folder
+
+
+def read_settings(parser: ArgumentParser, parsed: Namespace, settings: type) -> Any:
+    """The parsed settings as an object of the class `settings`, checked."""
+    ready = parser.instantiate(parsed)
+    return settings(**{name: ready[name] for name in settings.__dataclass_fields__ if name in ready})  # type: ignore[attr-defined]
 
 
 def as_yaml(parser: ArgumentParser, parsed: Namespace) -> str:
@@ -49,49 +71,26 @@ def set_threads(hardware: HardwareSettings) -> None:
     torch.set_num_threads(threads)
 
 
-def choose_folder(folder: str | None, out: str, name: str) -> Path:
-    """The folder of a new run: `folder`, or out/name-date-time. FileExistsError where there is a run already."""
-    path = Path(folder) if folder else Path(out) / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if (path / CONFIG).exists() or (path.exists() and not path.is_dir()):
-        remedy = f"Continue it with --resume {path}, or choose another --folder."
-        raise FileExistsError(complain("folder", "a new or empty folder", f"{path}, which holds a run", remedy))
-    return path
-
-
-def read_arguments(parser: ArgumentParser, arguments: list[str]) -> tuple[Namespace, Path | None]:
-    """The settings, and the folder to resume: its settings are then those of the run."""
-    parsed = parser.parse_args(arguments)
-    if parsed.resume is None:
-        return parsed, None
-    folder = Path(parsed.resume)
-    if len(arguments) != (1 if arguments[0].startswith("--resume=") else 2):
-        remedy = f"Run: {parser.prog} --resume {folder}"
-        raise ValueError(complain("resume", "no other setting beside it", " ".join(arguments), remedy))
-    if not (folder / CONFIG).is_file():
-        raise FileNotFoundError(complain("resume", "a run folder", f"{folder}, without {CONFIG}", "Check the path."))
-    return parser.parse_path(folder / CONFIG), folder
-
-
-class Attempt:
-    """One call of a command: `folder` is set once the run folder exists, and says where to continue."""
+class Command:
+    """One call of a recipe; `folder` is set once the run folder exists, and says where to continue."""
 
     def __init__(self, console: Console, command: str) -> None:
         self.console, self.command = console, command
         self.folder: Path | None = None
 
-    def status(self, body: Callable[["Attempt"], None]) -> int:
+    def status(self, body: Callable[["Command"], None]) -> int:
         """Do it; the exit status is 0, 1 after a mistake of the user or a full disk, 130 when interrupted."""
         try:
             body(self)
         except KeyboardInterrupt:
-            told = "interrupted" if self.folder is None else f"interrupted; nothing is lost. {self._continue()}"
-            return self._fail(told, 130)
+            message = "interrupted" if self.folder is None else f"interrupted; nothing is lost. {self._continue()}"
+            return self._fail(message, 130)
         except MISTAKES as mistake:
-            told = f"error: {mistake}"
+            message = f"error: {mistake}"
             if self.folder is not None:
                 (self.folder / "error.log").write_text(traceback.format_exc())
-                told += f"\nDetails: {self.folder / 'error.log'}. {self._continue()}"
-            return self._fail(told, 1)
+                message += f"\nDetails: {self.folder / 'error.log'}. {self._continue()}"
+            return self._fail(message, 1)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT) or self.folder is None:
                 raise
@@ -101,7 +100,7 @@ class Attempt:
     def _continue(self) -> str:
         return f"Continue with: {self.command} --resume {self.folder}"
 
-    def _fail(self, told: str, status: int) -> int:
+    def _fail(self, message: str, status: int) -> int:
         style = "red" if status == 1 else None
-        self.console.print(told, style=style, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(message, style=style, markup=False, highlight=False, soft_wrap=True)
         return status

@@ -1,6 +1,7 @@
 """Training and evaluation images: which, in which order, and what was done to them, all functions of (seed, epoch)."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from perpixel import data
 from perpixel.checks import complain
@@ -186,6 +188,29 @@ class Images:
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),
         )
+
+    def picture(self, chosen: int | str, setting: str = "picture.image") -> tuple[Tensor, str]:
+        """Evaluation image number `chosen`, or that file brought to the size of the data: (1, 3, H, W), normalised.
+
+        Second its name. `setting` is for messages.
+        """
+        if isinstance(chosen, int):
+            if not 0 <= chosen < self.evaluated:
+                expected = f"below {self.evaluated}, the number of evaluation images, or a file"
+                raise ValueError(complain(setting, expected, chosen, "Choose another."))
+            _, image, _, _ = next(iter(self.evaluation(batch_size=1, far=0.0, only=[chosen])))
+            return image, f"{self.settings.name} image {chosen}"
+        from PIL import Image, ImageOps, UnidentifiedImageError
+
+        try:
+            with Image.open(chosen) as file:
+                image = pil_to_tensor(ImageOps.exif_transpose(file).convert("RGB")).float() / 255
+        except (UnidentifiedImageError, OSError) as error:
+            raise ValueError(complain(setting, "an image file", f"{chosen}: {error}", "Choose another.")) from error
+        labels, size = torch.zeros(image.shape[1:], dtype=torch.int64), self.settings.size
+        for transform in ([] if size is None else [ResizeTo(size)]) + [data.eval_transforms()]:
+            image, labels = transform(tv_tensors.Image(image), tv_tensors.Mask(labels))
+        return image.as_subclass(Tensor)[None], Path(chosen).name
 
     def displayed(self, image: Tensor) -> Tensor:
         """A normalised image as it looks, in [0, 1]."""

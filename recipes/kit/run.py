@@ -1,8 +1,8 @@
-"""What recipes that look at a network share: its data and settings from a run of recipes.finetune, and their run."""
+"""To be deleted: recipes.kit.job has taken its place."""
 
 import sys
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,28 +10,12 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning_fabric import Fabric
 from rich.console import Console
 
-from perpixel.checks import complain
-from recipes.finetuning import job as finetune
-from recipes.kit.command_line import CONFIG, Attempt, as_yaml, choose_folder, read_arguments, set_threads
+from recipes.kit.command_line import Command, as_yaml, read_arguments, set_threads
 from recipes.kit.images import Images
 from recipes.kit.interrupt import Interrupt
+from recipes.kit.job import settings_of_run  # noqa: F401
 from recipes.kit.progress import Progress
-from recipes.training.checkpoints import write_atomically
-
-
-def settings_of_run(run: Path) -> dict[str, Any]:
-    """Data and model of a run of recipes.finetune, as defaults; what its network started from is left out."""
-    if not (run / CONFIG).is_file():
-        expected = "a run folder of recipes.finetune"
-        raise FileNotFoundError(complain("run", expected, f"{run}, without {CONFIG}", "Check the path."))
-    theirs = finetune.build_parser()
-    settings, _ = finetune.understand(theirs, theirs.parse_path(run / CONFIG))
-    model = replace(settings.model, weights=None, weights_backbone=None, checkpoint=None, replace_head=False)
-    return {
-        f"{part}.{field.name}": getattr(values, field.name)
-        for part, values in (("data", settings.data), ("model", model))
-        for field in fields(values)
-    }
+from recipes.kit.run_folder import CONFIG, choose_folder, write_atomically
 
 
 def look(
@@ -45,7 +29,7 @@ def look(
     given = list(sys.argv[1:] if arguments is None else arguments)
     console = Console(width=None if sys.stdout.isatty() else 118)
 
-    def run(attempt: Attempt) -> None:
+    def run(attempt: Command) -> None:
         parser = build_parser(None)
         parsed, resumed = read_arguments(parser, given)
         if resumed is None and parsed.run is not None:
@@ -70,4 +54,4 @@ def look(
             job.progress.report(f"run folder: {folder}")
             job.everything()
 
-    return Attempt(console, f"python -m recipes.{recipe}").status(run)
+    return Command(console, f"python -m recipes.{recipe}").status(run)

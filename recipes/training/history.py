@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.training.checkpoints import write_atomically
+from recipes.kit.run_folder import write_atomically
 
 Row = dict[str, Any]
 

@@ -14,15 +14,17 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import perpixel
+from perpixel.evaluation import SegmentationScores, score_images
 from recipes.kit.images import Images
 from recipes.kit.interrupt import Interrupt
-from recipes.kit.networks import Weights, build_network, build_optimizer, select_layers, set_training
+from recipes.kit.networks import build_network, select_layers
 from recipes.kit.progress import Progress
 from recipes.kit.randomness import random_state, seed_everything, set_random_state
-from recipes.kit.scores import Scores, check_agreement, evaluate
 from recipes.kit.settings import Schedule, Settings
+from recipes.kit.weights import Weights
 from recipes.training.checkpoints import BEST, LAST, PREVIOUS, load_newest, save_checkpoint
 from recipes.training.history import History, Row
+from recipes.training.optimizer import build_optimizer, set_training
 from recipes.training.sharding import is_sharded, set_whole, whole_optimizer, whole_weights
 
 FLUSH = 10  # steps between looks at the loss values: each look waits for the device
@@ -87,7 +89,7 @@ class Trainer:
         self.step, self.best = 0, -1.0
         self.running, self.pending = _Running(), list[tuple[int, float, dict[str, Tensor]]]()
         self.history: History | None = None
-        self.scores: Scores | None = None
+        self.scores: SegmentationScores | None = None
 
     # -- state -----------------------------------------------------------------------------------------------------
 
@@ -139,7 +141,7 @@ class Trainer:
 
     # -- running ---------------------------------------------------------------------------------------------------
 
-    def run(self) -> Scores:
+    def run(self) -> SegmentationScores:
         """Train to the end, from the newest sound checkpoint if there is one; the scores of the last epoch."""
         folder = self.stretch.folder
         if self.fabric.is_global_zero:
@@ -272,11 +274,11 @@ class Trainer:
             self.whole.load_state_dict(whole_weights(self.network))
         return self.whole
 
-    def _evaluate(self) -> Scores:
+    def _evaluate(self) -> SegmentationScores:
         evaluation = self.settings.evaluation
         self._agree_on_buffers()
         self._gather_weights()
-        scores = evaluate(
+        return score_images(
             self.evaluated,
             self.images.evaluation(
                 batch_size=evaluation.batch_size,
@@ -284,14 +286,12 @@ class Trainer:
                 rank=self.fabric.global_rank,
                 world=self.fabric.world_size,
             ),
-            num_classes=self.images.num_classes,
+            self.images.num_classes,
             ignore_index=self.settings.data.ignore_index,
             boundary_share=evaluation.boundary_share,
             device=self.fabric.device,
             autocast=self.fabric.autocast,
         )
-        check_agreement(scores)
-        return scores
 
     def _stop_if_asked(self, *, saved: bool) -> None:
         asked = self.stop.asked

@@ -1,0 +1,125 @@
+"""What all recipes have in common as jobs: from the command line to a run folder, the same steps in the same order."""
+
+import sys
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml  # type: ignore[import-untyped]
+from jsonargparse import ArgumentParser, Namespace
+from lightning_fabric import Fabric
+from rich.console import Console
+
+from perpixel.checks import complain
+from recipes.kit.command_line import Command, as_yaml, read_arguments, read_settings, recipe_parser, set_threads
+from recipes.kit.images import Images
+from recipes.kit.interrupt import Interrupt
+from recipes.kit.progress import Progress
+from recipes.kit.run_folder import CONFIG, choose_folder, write_atomically
+from recipes.kit.settings import AnalysisSettings, DataSettings, ModelSettings, RunSettings
+
+
+@dataclass
+class Job:
+    """One run of a recipe; a subclass names the recipe and its settings, and says what is prepared and done.
+
+    recipe: NAME of `python -m recipes.NAME`; nested, example: a nested setting and arguments, for --help.
+    """
+
+    recipe: ClassVar[str]
+    settings_class: ClassVar[type[RunSettings]]
+    nested: ClassVar[str]
+    example: ClassVar[str]
+
+    settings: Any
+    folder: Path
+    fabric: Fabric
+    images: Images
+    progress: Progress
+    interrupt: Interrupt
+
+    @classmethod
+    def build_parser(cls) -> ArgumentParser:
+        """The command line: every field of the settings."""
+        return recipe_parser(cls.recipe, cls.settings_class, nested=cls.nested, example=cls.example)
+
+    @classmethod
+    def read_settings(cls, parser: ArgumentParser, parsed: Namespace) -> Any:
+        """The settings, checked."""
+        return read_settings(parser, parsed, cls.settings_class)
+
+    @classmethod
+    def build_fabric(cls, settings: RunSettings) -> Fabric:
+        """The devices to run on: one."""
+        hardware = settings.hardware
+        return Fabric(accelerator=hardware.accelerator, devices=1, precision=hardware.precision)  # type: ignore[arg-type]
+
+    def prepare(self) -> None:
+        """Read weights and try the settings, so that mistakes show before anything is written."""
+        raise NotImplementedError
+
+    def run(self) -> None:
+        """Everything else."""
+        raise NotImplementedError
+
+    def stop_if_asked(self) -> None:
+        """KeyboardInterrupt after Ctrl-C, between two steps."""
+        if self.interrupt.asked:
+            raise KeyboardInterrupt
+
+
+def run_recipe(job: type[Job], arguments: list[str] | None = None) -> int:
+    """Run the recipe; the exit status is 0, 1 after a mistake of the user or a full disk, 130 when interrupted."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    console = Console(width=None if sys.stdout.isatty() else 118)
+    return Command(console, f"python -m recipes.{job.recipe}").status(lambda command: _run(job, given, command))
+
+
+def _run(kind: type[Job], arguments: list[str], command: Command) -> None:
+    parser = kind.build_parser()
+    parsed, resumed = read_arguments(parser, arguments)
+    if resumed is None and getattr(parsed, "run", None) is not None:
+        parser.set_defaults(settings_of_run(Path(parsed.run)))
+        parsed, _ = read_arguments(parser, arguments)
+    settings = kind.read_settings(parser, parsed)
+    set_threads(settings.hardware)
+    fabric = kind.build_fabric(settings)
+    fabric.launch()
+    folder = Path(fabric.broadcast(str(resumed or choose_folder(settings.folder, settings.out, settings.name))))
+    progress = Progress(command.console, shown=fabric.is_global_zero)
+    job = kind(settings, folder, fabric, Images(_data_needed(settings)), progress, Interrupt())
+    job.prepare()
+    command.folder = folder
+    with job.interrupt:
+        if fabric.is_global_zero and resumed is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / CONFIG, as_yaml(parser, parsed).encode())
+        fabric.barrier()
+        progress.report(f"run folder: {folder}")
+        job.run()
+
+
+def _data_needed(settings: RunSettings) -> DataSettings:
+    """The data of the run; the training part need not exist where a network is only examined."""
+    data, model = settings.data, settings.model
+    if isinstance(settings, AnalysisSettings) and (settings.run is not None or model.checkpoint or model.weights):
+        return replace(data, train_split=data.eval_split, train_images=data.eval_images)
+    return data
+
+
+def settings_of_run(run: Path) -> dict[str, Any]:
+    """Data and model of a run of recipes.finetune, as defaults; what its network started from is left out."""
+    if not (run / CONFIG).is_file():
+        expected = "a run folder of recipes.finetune"
+        raise FileNotFoundError(complain("run", expected, f"{run}, without {CONFIG}", "Check the path."))
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(DataSettings, "data")
+    parser.add_class_arguments(ModelSettings, "model")
+    written = yaml.safe_load((run / CONFIG).read_text())
+    parts = parser.instantiate(parser.parse_object({part: written.get(part, {}) for part in ("data", "model")}))
+    model = replace(parts.model, weights=None, weights_backbone=None, checkpoint=None, replace_head=False)
+    return {
+        f"{part}.{field.name}": getattr(values, field.name)
+        for part, values in (("data", parts.data), ("model", model))
+        for field in fields(values)
+    }
