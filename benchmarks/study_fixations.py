@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from recipes.tracing.subject import Subject, prepare_network, random_network, rivals_of, train_network
 from rich.console import Console
 from torch import Tensor
 
@@ -28,7 +29,6 @@ from recipes.kit.interrupt import Interrupt
 from recipes.kit.progress import Progress
 from recipes.tracing.evidence import SWAPPED, evidence_rows, measure_evidence
 from recipes.tracing.settings import FixationSettings, MeasureSettings, TraceSettings
-from recipes.tracing.subject import Subject, prepare_network, random_network, rivals_of, train_network
 from recipes.training.checkpoints import load_checkpoint, save_checkpoint
 
 VARIANTS = {

@@ -1,4 +1,4 @@
-"""Which images are explained, and which of their regions: where the network predicts a label, or known evidence tells."""
+"""Which images are explained, and the regions asked about: where a label is predicted, or its evidence is known."""
 
 import re
 from collections.abc import Sequence

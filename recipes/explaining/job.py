@@ -9,7 +9,14 @@ from typing import Any, TypeVar
 from torch import nn
 
 from recipes.explaining.explorer import write_explorer
-from recipes.explaining.images import ExplainedImage, ImageReader, Selection, count_predicted, named_labels, select_images
+from recipes.explaining.images import (
+    ExplainedImage,
+    ImageReader,
+    Selection,
+    count_predicted,
+    named_labels,
+    select_images,
+)
 from recipes.explaining.maps import RANDOM, TRAINED, Explainer, Explanation, check_methods
 from recipes.explaining.measurements import MEASUREMENTS, Figure, Measurement, Results, Rows
 from recipes.explaining.settings import ExplainSettings

@@ -51,10 +51,10 @@ class Means:
         sums, counts = np.zeros(self.images), np.zeros(self.images)
         for row in self.rows:
             value = row[column]
-            if all((pooled_name(row[k]) if k == "network" else row[k]) == v for k, v in wanted.items()):
-                if value == value:
-                    sums[self.place[row["image"]]] += value
-                    counts[self.place[row["image"]]] += 1
+            fits = all((pooled_name(row[k]) if k == "network" else row[k]) == v for k, v in wanted.items())
+            if fits and value == value:
+                sums[self.place[row["image"]]] += value
+                counts[self.place[row["image"]]] += 1
         return lambda weights: ratio(weights @ sums, weights @ counts)
 
     def seen(self, wanted: Mapping[str, Any]) -> tuple[int, int]:

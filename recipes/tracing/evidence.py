@@ -1,4 +1,4 @@
-"""Data that knows what decides each label: does the fixations' mass lie there, and more than by chance? (evidence.csv)"""
+"""Data that knows what decides each label: does the mass lie there, and more than by chance? (evidence.csv)"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -39,7 +39,7 @@ def report_evidence(run: FixationRun, network: TracedNetwork) -> Report:
     sums: dict[str, Tensor] = {}
     for name, one in networks.items():  # a stage each, so that a stopped run loses little
 
-        def measure(advance: Advance, of: Mapping[str, TracedNetwork] = {name: one}) -> dict[str, Tensor]:  # noqa: B006
+        def measure(advance: Advance, of: Mapping[str, TracedNetwork] = {name: one}) -> dict[str, Tensor]:
             return measure_evidence(of, rivals, images, run.indices, settings.measure, advance, trained=network)
 
         for key, found in run.measured(f"evidence-{name.replace('#', '')}", measure, len(run.indices)).items():
@@ -210,7 +210,8 @@ def _sentences(rows: Sequence[Row], networks: Sequence[str]) -> list[str]:
                 lines.append(
                     f"Far body, {question} question: the trained network's share on the head is "
                     f"{format_cell(row, 'factor')} times that with {other} weights, which itself is "
-                    f"{format_cell(row, 'lift', 1)} times chance: {_verdict(row, 'factor', 'more than random', 'undecided')}."
+                    f"{format_cell(row, 'lift', 1)} times chance: "
+                    f"{_verdict(row, 'factor', 'more than random', 'undecided')}."
                 )
     for name, kind in (*((name, "far body") for name in networks), (trained, "local")):
         row = found.get((name, "rival", kind))
@@ -268,7 +269,7 @@ def evidence_example(
     settings: FixationMeasureSettings,
 ) -> Figure | None:
     """Far-body pixels of two creatures, under both questions, trained and with random weights; None without any."""
-    (trained, network), (random, control) = list(networks.items())[:2]
+    (_, network), (random, control) = list(networks.items())[:2]
     shown, trials = {}, list[Trial]()
     for i, (_, image, _, _) in zip(indices, images.evaluation(batch_size=1, far=0.0, only=indices[:24])):
         shown[i] = image

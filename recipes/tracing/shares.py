@@ -1,7 +1,7 @@
 """How much of the fixations' mass lies on the object, per class and shift, beside IoU and chance (shares.csv)."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,8 @@ def report_shares(run: FixationRun, network: TracedNetwork) -> Report:
     for name, figure in share_charts(rows, f"{run.subject}, {shares.images} images").items():
         save_figure(run.folder / f"{name}.png", figure)
     lines = [*object_lines(rows, findings), "", *shift_lines(findings, shares.lost)]
-    return Report([*lines, "![shares.png](shares.png)", "![shifts.png](shifts.png)"], {"rows": rows, "findings": findings})
+    lines += ["![shares.png](shares.png)", "![shifts.png](shifts.png)"]
+    return Report(lines, {"rows": rows, "findings": findings})
 
 
 def measure_shares(
@@ -55,7 +56,7 @@ def measure_shares(
     for index, images, labels, _ in batches:
         predicted = network.predict(images).cpu()
         start = torch.where(labels == ignore_index, VOID, predicted)
-        mass, on, lost = [], [], []
+        mass, on, lost = list[Tensor](), list[Tensor](), []
         for shift in SHIFTS:
             fix = network.fixations(images, start, shift=shift)
             image, label, _, y, x = fix.points.cpu().unbind(1)
@@ -73,17 +74,39 @@ def measure_shares(
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
+@dataclass(frozen=True)
+class MassOnObject:
+    """Statistics of one shift, of weights (R, N): how often each image counts. Arrays (N, C) of `measure_shares`."""
+
+    mass: Floats
+    on: Floats
+    object: Floats
+
+    def share(self, weights: Floats) -> Floats:
+        """(R, C): mass on the object over all mass of the class."""
+        return ratio(weights @ self.on, weights @ self.mass)
+
+    def chance(self, weights: Floats) -> Floats:
+        """(R, C): the share if every point fell anywhere in its image, |R| / HW, weighted by mass."""
+        return ratio(weights @ (self.mass * self.object), weights @ self.mass)
+
+    def lift(self, weights: Floats) -> Floats:
+        """(R, C): share / chance."""
+        return ratio(self.share(weights), self.chance(weights))
+
+
 class Shares:
-    """The statistics of `measure_shares`, as functions of weights (R, N): how often each image counts."""
+    """The statistics of `measure_shares`, as functions of weights (R, N): how often each image counts.
+
+    lost: by shift, the shares of the mass that were dropped, and that went through a global pooling.
+    """
 
     def __init__(self, measured: Mapping[str, Tensor], settings: FixationMeasureSettings) -> None:
-        self.settings = settings
-        self.confusion, self.object = measured["confusion"].double().numpy(), measured["object"].numpy()
-        self.mass, self.on = (dict(zip(SHIFTS, measured[name].unbind(1))) for name in ("mass", "on"))
-        self.mass, self.on = ({s: v.numpy() for s, v in by.items()} for by in (self.mass, self.on))
-        self.images, self.classes = self.object.shape
+        self.settings, self.confusion = settings, measured["confusion"].double().numpy()
+        self.images, self.classes = measured["object"].shape
+        arrays = zip(*(measured[name].numpy().transpose(1, 0, 2) for name in ("mass", "on")))
+        self.by_shift = {s: MassOnObject(*of, measured["object"].numpy()) for s, of in zip(SHIFTS, arrays)}
         lost = measured["lost"].sum(0) / max(float(measured["started"].sum()), 1.0)
-        # by shift, the shares of the mass that were dropped, and that went through a global pooling
         self.lost: dict[str, list[float]] = dict(zip(SHIFTS, lost.tolist()))
 
     def iou(self, weights: Floats) -> Floats:
@@ -96,21 +119,9 @@ class Shares:
         hits = self.confusion.diagonal(axis1=1, axis2=2)
         return ratio(weights @ hits, weights @ self.confusion.sum(1))
 
-    def share(self, weights: Floats, shift: str) -> Floats:
-        """(R, C): mass on the object over all mass of the class."""
-        return ratio(weights @ self.on[shift], weights @ self.mass[shift])
-
-    def chance(self, weights: Floats, shift: str) -> Floats:
-        """(R, C): the share if every point fell anywhere in its image, |R| / HW, weighted by mass."""
-        return ratio(weights @ (self.mass[shift] * self.object), weights @ self.mass[shift])
-
     def interval(self, statistic: Statistic) -> BootstrapInterval:
-        """Of a statistic of the images."""
+        """Of a statistic (R,) of the images."""
         return self.settings.interval(statistic, self.images)
-
-    def correlation(self, values: Statistic, classes: list[int]) -> BootstrapInterval:
-        """Spearman's, over `classes`, between IoU and `values(weights)` (R, C)."""
-        return self.interval(lambda w: spearman(self.iou(w)[:, classes], values(w)[:, classes]))
 
 
 def spearman(one: Floats, other: Floats) -> Floats:
@@ -128,16 +139,14 @@ def share_rows(shares: Shares, names: Sequence[str]) -> list[dict[str, Any]]:
     once = np.ones((1, shares.images))
     iou, start = shares.iou(once)[0], shares.start(once)[0]
     rows = []
-    for shift in SHIFTS:
-        chance = shares.chance(once, shift)[0]
+    for shift, of in shares.by_shift.items():
+        chance = of.chance(once)[0]
         for c, name in enumerate(names):
-            mass = shares.mass[shift][:, c]
-            images = int((mass > 0).sum())
-            share = shares.interval(lambda w, c=c, s=shift: shares.share(w, s)[:, c])
-            lift = shares.interval(lambda w, c=c, s=shift: ratio(shares.share(w, s)[:, c], shares.chance(w, s)[:, c]))
+            images = int((of.mass[:, c] > 0).sum())
+            share, lift = (shares.interval(_column(statistic, c)) for statistic in (of.share, of.lift))
             if images < 2:  # another draw of images has it or not, and tells nothing of the share
                 share, lift = (replace(found, low=np.nan, high=np.nan) for found in (share, lift))
-            row = {"shift": shift, "class": name, "images": images, "pixels": float(mass.sum())}
+            row = {"shift": shift, "class": name, "images": images, "pixels": float(of.mass[:, c].sum())}
             row |= {"iou": 100 * float(iou[c]), "started_on_object": 100 * float(start[c])}
             row |= {"share": 100 * share.value, "share_low": 100 * share.low, "share_high": 100 * share.high}
             row |= {"chance": 100 * float(chance[c])}
@@ -145,31 +154,38 @@ def share_rows(shares: Shares, names: Sequence[str]) -> list[dict[str, Any]]:
     return rows
 
 
+def _column(statistic: Statistic, column: int) -> Statistic:
+    return lambda weights: statistic(weights)[:, column]
+
+
+def _difference(one: Statistic, other: Statistic) -> Statistic:
+    return lambda weights: one(weights) - other(weights)
+
+
 def share_findings(shares: Shares) -> list[dict[str, Any]]:
     """findings.csv: rank correlations with IoU over the classes, means over the classes, what the shifts cost.
 
     Over classes that are predicted in at least two images.
     """
-    known = [c for c in range(shares.classes) if (shares.mass["full"][:, c] > 0).sum() > 1]
+    full = shares.by_shift["full"]
+    known = ((full.mass > 0).sum(0) > 1).nonzero()[0]
     found: dict[tuple[str, str], BootstrapInterval] = {}
 
-    def mean(values: Statistic) -> BootstrapInterval:
-        return shares.interval(lambda w: 100 * np.nanmean(values(w)[:, known], 1))
+    def mean(values: Statistic, average: Callable[[Floats, int], Floats] = np.nanmean) -> BootstrapInterval:
+        return shares.interval(lambda w: 100 * average(values(w)[:, known], 1))
+
+    def correlation(values: Statistic) -> BootstrapInterval:
+        return shares.interval(lambda w: spearman(shares.iou(w)[:, known], values(w)[:, known]))
 
     if len(known) > 2:
-        found["spearman: IoU, start on the object", ""] = shares.correlation(shares.start, known)
-    for shift in SHIFTS:
-
-        def share(w: Floats, shift: str = shift) -> Floats:
-            return shares.share(w, shift)
-
+        found["spearman: IoU, start on the object", ""] = correlation(shares.start)
+    for shift, of in shares.by_shift.items():
         if len(known) > 2:
-            found["spearman: IoU, share", shift] = shares.correlation(share, known)
-        found["mean share", shift] = mean(share)
-        chance = shares.interval(lambda w, s=shift: 100 * shares.chance(w, s)[:, known].mean(1))
-        found["mean chance", shift] = chance
-        if shift != "full":
-            found["mean share: minus full", shift] = mean(lambda w, of=share: of(w) - shares.share(w, "full"))
+            found["spearman: IoU, share", shift] = correlation(of.share)
+        found["mean share", shift] = mean(of.share)
+        found["mean chance", shift] = mean(of.chance, np.mean)
+        if of is not full:
+            found["mean share: minus full", shift] = mean(_difference(of.share, full.share))
     found["mean start on the object", ""] = mean(shares.start)
     return [
         {"what": what, "shift": shift, "classes": len(known), "images": shares.images}
@@ -184,8 +200,8 @@ def object_lines(rows: Sequence[Row], findings: Sequence[Row]) -> list[str]:
     head = ("class", "IoU", "start on object", "mass on object", "chance", "lift")
     body = []
     for r in full:
-        iou, start, chance = (format_number(r[name], 1) for name in ("iou", "started_on_object", "chance"))
-        body.append([r["class"], iou, start, format_cell(r, "share", 1), chance, format_cell(r, "lift")])
+        iou, on, chance = (format_number(r[name], 1) for name in ("iou", "started_on_object", "chance"))
+        body.append([r["class"], iou, on, format_cell(r, "share", 1), chance, format_cell(r, "lift")])
     above = ", ".join(r["class"] for r in full if r["lift_low"] > 1) or "none"
     below = ", ".join(r["class"] for r in full if r["lift_high"] < 1) or "none"
     lines = [

@@ -66,7 +66,8 @@ class ClassContextMatrix(Measurement):
             have = "has" if outside == 1 else "have"
             lines.append(
                 f"\nOf {len(entries)} pairs of different classes, {outside} {have} an interval above zero; about "
-                f"{by_luck:.1f} would by luck alone, if every interval held what it says and nothing leaned on anything."
+                f"{by_luck:.1f} would by luck alone, if every interval held what it says and nothing leaned on "
+                "anything."
             )
         whose = "labelled" if self.settings.measure.truth else "predicted"
         note = (

@@ -54,7 +54,8 @@ class EvidenceShares(Measurement):
         pairs = sorted(own, key=lambda pair: list(EVIDENCE).index(pair[0]))
         if pairs:
             ends = ("value", "value_low", "value_high")
-            series = {name: [tuple(of[p][end] for end in ends) for p in pairs] for name, of in ((TRAINED, own), (RANDOM, random))}
+            found = {TRAINED: own, RANDOM: random}
+            series = {name: [tuple(of[pair][e] for e in ends) for pair in pairs] for name, of in found.items()}
             figure = interval_chart(
                 [f"{kind}: {method}" for kind, method in pairs],
                 series,
