@@ -146,12 +146,12 @@ def evidence_rows(sums: Mapping[str, Tensor], settings: FixationMeasureSettings)
     rows = []
     for key, table in tables.items():
         name, question, kind = key.split("|")
-        images, total = len(table), table.sum(0)
+        images, (pixels, mass, _, _, by_chance) = len(table), (float(column.sum()) for column in table.T)
         share, own, lift = (settings.interval(_share(table, *parts), images) for parts in ((2, 1), (3, 1), (2, 4)))
         row = {"network": name, "question": question, "kind": kind, "images": int((table[:, 0] > 0).sum())}
-        row |= {"pixels": float(total[0]), "share": 100 * share.value}
+        row |= {"pixels": pixels, "share": 100 * share.value}
         row |= {"share_low": 100 * share.low, "share_high": 100 * share.high}
-        row |= {"chance": 100 * float(ratio(total[4], total[1]))}
+        row |= {"chance": 100 * float(ratio(by_chance, mass))}
         row |= {"lift": lift.value, "lift_low": lift.low, "lift_high": lift.high, "own": 100 * own.value}
         compared = {"factor": f"{trained}|{question}|{kind}", "change": f"{name}|class|{kind}"}
         compared["swap"] = f"{name}|{question}|{SWAPPED}" if kind == "far body" else key

@@ -104,8 +104,9 @@ class Shares:
     def __init__(self, measured: Mapping[str, Tensor], settings: FixationMeasureSettings) -> None:
         self.settings, self.confusion = settings, measured["confusion"].double().numpy()
         self.images, self.classes = measured["object"].shape
-        arrays = zip(*(measured[name].numpy().transpose(1, 0, 2) for name in ("mass", "on")))
-        self.by_shift = {s: MassOnObject(*of, measured["object"].numpy()) for s, of in zip(SHIFTS, arrays)}
+        mass, on = (measured[name].numpy() for name in ("mass", "on"))
+        parts = measured["object"].numpy()
+        self.by_shift = {s: MassOnObject(mass[:, n], on[:, n], parts) for n, s in enumerate(SHIFTS)}
         lost = measured["lost"].sum(0) / max(float(measured["started"].sum()), 1.0)
         self.lost: dict[str, list[float]] = dict(zip(SHIFTS, lost.tolist()))
 
