@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
 
 from torch import nn
 
@@ -28,8 +27,6 @@ from recipes.kit.tables import save_csv, save_json
 from recipes.training.checkpoints import load_or_compute
 from recipes.training.pretraining import load_network, train_network
 
-Item = TypeVar("Item")
-
 
 @dataclass
 class ExplainJob(Job):
@@ -42,16 +39,15 @@ class ExplainJob(Job):
 
     loaded: tuple[nn.Module, str] | None = None
     selection: Selection | None = None
-    files: dict[str, str] = field(default_factory=dict)  # pictures written -> what they show
     warnings: list[str] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)  # pictures and tables written -> what they show
 
     def prepare(self) -> None:
         """Read the weights and try the settings, so that mistakes show before anything is written."""
         settings, images = self.settings, self.images
         named_labels(images, settings.ask)
         self.loaded = load_network(settings, images.num_classes)
-        network = random_network(settings.model, images.num_classes, 0, [])
-        check_methods(network, settings.maps, self.fabric.device)
+        check_methods(random_network(settings.model, images.num_classes, 0, []), settings.maps, self.fabric.device)
         if self.loaded is None:
             images.steps_per_epoch(settings.pretrain.batch_size)
         else:
@@ -62,75 +58,65 @@ class ExplainJob(Job):
         settings, images, device = self.settings, self.images, self.fabric.device
         network, weights = self.loaded or train_network(self, self.folder / "training")
         selection = self.selection or self._select(network)
-        networks = {TRAINED: network, **self._random_networks(selection)}
-        reader, explainer = ImageReader(settings, images, network, device), Explainer(settings, device)
+        explainer = Explainer(settings, {TRAINED: network, **self._random_networks(selection)}, device)
+        reader = ImageReader(settings, images, network, device)
         measurements = [kind(explainer, images) for kind in MEASUREMENTS]
 
-        drawn = reader.drawn(selection)
-        drawn_rows: dict[str, Rows] = {measurement.name: [] for measurement in measurements}
+        drawn, of_drawn = reader.drawn(selection), []
         for image in self._each("drawn images", drawn):
             with self._collecting_warnings():
-                explanations = list(explainer.explain(networks, image, settings.maps.methods))
-                rows = measure(explanations, measurements)
-            _append(drawn_rows, rows)
+                explanations = list(explainer.explain(image, settings.maps.methods))
+                of_drawn.append(measure(explanations, measurements))
             for measurement in measurements:
-                self._save_figures(measurement.figures(explanations, rows))
+                self._save_figures(measurement.figures(explanations, of_drawn[-1]))
             if settings.explorer:
                 write_explorer(self.folder, explanations[0], settings, images, weights)
 
         chosen = selection.measured if settings.measure.images else []
-        measured = [reader.evaluation(number, selection.labels) for number in chosen]
+        measured, of_measured = [reader.evaluation(number, selection.labels) for number in chosen], []
         everywhere = [measurement for measurement in measurements if not measurement.drawn_only]
-        measured_rows: dict[str, Rows] = {measurement.name: [] for measurement in everywhere}
         for image in self._each("measured images", measured):
             with self._collecting_warnings():
-                _append(measured_rows, self.measured(explainer, networks, image, everywhere))
+                of_measured.append(self.measured(explainer, image, everywhere))
 
-        labels = [images.classes[c] for c in selection.labels]
-        names = [image.name for image in measured or drawn]
-        results = Results(names, labels, measured_rows if measured else drawn_rows, drawn_rows)
-        self._conclude(measurements, results, drawn, weights)
+        pooled = _pooled(of_drawn)
+        results = Results(
+            weights=weights,
+            labels=[images.classes[c] for c in selection.labels],
+            images=[image.name for image in measured or drawn],
+            drawn_images=[image.name for image in drawn],
+            measured=_pooled(of_measured) if measured else pooled,
+            drawn=pooled,
+        )
+        for image in (image for image in drawn if not image.regions):
+            missing = f"none of the labels asked about is predicted on {settings.ask.least} pixels there"
+            self.warnings.append(f"{image.name}: {missing}: no maps are drawn of it")
+        self._conclude(measurements, results)
 
     def measured(
-        self,
-        explainer: Explainer,
-        networks: dict[str, nn.Module],
-        image: ExplainedImage,
-        measurements: Sequence[Measurement],
+        self, explainer: Explainer, image: ExplainedImage, measurements: Sequence[Measurement]
     ) -> dict[str, Rows]:
         """What is measured on one image, or what was before this run was stopped."""
-        path = self.folder / "measured" / f"{image.file_name}.pt"
-        methods = self.settings.measured_methods
+        path, methods = self.folder / "measured" / f"{image.file_name}.pt", self.settings.measured_methods
         return load_or_compute(
-            path, lambda: measure(explainer.explain(networks, image, methods), measurements), self.progress.report
+            path, lambda: measure(explainer.explain(image, methods), measurements), self.progress.report
         )
 
-    def _conclude(
-        self, measurements: Sequence[Measurement], results: Results, drawn: Sequence[ExplainedImage], weights: str
-    ) -> None:
-        tables: dict[str, str] = {}
+    def _conclude(self, measurements: Sequence[Measurement], results: Results) -> None:
         for measurement in measurements:
             for name, (rows, what) in measurement.tables(results).items():
                 results.tables[name] = rows
                 if rows:
                     save_csv(self.folder / f"{name}.csv", rows)
-                    tables[f"{name}.csv"] = what
+                    self.files[f"{name}.csv"] = what
             self._save_figures(measurement.charts(results))
-        least = self.settings.ask.least
-        missing = "none of the labels asked about is predicted on {} pixels there: no maps are drawn of it"
-        told = [*dict.fromkeys(self.warnings), *(f"{i.name}: {missing.format(least)}" for i in drawn if not i.regions)]
-        names = [image.name for image in drawn]
-        numbers = {"about": weights, "asked": results.labels, "measured": results.images, "drawn": names}
-        save_json(self.folder / "numbers.json", {**numbers, "warnings": told, **results.tables})
-        text = summary(
-            self.settings,
-            results,
-            [section for measurement in measurements if (section := measurement.section(results))],
-            weights=weights,
-            drawn=names,
-            warnings=told,
-            files={**self.files, **tables, "numbers.json": "all tables in one"},
-        )
+        self.files["numbers.json"] = "all tables in one"
+        told = list(dict.fromkeys(self.warnings))
+        numbers = {"about": results.weights, "asked": results.labels, "measured": results.images}
+        numbers |= {"drawn": results.drawn_images, "warnings": told}
+        save_json(self.folder / "numbers.json", numbers | results.tables)
+        sections = [section for measurement in measurements if (section := measurement.section(results))]
+        text = summary(self.settings, results, sections, told, self.files)
         write_atomically(self.folder / "summary.md", text.encode())
         self.progress.report(text)
         self.progress.report(f"Summary, tables, pictures and pages: {self.folder}")
@@ -141,21 +127,19 @@ class ExplainJob(Job):
 
     def _random_networks(self, selection: Selection) -> dict[str, nn.Module]:
         """The controls, whose normalisation layers know the statistics of some of the images."""
+        settings, classes = self.settings, self.images.num_classes
         some = (selection.measured or list(selection.drawn))[:32] or list(range(min(8, self.images.evaluated)))
         batches = [batch for _, batch, _, _ in self.images.evaluation(batch_size=8, far=0.0, only=some)]
-        return {
-            f"{RANDOM} {seed}": random_network(self.settings.model, self.images.num_classes, seed, batches).to(
-                self.fabric.device
-            )
-            for seed in self.settings.measure.random_seeds
-        }
+        seeds = {f"{RANDOM} {seed}": seed for seed in settings.measure.random_seeds}
+        networks = {name: random_network(settings.model, classes, seed, batches) for name, seed in seeds.items()}
+        return {name: network.to(self.fabric.device) for name, network in networks.items()}
 
-    def _each(self, title: str, items: Sequence[Item]) -> Iterator[Item]:
-        """The items, with a bar; stops between two of them where that is asked for."""
-        self.progress.begin(title, 0, len(items))
+    def _each(self, title: str, images: Sequence[ExplainedImage]) -> Iterator[ExplainedImage]:
+        """The images, with a bar; stops between two of them where that is asked for."""
+        self.progress.begin(title, 0, len(images))
         try:
-            for number, item in enumerate(items):
-                yield item
+            for number, image in enumerate(images):
+                yield image
                 self.progress.advance(number + 1, {}, 0.0)
                 self.stop_if_asked()
         finally:
@@ -183,6 +167,5 @@ def measure(explanations: Iterable[Explanation], measurements: Sequence[Measurem
     return rows
 
 
-def _append(rows: dict[str, Rows], of_image: dict[str, Any]) -> None:
-    for name, mine in rows.items():
-        mine += of_image[name]
+def _pooled(images: Sequence[dict[str, Rows]]) -> dict[str, Rows]:
+    return {name: [row for rows in images for row in rows[name]] for name in images[0]}

@@ -42,16 +42,14 @@ class Explanation:
 
 
 class Explainer:
-    """Explains images as the settings say."""
+    """Explains images as the settings say; networks: by name, the explained one first."""
 
-    def __init__(self, settings: ExplainSettings, device: torch.device) -> None:
-        self.settings, self.device = settings, device
+    def __init__(self, settings: ExplainSettings, networks: Mapping[str, nn.Module], device: torch.device) -> None:
+        self.settings, self.networks, self.device = settings, networks, device
 
-    def explain(
-        self, networks: Mapping[str, nn.Module], image: ExplainedImage, methods: Sequence[str]
-    ) -> Iterator[Explanation]:
+    def explain(self, image: ExplainedImage, methods: Sequence[str]) -> Iterator[Explanation]:
         """The explanations of one image, network by network; maps region by region, method by method."""
-        for name, network in networks.items():
+        for name, network in self.networks.items():
             effects = self.influence(network, image)
             maps = [
                 self.map(network, image, region, method, effects)

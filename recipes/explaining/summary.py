@@ -11,20 +11,17 @@ def summary(
     settings: ExplainSettings,
     results: Results,
     sections: Sequence[Section],
-    *,
-    weights: str,
-    drawn: Sequence[str],
     warnings: Sequence[str],
     files: Mapping[str, str],
 ) -> str:
-    """The whole text. weights: where those of the network are from; drawn: names of images; files: what they show."""
+    """The whole text; files: what they show."""
     patch = settings.maps.patch
     labels = ", ".join(results.labels) if len(results.labels) < 5 else "the labels"
     lines = [
         f"# {settings.name}: what decides {labels}?",
         "",
-        f"{settings.model.name} on {settings.data.name}, weights from {weights}. Measured on "
-        f"{count(len(results.images), 'image')}; drawn: {', '.join(drawn)}. Patches: "
+        f"{settings.model.name} on {settings.data.name}, weights from {results.weights}. Measured on "
+        f"{count(len(results.images), 'image')}; drawn: {', '.join(results.drawn_images)}. Patches: "
         f"{f'{patch} pixels' if patch else 'an eighth of the shorter side'}. A region is where the network predicts "
         "the label.",
     ]

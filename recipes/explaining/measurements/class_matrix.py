@@ -4,12 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from perpixel.evaluation import ratio
 from perpixel.report import class_matrix_chart
 from recipes.explaining.maps import RANDOM, TRAINED, Explanation
-from recipes.explaining.measurements.measurement import Figure, Measurement, Results, Rows, Section
+from recipes.explaining.measurements.measurement import Figure, Measurement, Results, Rows, Section, Tables
 from recipes.explaining.settings import DataSetSettings
 from recipes.explaining.statistics import (
     FEWEST,
@@ -32,7 +31,6 @@ class ClassContextMatrix(Measurement):
     name = "matrix"
 
     def measure(self, explanation: Explanation) -> Rows:
-        """Sums and counts float64 (2, C, C) of the image, itself and its control, so that images can be pooled."""
         image, measure = explanation.image, self.settings.measure
         labels = image.truth if measure.truth and image.truth is not None else image.predicted
         matrix = explanation.effects.class_matrix(
@@ -46,16 +44,11 @@ class ClassContextMatrix(Measurement):
         sums = torch.stack([matrix.values, matrix.control]).nan_to_num() * counts
         return [{"image": image.name, "network": explanation.network_name, "sums": sums, "counts": counts}]
 
-    def _pooled(self, results: Results) -> dict[str, "PooledMatrix"]:
-        return {name: PooledMatrix(results.measured[self.name], name) for name in (TRAINED, RANDOM)}
-
-    def tables(self, results: Results) -> dict[str, tuple[Rows, str]]:
-        """matrix.csv."""
-        rows = matrix_rows(self._pooled(results), self.images.classes, self.settings.measure)
+    def tables(self, results: Results) -> Tables:
+        rows = matrix_rows(results.measured[self.name], self.images.classes, self.settings.measure)
         return {"matrix": (rows, "the class-context matrix, with controls and intervals; logits")}
 
     def section(self, results: Results) -> Section:
-        """Per label asked about: the classes whose hiding costs it the most beyond as much hidden at random."""
         own = [r for r in results.tables["matrix"] if r["network"] == TRAINED and r["class"] != r["hidden"]]
         random = of_network(results.tables["matrix"], RANDOM, "class", "hidden")
         lines = [_sentence(label, [r for r in own if r["class"] == label], random) for label in results.labels]
@@ -78,24 +71,25 @@ class ClassContextMatrix(Measurement):
         return Section("Which context decides", lines, note)
 
     def charts(self, results: Results) -> Iterator[Figure]:
-        """matrix.png, and the same of the networks with random weights."""
-        whose = "true" if self.settings.measure.truth else "predicted"
-        files = {TRAINED: "matrix", RANDOM: "matrix_random"}
-        for network, matrix in self._pooled(results).items():
-            if not bool((matrix.pixels > 0).any()):
-                continue
-            values, control = matrix.values
-            about = f"{self.subject}, {network}, {len(matrix.sums)} images ({whose} classes)"
-            figure = class_matrix_chart(
-                values,
-                matrix.pixels,
-                classes=self.images.classes,
-                control=control,
-                meaning="mean loss of the row's logit",
-                title=f"Which class leans on which? {about}",
-                note="grey: never seen together, or nothing left visible",
-            )
-            yield files[network], figure, f"the class-context matrix of the network, {network}, beside its control"
+        whose, classes = "true" if self.settings.measure.truth else "predicted", self.images.classes
+        for network, name in ((TRAINED, "matrix"), (RANDOM, "matrix_random")):
+            rows = [r for r in results.tables["matrix"] if r["network"] == network]
+            loss, control, pixels = torch.full((3, len(classes), len(classes)), torch.nan, dtype=torch.float64)
+            for row in rows:
+                entry = classes.index(row["class"]), classes.index(row["hidden"])
+                loss[entry], control[entry], pixels[entry] = row["loss"], row["control"], row["pixels"]
+            if rows:
+                about = f"{self.subject}, {network}, {len(results.images)} images ({whose} classes)"
+                figure = class_matrix_chart(
+                    loss,
+                    pixels.nan_to_num().long(),
+                    classes=classes,
+                    control=control,
+                    meaning="mean loss of the row's logit",
+                    title=f"Which class leans on which? {about}",
+                    note="grey: never seen together, or nothing left visible",
+                )
+                yield name, figure, f"the class-context matrix of the network, {network}, beside its control"
 
 
 class PooledMatrix:
@@ -110,22 +104,6 @@ class PooledMatrix:
         )
         self.networks = len(parts[0])
 
-    @property
-    def values(self) -> tuple[Tensor, Tensor]:
-        """Mean loss of each class's logit with each class hidden, and with as much at random: float64 (C, C) each."""
-        own, control = ratio(self.sums.sum(0), self.counts.sum(0))
-        return torch.from_numpy(own), torch.from_numpy(control)
-
-    @property
-    def pixels(self) -> Tensor:
-        """How many pixels each entry is a mean over, int64 (C, C); of several networks, each counts once."""
-        return torch.from_numpy(self.counts.sum(0)[0] / self.networks).round().long()
-
-    @property
-    def seen(self) -> Tensor:
-        """In how many images, int64 (C, C)."""
-        return torch.from_numpy((self.counts[:, 0] > 0).sum(0))
-
     def excess(self, row: int, column: int) -> Statistic:
         """Entry minus its control; both over images where both have pixels."""
         both = np.all(self.counts[:, :, row, column] > 0, axis=1)
@@ -136,23 +114,25 @@ class PooledMatrix:
         return difference(own, control)
 
 
-def matrix_rows(matrices: Mapping[str, PooledMatrix], names: Sequence[str], settings: DataSetSettings) -> Rows:
+def matrix_rows(rows: Sequence[Row], names: Sequence[str], settings: DataSetSettings) -> Rows:
     """matrix.csv: a row per network, class whose logit is read, and hidden class.
 
     loss: mean fall of the logit when the class is hidden; control: when as many pixels are, at random places; excess:
     loss - control, with interval over images. minus_random: the excess less that of the networks with random weights.
+    pixels: how many the loss is a mean over; of several networks, each counts once.
     """
-    result = Rows()
+    matrices, result = {network: PooledMatrix(rows, network) for network in (TRAINED, RANDOM)}, Rows()
     for network, matrix in matrices.items():
-        (loss, control), pixels, seen = matrix.values, matrix.pixels, matrix.seen
-        for c, k in (pixels > 0).nonzero().tolist():
-            row = {"network": network, "class": names[c], "hidden": names[k], "images": int(seen[c, k])}
+        loss, control = ratio(matrix.sums.sum(0), matrix.counts.sum(0))
+        pixels = (matrix.counts.sum(0)[0] / matrix.networks).round()
+        for c, k in np.argwhere(pixels > 0).tolist():
+            images, seen = len(matrix.sums), int((matrix.counts[:, 0, c, k] > 0).sum())
+            row = {"network": network, "class": names[c], "hidden": names[k], "images": seen}
             row |= {"pixels": int(pixels[c, k]), "loss": float(loss[c, k]), "control": float(control[c, k])}
-            images, own = len(matrix.sums), matrix.excess(c, k)
-            row |= interval_columns("excess", own, images, row["images"], settings)
-            if network == TRAINED and RANDOM in matrices:
-                random = difference(own, matrices[RANDOM].excess(c, k))
-                row |= interval_columns("minus_random", random, images, row["images"], settings)
+            row |= interval_columns("excess", matrix.excess(c, k), images, seen, settings)
+            if network == TRAINED:
+                statistic = difference(matrix.excess(c, k), matrices[RANDOM].excess(c, k))
+                row |= interval_columns("minus_random", statistic, images, seen, settings)
             result.append(row)
     return result
 

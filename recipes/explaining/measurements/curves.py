@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from perpixel.attribution import Curve, Faithfulness, faithfulness
 from perpixel.report import CurvePanel, removal_chart
 from recipes.explaining.maps import TRAINED, Explanation, SignedMap
-from recipes.explaining.measurements.measurement import Figure, Measurement, Results, Rows, Section
+from recipes.explaining.measurements.measurement import Figure, Measurement, Results, Rows, Section, Tables
 from recipes.kit.tables import Row
 
 NEAREST, RESET = "nearest first", "reset network"
@@ -23,7 +23,6 @@ class RemovalCurves(Measurement):
     drawn_only = True
 
     def measure(self, explanation: Explanation) -> Rows:
-        """A row per map of the explained network, curve and score; "points": the rows of the curve itself."""
         if not self.settings.curves.draw or explanation.network_name != TRAINED:
             return []
         rows = Rows()
@@ -58,7 +57,6 @@ class RemovalCurves(Measurement):
         )
 
     def figures(self, explanations: Sequence[Explanation], rows: Mapping[str, Rows]) -> Iterator[Figure]:
-        """curves-IMAGE.png: by the score that the maps explain."""
         image, methods = explanations[0].image, self.settings.maps.methods
         score = self.settings.ask.score
         found = {(r["label"], r["curve"], r["method"]): r for r in rows[self.name] if r["score"] == score}
@@ -77,8 +75,7 @@ class RemovalCurves(Measurement):
             )
             yield f"curves-{image.file_name}", figure, f"{image.name}: deletion and insertion, with random orders"
 
-    def tables(self, results: Results) -> dict[str, tuple[Rows, str]]:
-        """faithfulness.csv and curves.csv."""
+    def tables(self, results: Results) -> Tables:
         rows = results.drawn[self.name]
         areas = [{name: value for name, value in row.items() if name != "points"} for row in rows]
         what = "a row per drawn map, curve and score: areas, gains over random and nearest-first orders"
@@ -89,7 +86,6 @@ class RemovalCurves(Measurement):
         }
 
     def section(self, results: Results) -> Section:
-        """Against random orders, method by method."""
         every, lines = results.tables["faithfulness"], list[str]()
         rows = [r for r in every if r["score"] == "margin"] or every
         for method in dict.fromkeys(r["method"] for r in rows):

@@ -26,7 +26,6 @@ class EvidenceShares(Measurement):
     name = "evidence"
 
     def section(self, results: Results) -> Section:
-        """Per kind of region and method, beside chance and random weights."""
         means, lines = results.tables["means"], list[str]()
         own, random = (of_network(means, name, "kind", "method", "quantity") for name in (TRAINED, RANDOM))
         for kind, what in EVIDENCE.items():
@@ -48,7 +47,6 @@ class EvidenceShares(Measurement):
         return Section("Do the maps find what decides?", lines)
 
     def charts(self, results: Results) -> Iterator[Figure]:
-        """evidence.png: what lies on the known evidence, trained beside random weights and chance."""
         rows = [r for r in results.tables["means"] if r["quantity"] == "evidence"]
         own, random = (of_network(rows, name, "kind", "method") for name in (TRAINED, RANDOM))
         pairs = sorted(own, key=lambda pair: list(EVIDENCE).index(pair[0]))

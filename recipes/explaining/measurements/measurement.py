@@ -10,6 +10,7 @@ from recipes.explaining.maps import Explainer, Explanation
 from recipes.kit.images import Images
 
 Rows = list[dict[str, Any]]
+Tables = dict[str, tuple[Rows, str]]  # by file name without ".csv": rows, and what they hold
 Figure = tuple[str, Any, str]  # file name without ".png", matplotlib figure, what it shows
 
 
@@ -26,12 +27,14 @@ class Section:
 class Results:
     """Rows of all images, by measurement, and the tables made of them so far.
 
-    images: names of the measured images. measured, drawn: rows of the measured images and of the drawn ones, the same
-    where only those that are drawn are measured. labels: names of the classes asked about.
+    weights: where those of the network are from. labels: names of the classes asked about. images, drawn_images: names.
+    measured, drawn: rows of the measured images and of the drawn ones, the same where only those are measured.
     """
 
-    images: list[str]
+    weights: str
     labels: list[str]
+    images: list[str]
+    drawn_images: list[str]
     measured: Mapping[str, Rows]
     drawn: Mapping[str, Rows]
     tables: dict[str, Rows] = field(default_factory=dict)
@@ -62,8 +65,8 @@ class Measurement:
         """Pictures of one drawn image: its explanations, that of the trained network first; rows by measurement."""
         return iter(())
 
-    def tables(self, results: Results) -> dict[str, tuple[Rows, str]]:
-        """Tables by file name without ".csv": rows, and what they hold."""
+    def tables(self, results: Results) -> Tables:
+        """Tables over all images."""
         return {}
 
     def section(self, results: Results) -> Section | None:

@@ -2,7 +2,7 @@
 
 from perpixel.attribution import object_alone
 from recipes.explaining.maps import RANDOM, TRAINED, Explanation
-from recipes.explaining.measurements.measurement import Measurement, Results, Rows, Section
+from recipes.explaining.measurements.measurement import Measurement, Results, Rows, Section, Tables
 from recipes.explaining.statistics import ALL, Means, count, interval_columns, interval_text, labels_in, of_network
 
 QUANTITIES = ("kept_before", "kept", "kept_elsewhere", "logit_drop", "margin_drop")
@@ -14,7 +14,6 @@ class ObjectAlone(Measurement):
     name = "alone"
 
     def measure(self, explanation: Explanation) -> Rows:
-        """A row per region, percent and logits."""
         rows = Rows()
         for region in explanation.image.regions:
             found = object_alone(
@@ -30,8 +29,7 @@ class ObjectAlone(Measurement):
             rows.append({**self.columns(explanation, region), **dict(zip(QUANTITIES, values))})
         return rows
 
-    def tables(self, results: Results) -> dict[str, tuple[Rows, str]]:
-        """alone.csv, and alone_means.csv with a row per label and network."""
+    def tables(self, results: Results) -> Tables:
         means, rows = Means(results.measured[self.name], results.images), Rows()
         for label in labels_in(means.rows):
             wanted = {} if label == ALL else {"label": label}
@@ -49,7 +47,6 @@ class ObjectAlone(Measurement):
         }
 
     def section(self, results: Results) -> Section:
-        """Per label: what remains of it with all context hidden."""
         rows, lines = results.tables["alone_means"], []
         random = of_network(rows, RANDOM, "label")
         for row in rows:

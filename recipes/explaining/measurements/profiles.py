@@ -10,7 +10,7 @@ from perpixel.attribution import radial_profile
 from perpixel.report import profile_chart
 from recipes.explaining.images import file_name
 from recipes.explaining.maps import RANDOM, TRAINED, Explanation
-from recipes.explaining.measurements.measurement import Figure, Measurement, Results, Rows
+from recipes.explaining.measurements.measurement import Figure, Measurement, Results, Rows, Tables
 from recipes.explaining.statistics import pooled_name
 
 
@@ -21,7 +21,6 @@ class RadialProfiles(Measurement):
     edges: list[float] | None = None  # of the distances, in pixels: up to half the diagonal of the first image
 
     def measure(self, explanation: Explanation) -> Rows:
-        """A row per map and bin, percent."""
         if self.edges is None:
             reach = 0.5 * float(torch.tensor(explanation.image.predicted.shape).double().norm())
             self.edges = torch.linspace(0, reach, self.settings.measure.bins + 1, dtype=torch.float64).tolist()
@@ -34,8 +33,7 @@ class RadialProfiles(Measurement):
                 rows.append({**common, "from": low, "to": high, "share": 100 * share, "area": 100 * area})
         return rows
 
-    def tables(self, results: Results) -> dict[str, tuple[Rows, str]]:
-        """profiles.csv, and profile_means.csv: mean share and area over the regions that have one."""
+    def tables(self, results: Results) -> Tables:
         groups: dict[tuple[Any, ...], Rows] = {}
         for row in results.measured[self.name]:
             if row["kind"] == "label" and row["share"] == row["share"]:
@@ -57,7 +55,6 @@ class RadialProfiles(Measurement):
         }
 
     def charts(self, results: Results) -> Iterator[Figure]:
-        """profiles-METHOD.png: trained beside random weights."""
         rows = results.tables["profile_means"]
         for method in dict.fromkeys(r["method"] for r in rows):
             series = {n: [r for r in rows if (r["method"], r["network"]) == (method, n)] for n in (TRAINED, RANDOM)}

@@ -7,7 +7,7 @@ import torch
 
 from perpixel.weighting import SalientParts, salient_parts
 from recipes.explaining.maps import RANDOM, TRAINED, Explanation
-from recipes.explaining.measurements.measurement import Figure, Measurement, Results, Rows, Section
+from recipes.explaining.measurements.measurement import Figure, Measurement, Results, Rows, Section, Tables
 from recipes.explaining.statistics import of_network
 
 OF_OBJECTS = ("image", "label", "region", "rest", "segmentation", "without", "before", "after", "pictures", "hidden")
@@ -20,7 +20,6 @@ class ObjectsWithoutSalientParts(Measurement):
     drawn_only = True
 
     def measure(self, explanation: Explanation) -> Rows:
-        """A row per object."""
         rows = Rows()
         for row in (row for part in self._parts(explanation) for row in part.rows()):
             shares = {key: 100 * row[key] for key in ("kept", "iou_before", "iou_after")}
@@ -36,7 +35,6 @@ class ObjectsWithoutSalientParts(Measurement):
         return [salient_parts(explanation.network, batch, labels, label=region.label) for region in regions]
 
     def figures(self, explanations: Sequence[Explanation], rows: Mapping[str, Rows]) -> Iterator[Figure]:
-        """salient-IMAGE.png: the objects with and without their discriminative region."""
         parts, image = self._parts(explanations[0]), explanations[0].image
         if parts:
             joined = {name: torch.cat([getattr(part, name) for part in parts]).cpu() for name in OF_OBJECTS}
@@ -50,13 +48,11 @@ class ObjectsWithoutSalientParts(Measurement):
             what = f"{image.name}: objects without their discriminative region"
             yield f"salient-{image.file_name}", figure, what
 
-    def tables(self, results: Results) -> dict[str, tuple[Rows, str]]:
-        """salient.csv."""
+    def tables(self, results: Results) -> Tables:
         what = "a row per drawn object: what the rest of it keeps and loses without its discriminative region"
         return {"salient": (results.drawn[self.name], what)}
 
     def section(self, results: Results) -> Section:
-        """Object by object, beside random weights."""
         own, random = (of_network(results.drawn[self.name], name, "image", "label") for name in (TRAINED, RANDOM))
         lines = []
         for key, row in own.items():

@@ -10,7 +10,7 @@ from perpixel.attribution import context_share, density_ratio, radial_profile
 from perpixel.report import MapPanel, fixation_backdrop, signed_panels
 from recipes.explaining.maps import RANDOM, TRAINED, Explanation, SignedMap
 from recipes.explaining.measurements.evidence import evidence_columns
-from recipes.explaining.measurements.measurement import Figure, Measurement, Results, Rows, Section
+from recipes.explaining.measurements.measurement import Figure, Measurement, Results, Rows, Section, Tables
 from recipes.explaining.settings import INFLUENCE, DataSetSettings
 from recipes.explaining.statistics import (
     ALL,
@@ -41,7 +41,6 @@ class SignedMaps(Measurement):
     name = "shares"
 
     def measure(self, explanation: Explanation) -> Rows:
-        """A row per map; shares and chances in percent."""
         border = self.settings.maps.border
         border = self.explainer.patch(explanation.image) if border is None else border
         return [
@@ -56,7 +55,6 @@ class SignedMaps(Measurement):
         ]
 
     def figures(self, explanations: Sequence[Explanation], rows: Mapping[str, Rows]) -> Iterator[Figure]:
-        """panels-IMAGE.png: per label the region and the signed maps, of the explained network and a random one."""
         image, score = explanations[0].image, self.settings.ask.score
         row_of = {(r["network"], r["method"], r["label"]): r for r in rows[self.name] if r["kind"] == "label"}
         patch, panels = self.explainer.patch(image), []
@@ -95,15 +93,13 @@ class SignedMaps(Measurement):
         )
         yield f"panels-{image.file_name}", figure, f"{image.name}: signed maps, trained and random weights"
 
-    def tables(self, results: Results) -> dict[str, tuple[Rows, str]]:
-        """shares.csv and means.csv."""
+    def tables(self, results: Results) -> Tables:
         means = mean_rows(results.measured[self.name], results.images, self.settings.measure)
         what = "a row per map: its shares, reach, sums, and what lies on known evidence; percent and pixels"
         of_means = "means of shares.csv over the measured images, with chance, controls and intervals"
         return {"shares": (results.all_rows(self.name), what), "means": (means, of_means)}
 
     def section(self, results: Results) -> Section:
-        """Context share and reach of the maps, beside the random weights' on the same regions."""
         rows = [r for r in results.tables["means"] if r["kind"] == "label" and r["label"] == ALL]
         random = of_network(rows, RANDOM, "method", "quantity")
         lines = []
