@@ -15,14 +15,14 @@ from perpixel.fixations import Fixations, fixations
 from perpixel.outputs import dense_logits
 from recipes.kit.images import Images
 from recipes.kit.interrupt import Interrupt
+from recipes.kit.job import Job
 from recipes.kit.networks import build_network, load_weights, select_layers, starting_weights, unwrap_weights
 from recipes.kit.progress import Progress
 from recipes.kit.randomness import seed_everything
 from recipes.kit.scores import predict
-from recipes.kit.settings import Settings
 from recipes.tracing.settings import FixationSettings, TraceSettings
+from recipes.training import pretraining
 from recipes.training.checkpoints import LAST, load_checkpoint
-from recipes.training.trainer import Stretch, Trainer
 
 
 @dataclass
@@ -132,13 +132,8 @@ def prepare_network(settings: FixationSettings, classes: int) -> tuple[nn.Module
 def train_network(
     settings: FixationSettings, folder: Path, fabric: Fabric, images: Images, progress: Progress, stop: Interrupt
 ) -> tuple[nn.Module, str]:
-    """A network trained with cross-entropy alone, in `folder`; continues where it was stopped."""
-    whole = Settings(data=settings.data, model=settings.model, pretrain=settings.pretrain, hardware=settings.hardware)
-    stretch = Stretch(folder, "training", settings.seed, settings.pretrain)
-    trainer = Trainer(fabric, whole, images, stretch, progress, stop)
-    scores = trainer.run()
-    about = f"a training of {settings.pretrain.epochs} epochs with cross-entropy, {100 * scores.miou:.1f} mIoU"
-    return copy.deepcopy(trainer.evaluated), about
+    """To be deleted: recipes.training.pretraining has taken its place."""
+    return pretraining.train_network(Job(settings, folder, fabric, images, progress, stop), folder)
 
 
 def random_network(settings: FixationSettings, classes: int, seed: int, batches: Sequence[Tensor]) -> nn.Module:
