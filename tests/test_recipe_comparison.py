@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from perpixel.evaluation import SegmentationScores, class_iou, mean_iou
-from recipes.finetuning.comparison import compare, in_words, save_comparison, seed_interval
-from recipes.finetuning.pictures import telling_images
+from perpixel.evaluation import SegmentationScores, class_iou, compare_scores, mean_iou, t_interval
+from recipes.finetuning.pictures import select_examples
+from recipes.finetuning.results import Results, compare_arms
 from recipes.kit.images import Images
 from recipes.kit.settings import DataSettings, EvaluationSettings
 
@@ -28,16 +28,16 @@ def scores(accuracy: float, images: int = 40, seed: int = 0, far: bool = False) 
     )
 
 
-def compared(control: list[float], loss: list[float], **options: bool):
+def compared(control: list[float], loss: list[float], **options: bool) -> Results:
     arms = {
-        s: {"control": scores(a, **options), "loss": scores(b, **options)}
-        for s, (a, b) in enumerate(zip(control, loss))
+        arm: {seed: scores(accuracy, **options) for seed, accuracy in enumerate(accuracies)}
+        for arm, accuracies in (("control", control), ("loss", loss))
     }
-    return compare(
+    return compare_arms(
         {0: scores(0.5, **options)},
         arms,
-        {"control": [2.0, 1.0, 3.0], "loss": [4.0]},
-        classes=["a", "b"],
+        classes=("a", "b"),
+        seconds={"control": [2.0, 1.0, 3.0], "loss": [4.0]},
         evaluation=EvaluationSettings(resamples=300),
         loss="template similarity",
         shared_start=True,
@@ -53,43 +53,49 @@ def compared(control: list[float], loss: list[float], **options: bool):
     ],
 )
 def test_verdict_follows_from_the_interval(loss: float, verdict: str, words: str) -> None:
-    comparison = compared([0.6], [loss])
-    line = comparison.lines[0]
-    assert (line.metric, line.verdict) == ("mIoU", verdict)
-    assert words in in_words(comparison)[0]
-    assert "does not cover the luck of a training run" in in_words(comparison)[-1]
+    results = compared([0.6], [loss])
+    difference = results.differences[0]
+    assert (difference.metric, difference.verdict) == ("mIoU", verdict)
+    assert words in results.sentences()[0]
+    assert "does not cover the luck of a training run" in results.sentences()[-1]
     control, treated = scores(0.6), scores(loss)
-    assert line.difference == pytest.approx(
+    assert difference.interval.value == pytest.approx(
         100 * float(mean_iou(treated.confusion.sum(0)) - mean_iou(control.confusion.sum(0)))
     )
-    assert comparison.seconds == {"control": 2.0, "loss": 4.0}
+    assert results.seconds == {"control": 2.0, "loss": 4.0}
 
 
 def test_far_body_only_where_there_is_evidence() -> None:
-    assert [line.metric for line in compared([0.6], [0.7]).lines] == ["mIoU", "pixel accuracy", "boundary F"]
-    far = compared([0.6], [0.7], far=True).lines[-1]
+    assert [d.metric for d in compared([0.6], [0.7]).differences] == ["mIoU", "pixel accuracy", "boundary F"]
+    far = compared([0.6], [0.7], far=True).differences[-1]
     assert far.metric == "far-body accuracy"
-    assert far.difference == pytest.approx(far.loss - far.control)
+    assert far.interval.value == pytest.approx(far.treatment - far.control)
 
 
 def test_seeds_are_averaged_and_their_disagreement_told() -> None:
-    comparison = compared([0.6, 0.6, 0.6], [0.7, 0.59, 0.62])
-    line = comparison.lines[0]
-    assert line.difference == pytest.approx(sum(line.per_seed) / 3)
-    words = " ".join(in_words(comparison))
+    results = compared([0.6, 0.6, 0.6], [0.7, 0.59, 0.62])
+    difference = results.differences[0]
+    assert difference.interval.value == pytest.approx(sum(difference.per_seed) / 3)
+    words = " ".join(results.sentences())
     assert "Better in 2 of 3 seeds" in words
     assert "which includes zero: another seed might tell another story" in words
     assert "neither covers the luck of pre-training" in words
 
 
 def test_seed_interval_is_students() -> None:
-    assert seed_interval([1.0, 2.0], 0.95) is None
-    low, high = seed_interval([1.0, 2.0, 3.0], 0.95) or (0, 0)
+    assert t_interval([1.0, 2.0]) is None
+    low, high = t_interval([1.0, 2.0, 3.0], 0.95) or (0, 0)
     assert (low, high) == (pytest.approx(2 - 4.302653 / 3**0.5), pytest.approx(2 + 4.302653 / 3**0.5))
 
 
+def test_scores_of_other_images_are_not_compared() -> None:
+    for control, treatment in (([], []), ([scores(0.5)], [scores(0.5)] * 2), ([scores(0.5)], [scores(0.5, images=3)])):
+        with pytest.raises(ValueError, match="control, treatment: expected equally many scores"):
+            compare_scores(control, treatment)
+
+
 def test_table_and_json_are_written(tmp_path: Path) -> None:
-    save_comparison(compared([0.6], [0.7]), tmp_path)
+    compared([0.6], [0.7]).save(tmp_path)
     table = (tmp_path / "table.md").read_text()
     assert "| mIoU | " in table
     assert "| seconds per epoch |  | 2.00 | 4.00 | +2.00 |" in table
@@ -101,7 +107,7 @@ def test_pictures_show_gain_and_loss_alike() -> None:
     changed = [0, 4, -3, 1, 2]
     for image, pixels in enumerate(changed):
         loss.confusion[image] += torch.tensor([[pixels, -pixels], [0, 0]])
-    assert telling_images(control, loss, 4) == [
+    assert select_examples(control, loss, 4) == [
         (1, "largest gain"),
         (2, "largest loss"),
         (3, "typical"),

@@ -11,14 +11,13 @@ import pytest
 import torch
 
 from recipes.kit.randomness import random_state, set_random_state
+from recipes.kit.run_folder import DamagedCheckpoint, write_atomically
 from recipes.training.checkpoints import (
     LAST,
     PREVIOUS,
-    DamagedCheckpoint,
     load_checkpoint,
     load_newest,
     save_checkpoint,
-    write_atomically,
 )
 from recipes.training.history import History, read_json_lines
 

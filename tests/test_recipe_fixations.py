@@ -26,7 +26,7 @@ import perpixel
 from perpixel.data import SyntheticEvidence
 from perpixel.fixations import Share
 from perpixel.models import small_fcn
-from recipes.finetuning.job import main as finetune
+from recipes.finetuning.job import FinetuneJob
 from recipes.kit.images import Images
 from recipes.kit.job import run_recipe
 from recipes.kit.settings import DataSettings
@@ -74,7 +74,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "trained"
     shared = {k: v for k, v in TINY.items() if k.split(".")[0] in ("data", "model", "pretrain")}
     changes = {"train__epochs": "1", "train__batch_size": "4", "evaluation__resamples": "100"}
-    assert finetune(arguments({"folder": str(folder)}, shared, **changes)) == 0
+    assert run_recipe(FinetuneJob, arguments({"folder": str(folder)}, shared, **changes)) == 0
     return folder
 
 

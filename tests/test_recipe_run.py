@@ -14,7 +14,7 @@ import matplotlib.image
 import pytest
 import torch
 
-from recipes.finetuning.job import build_parser, main, understand
+from recipes.finetuning.job import FinetuneJob, main
 from recipes.kit.command_line import as_yaml
 from recipes.training.checkpoints import load_checkpoint
 
@@ -351,37 +351,38 @@ def test_resume_takes_no_other_setting_and_needs_a_run(tmp_path: Path, capsys: p
 def test_every_setting_survives_its_file(tmp_path: Path) -> None:
     given = ["--data.name=folder", "--data.root=x", "--data.train_images=null", "--data.eval_images=null"]
     given += ["--data.size=null", "--train.clip=0.5", "--loss.running_momentum=0.9", "--seeds=[3,4]", "--out=elsewhere"]
-    parser = build_parser()
+    parser = FinetuneJob.build_parser()
     parsed = parser.parse_args(given)
     path = tmp_path / "config.yaml"
     path.write_text(as_yaml(parser, parsed))
     assert "train_images: null" in path.read_text()  # left out, it would follow whatever the default becomes
-    settings, loss = understand(parser, parser.parse_path(path))
-    assert (settings, loss) == understand(parser, parsed)
+    settings = FinetuneJob.read_settings(parser, parser.parse_path(path))
+    assert settings == FinetuneJob.read_settings(parser, parsed)
     assert settings.data.train_images is settings.data.size is None
 
 
 def test_yaml_is_read_and_the_command_line_wins(tmp_path: Path) -> None:
-    parser = build_parser()
+    parser = FinetuneJob.build_parser()
     file = tmp_path / "mine.yaml"
     file.write_text("train: {epochs: 7, lr: 0.5}\ndata: {size: [32, 48]}\nloss: {similarity: correlation}\n")
     given = ["--config", str(file), "--train.lr", "0.25", "--data.root", "here"]
-    settings, loss = understand(parser, parser.parse_args(given))
+    settings = FinetuneJob.read_settings(parser, parser.parse_args(given))
     assert (settings.train.epochs, settings.train.lr, settings.train.layers) == (7, 0.25, "all")
     assert (settings.data.size, settings.data.root) == ((32, 48), "here")
-    assert (loss["similarity"], loss["weight"]) == ("correlation", 0.05)
+    assert (settings.loss["similarity"], settings.loss["weight"]) == ("correlation", 0.05)
     with pytest.raises(SystemExit):
         parser.parse_args(["--train.epoch=3"])
 
 
 @pytest.mark.parametrize("name", ["camvid", "tiny"])
 def test_configurations_that_come_along_are_valid(name: str) -> None:
-    parser = build_parser()
-    settings, _ = understand(parser, parser.parse_args(["--config", str(ROOT / f"recipes/configs/{name}.yaml")]))
+    parser = FinetuneJob.build_parser()
+    given = ["--config", str(ROOT / f"recipes/configs/{name}.yaml")]
+    settings = FinetuneJob.read_settings(parser, parser.parse_args(given))
     assert settings.name == name
 
 
 def test_help_explains_every_setting() -> None:
-    text = build_parser().format_help()
+    text = FinetuneJob.build_parser().format_help()
     for name in ("--data.root", "--model.weights", "--train.layers", "--loss.weight", "--evaluation.far", "--resume"):
         assert name in text

@@ -23,13 +23,15 @@ from recipes.kit.settings import AnalysisSettings, DataSettings, ModelSettings, 
 class Job:
     """One run of a recipe; a subclass names the recipe and its settings, and says what is prepared and done.
 
-    recipe: NAME of `python -m recipes.NAME`; nested, example: a nested setting and arguments, for --help.
+    recipe: NAME of `python -m recipes.NAME`; nested, example: a nested setting and arguments, for --help; skip: fields
+    of the settings that a subclass adds to the parser itself.
     """
 
     recipe: ClassVar[str]
     settings_class: ClassVar[type[RunSettings]]
     nested: ClassVar[str]
     example: ClassVar[str]
+    skip: ClassVar[tuple[str, ...]] = ()
 
     settings: Any
     folder: Path
@@ -41,7 +43,7 @@ class Job:
     @classmethod
     def build_parser(cls) -> ArgumentParser:
         """The command line: every field of the settings."""
-        return recipe_parser(cls.recipe, cls.settings_class, nested=cls.nested, example=cls.example)
+        return recipe_parser(cls.recipe, cls.settings_class, nested=cls.nested, example=cls.example, skip=cls.skip)
 
     @classmethod
     def read_settings(cls, parser: ArgumentParser, parsed: Namespace) -> Any:

@@ -279,48 +279,6 @@ class MeasureSettings:
         return bootstrap_images(statistic, images, level=self.level, resamples=self.resamples)
 
 
-def _fine_tuning() -> Schedule:
-    return Schedule(epochs=4, optimizer="adamw", lr=1e-3, bias_multiplier=1.0, head_multiplier=1.0)
-
-
-@dataclass
-class Settings:
-    """Fine-tune a segmentation network with and without a template-similarity loss, and say whether the loss helped.
-
-    Args:
-        name: Name of the run, and of its folder.
-        out: Folder the run folders go to.
-        folder: The run folder itself (null: out/name-date-time).
-        seeds: Seeds of data order, augmentation and dropout; each trains one control and one loss arm.
-        pretrain_per_seed: Pre-train once per seed instead of one start for all.
-        checkpoint_every: Steps between checkpoints (one is also written after every epoch).
-        data: Which images.
-        model: Which network.
-        pretrain: The short cross-entropy training from scratch; skipped when model.weights or model.checkpoint says
-            where to start.
-        train: The fine-tuning, the same for control and loss.
-        evaluation: How they are compared.
-        hardware: Where it runs.
-    """
-
-    name: str = "finetune"
-    out: str = "runs"
-    folder: str | None = None
-    seeds: list[int] = field(default_factory=lambda: [0])
-    pretrain_per_seed: bool = False
-    checkpoint_every: int = 100
-    data: DataSettings = field(default_factory=DataSettings)
-    model: ModelSettings = field(default_factory=ModelSettings)
-    pretrain: Schedule = field(default_factory=pretraining)
-    train: Schedule = field(default_factory=_fine_tuning)
-    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
-    hardware: HardwareSettings = field(default_factory=HardwareSettings)
-
-    def __post_init__(self) -> None:
-        check_integer("checkpoint_every", self.checkpoint_every, low=1)
-        check_seeds("seeds", self.seeds)
-
-
 def check_seeds(setting: str, seeds: list[int]) -> None:
     """One or more different integers, none negative."""
     if not seeds or len(set(seeds)) < len(seeds):

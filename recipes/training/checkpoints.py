@@ -52,18 +52,14 @@ def load_newest(folder: Path, report: Callable[[str], None]) -> dict[str, Any] |
     return None
 
 
-def load_or_compute(
-    path: Path, compute: Callable[[], dict[str, Any]], report: Callable[[str], None], *, write: bool = True
-) -> dict[str, Any]:
-    """What `compute` gives, kept in `path` if `write`; or what it gave before this run was stopped."""
+def load_or_compute(path: Path, compute: Callable[[], dict[str, Any]], report: Callable[[str], None]) -> dict[str, Any]:
+    """What `compute` gives, kept in `path`; or what it gave before this run was stopped."""
     try:
-        return load_checkpoint(path)
-    except FileNotFoundError:
-        pass
+        if path.exists():
+            return load_checkpoint(path)
     except DamagedCheckpoint as error:
         report(f"damaged result: {error}; it is computed again")
     result = compute()
-    if write:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_checkpoint(path, result)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(path, result)
     return result

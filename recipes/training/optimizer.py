@@ -1,9 +1,10 @@
-"""Which parameters train at which rate, and how the rates fall."""
+"""Which layers train, at which rate, and how the rates fall."""
 
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from recipes.kit.settings import Schedule
 
@@ -19,7 +20,7 @@ def set_training(network: nn.Module, chosen: list[str]) -> None:
 def parameter_groups(network: nn.Module, classifier: str, schedule: Schedule) -> list[dict[str, Any]]:
     """Optimizer groups: biases at twice the rate without decay, the classifier at ten times the rate (its bias: 20).
 
-    Scales of normalisation layers train at the plain rate without decay. Each group keeps its rate as "base_lr".
+    Scales of normalisation layers train at the plain rate without decay.
     """
     groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
     for name, module in network.named_modules():
@@ -31,7 +32,7 @@ def parameter_groups(network: nn.Module, classifier: str, schedule: Schedule) ->
     return [
         {
             "params": parameters,
-            "base_lr": schedule.lr
+            "lr": schedule.lr
             * (schedule.head_multiplier if is_head else 1.0)
             * (schedule.bias_multiplier if is_bias else 1.0),
             "weight_decay": schedule.weight_decay if decays else 0.0,
@@ -42,14 +43,12 @@ def parameter_groups(network: nn.Module, classifier: str, schedule: Schedule) ->
 
 def build_optimizer(network: nn.Module, classifier: str, schedule: Schedule) -> torch.optim.Optimizer:
     """The schedule's optimizer over `parameter_groups`."""
-    groups = [{**g, "lr": g["base_lr"]} for g in parameter_groups(network, classifier, schedule)]
+    groups = parameter_groups(network, classifier, schedule)
     if schedule.optimizer == "adamw":
         return torch.optim.AdamW(groups)
     return torch.optim.SGD(groups, lr=schedule.lr, momentum=schedule.momentum)
 
 
-def build_scheduler(
-    optimizer: torch.optim.Optimizer, schedule: Schedule, steps: int
-) -> torch.optim.lr_scheduler.LambdaLR:
+def build_scheduler(optimizer: torch.optim.Optimizer, schedule: Schedule, steps: int) -> LambdaLR:
     """Every group's rate times `schedule.factor(step, steps)`."""
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule.factor(step, steps))
+    return LambdaLR(optimizer, lambda step: schedule.factor(step, steps))

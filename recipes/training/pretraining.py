@@ -1,6 +1,5 @@
 """The network of a job: that of a run folder, of a checkpoint, or one trained first with cross-entropy alone."""
 
-import copy
 from pathlib import Path
 
 from torch import nn
@@ -9,10 +8,10 @@ from perpixel.checks import complain
 from recipes.kit.job import Job
 from recipes.kit.networks import build_network
 from recipes.kit.randomness import seed_everything
-from recipes.kit.settings import AnalysisSettings, Settings
+from recipes.kit.settings import AnalysisSettings
 from recipes.kit.weights import load_weights, starting_weights, unwrap_weights
 from recipes.training.checkpoints import LAST, load_checkpoint
-from recipes.training.trainer import Stretch, Trainer
+from recipes.training.trainer import Training, train
 
 
 def load_network(settings: AnalysisSettings, num_classes: int) -> tuple[nn.Module, str] | None:
@@ -36,10 +35,8 @@ def load_network(settings: AnalysisSettings, num_classes: int) -> tuple[nn.Modul
 
 def train_network(job: Job, folder: Path) -> tuple[nn.Module, str]:
     """A network trained by `pretrain` in `folder`, and how; continues where it was stopped."""
-    settings = job.settings
-    whole = Settings(data=settings.data, model=settings.model, pretrain=settings.pretrain, hardware=settings.hardware)
-    training = Stretch(folder, "training", settings.seed, settings.pretrain)
-    trainer = Trainer(job.fabric, whole, job.images, training, job.progress, job.interrupt)
-    scores = trainer.run()
-    about = f"a training of {settings.pretrain.epochs} epochs with cross-entropy, {100 * scores.miou:.1f} mIoU"
-    return copy.deepcopy(trainer.evaluated), about
+    schedule = job.settings.pretrain
+    scores, weights = train(job, Training(folder, "training", job.settings.seed, schedule))
+    network = build_network(job.settings.model, job.images.num_classes).to(job.fabric.device)
+    network.load_state_dict(weights)
+    return network, f"a training of {schedule.epochs} epochs with cross-entropy, {100 * scores.miou:.1f} mIoU"
