@@ -13,15 +13,15 @@ Intervals are over images, networks pooled; the swap is also printed network by 
 
 import argparse
 import json
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
 from recipes.kit.images import Images
 from recipes.kit.interrupt import Interrupt
@@ -29,7 +29,7 @@ from recipes.kit.networks import random_network
 from recipes.kit.progress import Progress
 from recipes.kit.settings import pretraining
 from recipes.kit.tables import format_cell
-from recipes.tracing.evidence import SWAPPED, evidence_rows, measure_evidence
+from recipes.tracing.evidence import SWAPPED, evidence_rows, measure_evidence, pool_networks
 from recipes.tracing.job import FixationJob
 from recipes.tracing.network import TracedNetwork, known_rivals
 from recipes.tracing.settings import FixationMeasureSettings, FixationSettings, TraceSettings
@@ -47,7 +47,7 @@ VARIANTS = {
 KINDS = ("far body", "far body, right", "far body, mistaken", "local", "context", "whole mask")
 
 
-def networks_of(options: argparse.Namespace, images: Images) -> list[torch.nn.Module]:
+def networks_of(options: argparse.Namespace, images: Images) -> list[nn.Module]:
     """The trained networks."""
     found = []
     for run in options.runs:
@@ -63,6 +63,19 @@ def networks_of(options: argparse.Namespace, images: Images) -> list[torch.nn.Mo
             print(f"seed {seed}: {about}", flush=True)
             found.append(network.eval())
     return found
+
+
+def measure_networks(
+    network: nn.Module, random: Sequence[nn.Module], trace: TraceSettings, images: Images, indices: Sequence[int]
+) -> dict[str, Tensor]:
+    """Sums of a trained network, and of networks with random weights, pooled."""
+    device, rivals = torch.device("cpu"), known_rivals(images, trace)
+    trained = TracedNetwork(network, trace, device)
+    traced = {"trained": trained} | {f"random#{k}": TracedNetwork(one, trace, device) for k, one in enumerate(random)}
+    measure = FixationMeasureSettings(batch_size=16)
+    return pool_networks(
+        {name: measure_evidence(one, rivals, images, indices, measure, trained=trained) for name, one in traced.items()}
+    )
 
 
 def pooled(per_seed: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -112,23 +125,19 @@ def main() -> None:
     trained = networks_of(options, images)
     indices = [i * images.evaluated // options.images for i in range(options.images)]
     some = [x for _, x, _, _ in images.evaluation(batch_size=8, far=0.0, only=indices[:32])]
-    rivals, device = known_rivals(images, settings.trace), torch.device("cpu")
     path = options.out / "study.json"
     rows: list[dict] = json.loads(path.read_text()) if path.exists() else []
+    controls = [
+        [random_network(settings.model, images.num_classes, 100 * number + k, some) for k in range(options.random)]
+        for number in range(len(trained))
+    ]
     for variant, trace in VARIANTS.items():
         if options.only and variant not in options.only:
             continue
         per_seed = []
-        for number, network in enumerate(trained):
-
-            def measure(number: int = number, network: torch.nn.Module = network, trace: TraceSettings = trace) -> dict:
-                traced = {"trained": TracedNetwork(network, trace, device)}
-                for k in range(options.random):
-                    fresh = random_network(settings.model, images.num_classes, 100 * number + k, some)
-                    traced[f"random#{k}"] = TracedNetwork(fresh, trace, device)
-                return measure_evidence(traced, rivals, images, indices, replace(settings.measure, batch_size=16))
-
+        for number, (network, random) in enumerate(zip(trained, controls)):
             name = f"{variant}, {options.images} images, network {number}.pt"
+            measure = partial(measure_networks, network, random, trace, images, indices)
             per_seed.append(load_or_compute(options.out / "measured" / name, measure, print))
         rows = [row for row in rows if row["variant"] != variant]
         rows += report(variant, per_seed, settings.measure)

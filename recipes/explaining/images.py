@@ -86,12 +86,8 @@ class Selection:
 
 def named_labels(images: Images, ask: AskSettings) -> list[int] | None:
     """The classes named in the settings; None where they are to be found in the data."""
-    known = {name: number for number, name in enumerate(images.classes)}
-    for name in ask.labels or ():
-        if name not in known:
-            raise ValueError(complain("ask.labels", f"names among {', '.join(known)}", name, "Check the spelling."))
     if ask.labels is not None:
-        return [known[name] for name in ask.labels]
+        return images.class_numbers(ask.labels, "ask.labels")
     if images.pairs:  # one of each pair first: they differ the most
         return [pair.first for pair in images.pairs] + [pair.second for pair in images.pairs]
     return None

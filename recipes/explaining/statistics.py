@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from perpixel.evaluation import BootstrapInterval, bootstrap_images, ratio
+from perpixel.evaluation import BootstrapInterval, ratio
 from recipes.explaining.maps import RANDOM, TRAINED
 from recipes.explaining.settings import DataSetSettings
-from recipes.kit.tables import Row, format_cell
+from recipes.kit.tables import Row, format_cell, interval_columns
 
 Floats = NDArray[np.float64]
 Statistic = Callable[[Floats], Floats]  # of weights (R, images): how often each image counts
@@ -27,17 +27,14 @@ def difference(one: Statistic, other: Statistic) -> Statistic:
     return lambda weights: one(weights) - other(weights)
 
 
-def interval_columns(
+def with_interval(
     name: str, statistic: Statistic, images: int, seen: int, settings: DataSetSettings
 ) -> dict[str, float]:
-    """Columns NAME, NAME_low, NAME_high: bootstrap interval over images, without ends where fewer than FEWEST are
-    `seen`, have anything to say."""
+    """`interval_columns` over images; without ends where fewer than FEWEST are `seen`, have anything to say."""
     if seen < FEWEST:
         value = float(statistic(np.ones((1, images)))[0])
-        found = BootstrapInterval(value, float("nan"), float("nan"), settings.level)
-    else:
-        found = bootstrap_images(statistic, images, level=settings.level, resamples=settings.resamples)
-    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+        return interval_columns(name, BootstrapInterval(value, np.nan, np.nan, settings.level))
+    return interval_columns(name, settings.interval(statistic, images))
 
 
 class Means:

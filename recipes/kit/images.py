@@ -1,6 +1,6 @@
 """Training and evaluation images: which, in which order, and what was done to them, all functions of (seed, epoch)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +211,14 @@ class Images:
         for transform in ([] if size is None else [ResizeTo(size)]) + [data.eval_transforms()]:
             image, labels = transform(tv_tensors.Image(image), tv_tensors.Mask(labels))
         return image.as_subclass(Tensor)[None], Path(chosen).name
+
+    def class_numbers(self, names: Collection[str], setting: str) -> list[int]:
+        """The numbers of these classes; ValueError where `setting` names one that there is not."""
+        known = {name: number for number, name in enumerate(self.classes)}
+        for name in names:
+            if name not in known:
+                raise ValueError(complain(setting, f"names among {', '.join(known)}", name, "Check the spelling."))
+        return [known[name] for name in names]
 
     def displayed(self, image: Tensor) -> Tensor:
         """A normalised image as it looks, in [0, 1]."""

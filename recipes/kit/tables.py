@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from perpixel.evaluation import BootstrapInterval
 from recipes.kit.run_folder import write_atomically
 
 Row = Mapping[str, Any]
@@ -78,3 +79,8 @@ def format_cell(row: Row, name: str, digits: int = 2, *, sign: bool = False, uni
     """`format_interval` of the columns NAME, NAME_low and NAME_high of a row."""
     ends = row[f"{name}_low"], row[f"{name}_high"]
     return format_interval(row[name], *ends, digits, sign=sign, unit=unit, missing=missing)
+
+
+def interval_columns(name: str, interval: BootstrapInterval, factor: float = 1.0) -> dict[str, float]:
+    """The columns NAME, NAME_low and NAME_high of a row, times `factor`."""
+    return {name: factor * interval.value, f"{name}_low": factor * interval.low, f"{name}_high": factor * interval.high}

@@ -31,11 +31,10 @@ def report_counts(run: FixationRun, network: TracedNetwork) -> Report:
     """Measure and tell: counts.csv, counts.png."""
     measure, seed = run.settings.measure, run.settings.seed
     indices = run.indices[:: -(-len(run.indices) // measure.unit_images)]
-
-    def measured(advance: Advance) -> dict[str, Any]:
-        return measure_counts(network, run.batches(indices), measure, seed, advance)
-
-    rows = count_rows(run.measured("counts", measured, len(indices)), measure)
+    measured = run.measured(
+        "counts", partial(measure_counts, network, run.batches(indices), measure, seed), len(indices)
+    )
+    rows = count_rows(measured, measure)
     save_csv(run.folder / "counts.csv", rows)
     draw = _chart(rows, f"{run.subject}: inputs that hold a unit")
     if draw is not None:

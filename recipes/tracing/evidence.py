@@ -1,6 +1,7 @@
 """Data that knows what decides each label: does the mass lie there, and more than by chance? (evidence.csv)"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from recipes.kit.evidence import KINDS, Trial, find_trials
 from recipes.kit.images import Images
 from recipes.kit.networks import random_network
 from recipes.kit.run_folder import save_figure
-from recipes.kit.tables import Row, format_cell, format_number, markdown_table, save_csv
+from recipes.kit.tables import Row, format_cell, format_number, interval_columns, markdown_table, save_csv
 from recipes.tracing.network import TracedNetwork, known_rivals
 from recipes.tracing.pictures import point_panel
 from recipes.tracing.run import Advance, FixationRun, Report
@@ -35,16 +36,11 @@ def report_evidence(run: FixationRun, network: TracedNetwork) -> Report:
     for seed in settings.measure.random_seeds:
         random = random_network(settings.model, images.num_classes, seed, batches).to(device)
         networks[f"random#{seed}"] = TracedNetwork(random, settings.trace, device, "random weights")
-    rivals = known_rivals(images, settings.trace)
-    sums: dict[str, Tensor] = {}
+    rivals, sums = known_rivals(images, settings.trace), {}
     for name, one in networks.items():  # a stage each, so that a stopped run loses little
-
-        def measure(advance: Advance, of: Mapping[str, TracedNetwork] = {name: one}) -> dict[str, Tensor]:
-            return measure_evidence(of, rivals, images, run.indices, settings.measure, advance, trained=network)
-
-        for key, found in run.measured(f"evidence-{name.replace('#', '')}", measure, len(run.indices)).items():
-            sums[key] = sums[key] + found if key in sums else found
-    rows = evidence_rows(sums, settings.measure)
+        measure = partial(measure_evidence, one, rivals, images, run.indices, settings.measure, trained=network)
+        sums[name] = run.measured(f"evidence-{name.replace('#', '')}", measure, len(run.indices))
+    rows = evidence_rows(pool_networks(sums), settings.measure)
     save_csv(run.folder / "evidence.csv", rows)
     chart = evidence_chart(rows, f"{run.subject}: mass on what decides the label")
     save_figure(run.folder / "evidence.png", chart)
@@ -97,7 +93,7 @@ def trace_trials(
 
 
 def measure_evidence(
-    networks: Mapping[str, TracedNetwork],
+    network: TracedNetwork,
     rivals: Mapping[int, int],
     images: Images,
     indices: Sequence[int],
@@ -106,30 +102,39 @@ def measure_evidence(
     *,
     trained: TracedNetwork | None = None,
 ) -> dict[str, Tensor]:
-    """Sums per image (N, 5) by "network|question|kind": pixels, mass, on evidence, on own object, mass × chance.
+    """Sums per image (N, 5) by "question|kind": pixels, mass, on evidence, on own object, mass × chance.
 
     question: "class", or "rival", against `rivals`. chance: the evidence's share of the image. trained: the network
-    whose labels tell right from mistaken (None: the first). Names that start alike up to "#" are pooled.
+    whose labels tell right from mistaken, where it is another; kinds that need them are then left out.
     """
-    trained = trained or next(iter(networks.values()))
-    asked = {(n, q): s.against(r) for n, s in networks.items() for q, r in (("class", {}), ("rival", rivals))}
+    labels = trained or network
+    questions = {"class": network.against({}), "rival": network.against(rivals)}
     sums: dict[str, Tensor] = {}
     for first in range(0, len(indices), 16):
         group = list(indices[first : first + 16])
         shown = {i: x[0] for i, (_, x, _, _) in zip(group, images.evaluation(batch_size=1, far=0.0, only=group))}
         trials: list[Trial] = []
         for i in group:
-            trials += find_trials(images, i, trained.predict(shown[i][None])[0].cpu(), settings)
-        for (name, question), network in asked.items():
-            some = [t for t in trials if networks[name] is trained or t.kind not in BY_NETWORK]
-            for trial, row in zip(some, trace_trials(network, shown, some, settings.batch_size) if some else ()):
-                key = f"{name.split('#')[0]}|{question}|{trial.kind}"
-                total = sums.setdefault(key, torch.zeros(len(indices), 5, dtype=torch.float64))
+            trials += find_trials(images, i, labels.predict(shown[i][None])[0].cpu(), settings)
+        trials = [trial for trial in trials if labels is network or trial.kind not in BY_NETWORK]
+        for question, asked in questions.items():
+            for trial, row in zip(trials, trace_trials(asked, shown, trials, settings.batch_size) if trials else ()):
+                total = sums.setdefault(f"{question}|{trial.kind}", torch.zeros(len(indices), 5, dtype=torch.float64))
                 chance = float(trial.evidence.double().mean())
                 total[first + group.index(trial.image)] += torch.tensor([*row, row[1] * chance])
         if advance is not None:
             advance(len(group))
     return sums
+
+
+def pool_networks(sums: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Sums by "network|question|kind"; networks whose names are the same up to "#" are pooled."""
+    pooled: dict[str, Tensor] = {}
+    for name, found in sums.items():
+        for key, values in found.items():
+            key = f"{name.split('#')[0]}|{key}"
+            pooled[key] = pooled[key] + values if key in pooled else values
+    return pooled
 
 
 def evidence_rows(sums: Mapping[str, Tensor], settings: FixationMeasureSettings) -> list[dict[str, Any]]:
@@ -149,10 +154,9 @@ def evidence_rows(sums: Mapping[str, Tensor], settings: FixationMeasureSettings)
         images, (pixels, mass, _, _, by_chance) = len(table), (float(column.sum()) for column in table.T)
         share, own, lift = (settings.interval(_share(table, *parts), images) for parts in ((2, 1), (3, 1), (2, 4)))
         row = {"network": name, "question": question, "kind": kind, "images": int((table[:, 0] > 0).sum())}
-        row |= {"pixels": pixels, "share": 100 * share.value}
-        row |= {"share_low": 100 * share.low, "share_high": 100 * share.high}
+        row |= {"pixels": pixels, **interval_columns("share", share, 100)}
         row |= {"chance": 100 * float(ratio(by_chance, mass))}
-        row |= {"lift": lift.value, "lift_low": lift.low, "lift_high": lift.high, "own": 100 * own.value}
+        row |= {**interval_columns("lift", lift), "own": 100 * own.value}
         compared = {"factor": f"{trained}|{question}|{kind}", "change": f"{name}|class|{kind}"}
         compared["swap"] = f"{name}|{question}|{SWAPPED}" if kind == "far body" else key
         for what, other in compared.items():
@@ -160,7 +164,7 @@ def evidence_rows(sums: Mapping[str, Tensor], settings: FixationMeasureSettings)
             if other != key and other in tables:
                 pair = (tables[other], table) if what == "factor" else (table, tables[other])
                 found = settings.interval(_quotient(*pair), images)
-            row |= {what: found.value, f"{what}_low": found.low, f"{what}_high": found.high}
+            row |= interval_columns(what, found)
         rows.append(row)
     return rows
 
@@ -201,36 +205,32 @@ def evidence_lines(rows: Sequence[Row], settings: FixationMeasureSettings) -> li
 
 def _sentences(rows: Sequence[Row], networks: Sequence[str]) -> list[str]:
     found = {(r["network"], r["question"], r["kind"]): r for r in rows}
-    trained, *others = networks
-    lines = []
+    trained, lines = networks[0], list[str]()
     for question in ("class", "rival"):
-        for other in others:
-            row = found.get((other, question, "far body"))
-            if row is not None:
+        for name in networks[1:]:
+            if row := found.get((name, question, "far body")):
+                verdict = _verdict(row, "factor", "more than random", "undecided")
                 lines.append(
                     f"Far body, {question} question: the trained network's share on the head is "
-                    f"{format_cell(row, 'factor')} times that with {other} weights, which itself is "
-                    f"{format_cell(row, 'lift', 1)} times chance: "
-                    f"{_verdict(row, 'factor', 'more than random', 'undecided')}."
+                    f"{format_cell(row, 'factor')} times that with {name} weights, which itself is "
+                    f"{format_cell(row, 'lift', 1)} times chance: {verdict}."
                 )
     for name, kind in (*((name, "far body") for name in networks), (trained, "local")):
-        row = found.get((name, "rival", kind))
-        if row is not None:
+        if row := found.get((name, "rival", kind)):
             lines.append(
                 f"From the class to the rival question, {name}, {kind}: mass on the evidence times "
                 f"{format_cell(row, 'change')}: {_verdict(row, 'change', 'the question matters')}."
             )
     for question in ("class", "rival"):
         for name in networks:
-            row = found.get((name, question, "far body"))
-            if row is not None:
+            if row := found.get((name, question, "far body")):
                 lines.append(
                     f"Far body, {question} question, {name}: asked for their own class, the pixels put "
                     f"{format_cell(row, 'swap')} times as much mass on the head as asked for the relative: "
                     f"{_verdict(row, 'swap', 'the head is evidence')}."
                 )
-    right, wrong = (found.get((trained, "rival", f"far body, {kind}")) for kind in ("right", "mistaken"))
-    if right is not None and wrong is not None:
+    right, wrong = (found.get((trained, "rival", kind)) for kind in BY_NETWORK)
+    if right and wrong:
         lines.append(
             "Rival question, true class: where the trained network labels a far pixel right, "
             f"{format_cell(right, 'share', 1)} % of the mass is on the head; where it takes the creature for its "

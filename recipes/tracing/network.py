@@ -77,12 +77,9 @@ def rival_logits(network: nn.Module, rivals: Mapping[int, int]) -> nn.Module:
 
 def known_rivals(images: Images, trace: TraceSettings) -> dict[int, int]:
     """Class -> rival: those of the settings, or the pairs of the synthetic data."""
-    known = {name: number for number, name in enumerate(images.classes)}
-    for name in (*trace.rivals, *trace.rivals.values()):
-        if name not in known:
-            raise ValueError(complain("trace.rivals", f"names among {', '.join(known)}", name, "Check the spelling."))
     if trace.rivals:
-        return {known[name]: known[rival] for name, rival in trace.rivals.items()}
+        classes, rivals = (images.class_numbers(names, "trace.rivals") for names in zip(*trace.rivals.items()))
+        return dict(zip(classes, rivals))
     found = {pair.first: pair.second for pair in images.pairs}
     return found | {second: first for first, second in found.items()}
 

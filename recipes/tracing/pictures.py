@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perpixel.checks import complain
 from perpixel.fixations import Fixations, PointMap
 from perpixel.report import PointPanel, animation_bytes, fixation_backdrop, on_backdrop, point_sheet
 from recipes.kit.images import Images
@@ -70,12 +69,7 @@ def classes_to_draw(predicted: Tensor, images: Images, picture: PictureSettings)
     order = found[count.argsort(descending=True)].tolist()
     if picture.classes is None:
         return order
-    known = {name: number for number, name in enumerate(images.classes)}
-    for name in picture.classes:
-        if name not in known:
-            expected = f"names among {', '.join(known)}"
-            raise ValueError(complain("picture.classes", expected, name, "Check the spelling."))
-    wanted = {known[name] for name in picture.classes}
+    wanted = images.class_numbers(picture.classes, "picture.classes")
     return [c for c in order if c in wanted]
 
 

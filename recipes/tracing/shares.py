@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,15 @@ from perpixel.evaluation import BootstrapInterval, class_iou, confusion_matrices
 from perpixel.report import interval_chart
 from recipes.kit.images import EvaluationBatch
 from recipes.kit.run_folder import save_figure
-from recipes.kit.tables import Row, format_cell, format_interval, format_number, markdown_table, save_csv
+from recipes.kit.tables import (
+    Row,
+    format_cell,
+    format_interval,
+    format_number,
+    interval_columns,
+    markdown_table,
+    save_csv,
+)
 from recipes.tracing.network import TracedNetwork
 from recipes.tracing.run import Advance, FixationRun, Report
 from recipes.tracing.settings import SHIFTS, FixationMeasureSettings
@@ -27,12 +36,9 @@ VOID = 255
 
 def report_shares(run: FixationRun, network: TracedNetwork) -> Report:
     """Measure and tell: shares.csv, findings.csv, shares.png, shifts.png."""
-    images, indices = run.images, run.indices
-
-    def measure(advance: Advance) -> dict[str, Any]:
-        return measure_shares(network, run.batches(indices), images.num_classes, images.ignore_index, advance)
-
-    shares = Shares(run.measured("shares", measure, len(indices)), run.settings.measure)
+    images, batches = run.images, run.batches(run.indices)
+    measure = partial(measure_shares, network, batches, images.num_classes, images.ignore_index)
+    shares = Shares(run.measured("shares", measure, len(run.indices)), run.settings.measure)
     rows, findings = share_rows(shares, images.classes), share_findings(shares)
     save_csv(run.folder / "shares.csv", rows)
     save_csv(run.folder / "findings.csv", findings)
@@ -149,9 +155,8 @@ def share_rows(shares: Shares, names: Sequence[str]) -> list[dict[str, Any]]:
                 share, lift = (replace(found, low=np.nan, high=np.nan) for found in (share, lift))
             row = {"shift": shift, "class": name, "images": images, "pixels": float(of.mass[:, c].sum())}
             row |= {"iou": 100 * float(iou[c]), "started_on_object": 100 * float(start[c])}
-            row |= {"share": 100 * share.value, "share_low": 100 * share.low, "share_high": 100 * share.high}
-            row |= {"chance": 100 * float(chance[c])}
-            rows.append(row | {"lift": lift.value, "lift_low": lift.low, "lift_high": lift.high})
+            row |= interval_columns("share", share, 100) | {"chance": 100 * float(chance[c])}
+            rows.append(row | interval_columns("lift", lift))
     return rows
 
 

@@ -15,10 +15,10 @@ from recipes.explaining.statistics import (
     Statistic,
     count,
     difference,
-    interval_columns,
     interval_text,
     of_network,
     pooled_name,
+    with_interval,
 )
 from recipes.kit.tables import Row
 
@@ -129,10 +129,10 @@ def matrix_rows(rows: Sequence[Row], names: Sequence[str], settings: DataSetSett
             images, seen = len(matrix.sums), int((matrix.counts[:, 0, c, k] > 0).sum())
             row = {"network": network, "class": names[c], "hidden": names[k], "images": seen}
             row |= {"pixels": int(pixels[c, k]), "loss": float(loss[c, k]), "control": float(control[c, k])}
-            row |= interval_columns("excess", matrix.excess(c, k), images, seen, settings)
+            row |= with_interval("excess", matrix.excess(c, k), images, seen, settings)
             if network == TRAINED:
                 statistic = difference(matrix.excess(c, k), matrices[RANDOM].excess(c, k))
-                row |= interval_columns("minus_random", statistic, images, seen, settings)
+                row |= with_interval("minus_random", statistic, images, seen, settings)
             result.append(row)
     return result
 

@@ -3,7 +3,7 @@
 from perpixel.attribution import object_alone
 from recipes.explaining.maps import RANDOM, TRAINED, Explanation
 from recipes.explaining.measurements.measurement import Measurement, Results, Rows, Section, Tables
-from recipes.explaining.statistics import ALL, Means, count, interval_columns, interval_text, labels_in, of_network
+from recipes.explaining.statistics import ALL, Means, count, interval_text, labels_in, of_network, with_interval
 
 QUANTITIES = ("kept_before", "kept", "kept_elsewhere", "logit_drop", "margin_drop")
 
@@ -38,7 +38,7 @@ class ObjectAlone(Measurement):
                 row = {"label": label, "network": network, "questions": regions, "images": seen}
                 for name in QUANTITIES:
                     statistic = means.of(name, {**wanted, "network": network})
-                    row |= interval_columns(name, statistic, means.images, seen, self.settings.measure)
+                    row |= with_interval(name, statistic, means.images, seen, self.settings.measure)
                 rows.append(row)
         what = "a row per region: how much of it keeps the label with all else hidden"
         return {

@@ -16,12 +16,12 @@ from recipes.explaining.statistics import (
     ALL,
     Means,
     difference,
-    interval_columns,
     interval_text,
     labels_in,
     of_network,
     pooled_name,
     verdict,
+    with_interval,
 )
 from recipes.kit.tables import Row
 
@@ -162,12 +162,12 @@ def mean_rows(rows: Sequence[Row], images: Sequence[str], settings: DataSetSetti
                         row |= {"network": network, "questions": questions, "images": seen}
                         own = means.of(quantity, {**wanted, "network": network})
                         chance = means.of(CHANCE[quantity], {**wanted, "network": network})
-                        row |= interval_columns("value", own, means.images, seen, settings)
+                        row |= with_interval("value", own, means.images, seen, settings)
                         row |= {"chance": float(chance(every)[0])}
                         statistic = difference(own, chance)
-                        row |= interval_columns("minus_chance", statistic, means.images, seen, settings)
+                        row |= with_interval("minus_chance", statistic, means.images, seen, settings)
                         if network == TRAINED:
                             statistic = difference(own, random)
-                            row |= interval_columns("minus_random", statistic, means.images, seen, settings)
+                            row |= with_interval("minus_random", statistic, means.images, seen, settings)
                         result.append(row)
     return result
