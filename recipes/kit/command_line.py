@@ -1,11 +1,10 @@
-"""The command line of a recipe: its settings, --resume, and an exit status with mistakes told in a sentence."""
+"""A recipe as a command: --resume, threads, and an exit status with mistakes reported in a sentence."""
 
 import errno
 import os
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
@@ -16,24 +15,6 @@ from recipes.kit.run_folder import CONFIG, DamagedCheckpoint
 from recipes.kit.settings import HardwareSettings
 
 MISTAKES = (ValueError, TypeError, FileNotFoundError, FileExistsError, DamagedCheckpoint, FloatingPointError)
-
-
-def recipe_parser(recipe: str, settings: type, *, nested: str, example: str, skip: tuple[str, ...] = ()) -> Any:
-    """The parser of `python -m recipes.RECIPE`: --config, --resume and the fields of the class `settings`.
-
-    nested: a setting to name as an example; example: arguments; skip: fields that are no settings.
-    """
-    parser = ArgumentParser(
-        prog=f"python -m recipes.{recipe}",
-        allow_abbrev=False,
-        usage=f"%(prog)s [--config FILE] [--SETTING VALUE ...]    (settings below; nested ones as --{nested})",
-        description=(settings.__doc__ or "").split("Args:")[0].strip(),
-        epilog=f"Example: python -m recipes.{recipe} {example}",
-    )
-    parser.add_argument("--config", action="config", help="YAML file with settings; later arguments win.")
-    parser.add_argument("--resume", type=str | None, default=None, help="Run folder to continue, and nothing else.")
-    parser.add_class_arguments(settings, skip=set(skip))
-    return parser
 
 
 def read_arguments(parser: ArgumentParser, arguments: list[str]) -> tuple[Namespace, Path | None]:
@@ -48,12 +29,6 @@ def read_arguments(parser: ArgumentParser, arguments: list[str]) -> tuple[Namesp
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(complain("resume", "a run folder", f"{folder}, without {CONFIG}", "Check the path."))
     return parser.parse_path(folder / CONFIG), folder
-
-
-def read_settings(parser: ArgumentParser, parsed: Namespace, settings: type) -> Any:
-    """The parsed settings as an object of the class `settings`, checked."""
-    ready = parser.instantiate(parsed)
-    return settings(**{name: ready[name] for name in settings.__dataclass_fields__ if name in ready})  # type: ignore[attr-defined]
 
 
 def as_yaml(parser: ArgumentParser, parsed: Namespace) -> str:
@@ -104,3 +79,11 @@ class Command:
         style = "red" if status == 1 else None
         self.console.print(message, style=style, markup=False, highlight=False, soft_wrap=True)
         return status
+
+
+def recipe_parser(recipe: str, settings: type, *, nested: str, example: str) -> ArgumentParser:
+    """To be deleted: Job.build_parser has taken its place."""
+    from recipes.kit.job import Job
+
+    names = {"recipe": recipe, "settings_class": settings, "nested": nested, "example": example}
+    return type("_Job", (Job,), names).build_parser()  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 from rich.console import Console
 
 from perpixel.checks import complain
-from recipes.kit.command_line import Command, as_yaml, read_arguments, read_settings, recipe_parser, set_threads
+from recipes.kit.command_line import Command, as_yaml, read_arguments, set_threads
 from recipes.kit.images import Images
 from recipes.kit.interrupt import Interrupt
 from recipes.kit.progress import Progress
@@ -42,13 +42,25 @@ class Job:
 
     @classmethod
     def build_parser(cls) -> ArgumentParser:
-        """The command line: every field of the settings."""
-        return recipe_parser(cls.recipe, cls.settings_class, nested=cls.nested, example=cls.example, skip=cls.skip)
+        """The command line: --config, --resume and every field of the settings."""
+        command = f"python -m recipes.{cls.recipe}"
+        parser = ArgumentParser(
+            prog=command,
+            allow_abbrev=False,
+            usage=f"%(prog)s [--config FILE] [--SETTING VALUE ...]    (settings below; nested ones as --{cls.nested})",
+            description=(cls.settings_class.__doc__ or "").split("Args:")[0].strip(),
+            epilog=f"Example: {command} {cls.example}",
+        )
+        parser.add_argument("--config", action="config", help="YAML file with settings; later arguments win.")
+        parser.add_argument("--resume", type=str | None, default=None, help="Run folder to continue, and nothing else.")
+        parser.add_class_arguments(cls.settings_class, skip=set(cls.skip))
+        return parser
 
     @classmethod
     def read_settings(cls, parser: ArgumentParser, parsed: Namespace) -> Any:
         """The settings, checked."""
-        return read_settings(parser, parsed, cls.settings_class)
+        ready = parser.instantiate(parsed)
+        return cls.settings_class(**{field.name: ready[field.name] for field in fields(cls.settings_class)})
 
     @classmethod
     def build_fabric(cls, settings: RunSettings) -> Fabric:
