@@ -18,6 +18,7 @@ from recipes.training.checkpoints import (
     PREVIOUS,
     load_checkpoint,
     load_newest,
+    load_or_compute,
     save_checkpoint,
 )
 from recipes.training.history import History, read_json_lines

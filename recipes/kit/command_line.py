@@ -79,11 +79,3 @@ class Command:
         style = "red" if status == 1 else None
         self.console.print(message, style=style, markup=False, highlight=False, soft_wrap=True)
         return status
-
-
-def recipe_parser(recipe: str, settings: type, *, nested: str, example: str) -> ArgumentParser:
-    """To be deleted: Job.build_parser has taken its place."""
-    from recipes.kit.job import Job
-
-    names = {"recipe": recipe, "settings_class": settings, "nested": nested, "example": example}
-    return type("_Job", (Job,), names).build_parser()  # type: ignore[attr-defined]

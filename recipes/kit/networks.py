@@ -13,7 +13,6 @@ from perpixel.models import small_fcn
 from perpixel.outputs import dense_logits
 from recipes.kit.randomness import seed_everything
 from recipes.kit.settings import ModelSettings
-from recipes.kit.weights import Weights, load_weights, starting_weights, unwrap_weights  # noqa: F401 (moved there)
 
 
 def build_network(settings: ModelSettings, num_classes: int) -> nn.Module:
