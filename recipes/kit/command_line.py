@@ -37,7 +37,7 @@ def as_yaml(parser: ArgumentParser, parsed: Namespace) -> str:
 
 
 def set_threads(hardware: HardwareSettings) -> None:
-    """The cores this process may use (fewer if torch was told so), shared among the devices of a CPU run."""
+    """The cores this process may use (fewer if torch is set so), shared among the devices of a CPU run."""
     threads = hardware.threads
     if threads is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -55,27 +55,23 @@ class Command:
 
     def status(self, body: Callable[["Command"], None]) -> int:
         """Do it; the exit status is 0, 1 after a mistake of the user or a full disk, 130 when interrupted."""
+        status = 1
         try:
             body(self)
+            return 0
         except KeyboardInterrupt:
-            message = "interrupted" if self.folder is None else f"interrupted; nothing is lost. {self._continue()}"
-            return self._fail(message, 130)
+            message, status = "interrupted" if self.folder is None else "interrupted; nothing is lost", 130
         except MISTAKES as mistake:
             message = f"error: {mistake}"
             if self.folder is not None:
                 (self.folder / "error.log").write_text(traceback.format_exc())
-                message += f"\nDetails: {self.folder / 'error.log'}. {self._continue()}"
-            return self._fail(message, 1)
+                message += f"\nDetails: {self.folder / 'error.log'}"
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT) or self.folder is None:
                 raise
-            return self._fail(f"error: {error.strerror or error}\n{self._continue()}", 1)
-        return 0
-
-    def _continue(self) -> str:
-        return f"Continue with: {self.command} --resume {self.folder}"
-
-    def _fail(self, message: str, status: int) -> int:
+            message = f"error: {error.strerror or error}"
+        if self.folder is not None:
+            message += f"\nContinue with: {self.command} --resume {self.folder}"
         style = "red" if status == 1 else None
         self.console.print(message, style=style, markup=False, highlight=False, soft_wrap=True)
         return status

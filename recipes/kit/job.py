@@ -16,7 +16,9 @@ from recipes.kit.images import Images
 from recipes.kit.interrupt import Interrupt
 from recipes.kit.progress import Progress
 from recipes.kit.run_folder import CONFIG, choose_folder, write_atomically
-from recipes.kit.settings import AnalysisSettings, DataSettings, ModelSettings, RunSettings
+from recipes.kit.settings import AnalysisSettings, DataSettings, RunSettings
+
+STARTS = ("model.weights", "model.weights_backbone", "model.checkpoint", "model.replace_head")
 
 
 @dataclass
@@ -126,14 +128,6 @@ def settings_of_run(run: Path) -> dict[str, Any]:
     if not (run / CONFIG).is_file():
         expected = "a run folder of recipes.finetune"
         raise FileNotFoundError(complain("run", expected, f"{run}, without {CONFIG}", "Check the path."))
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(DataSettings, "data")
-    parser.add_class_arguments(ModelSettings, "model")
     written = yaml.safe_load((run / CONFIG).read_text())
-    parts = parser.instantiate(parser.parse_object({part: written.get(part, {}) for part in ("data", "model")}))
-    model = replace(parts.model, weights=None, weights_backbone=None, checkpoint=None, replace_head=False)
-    return {
-        f"{part}.{field.name}": getattr(values, field.name)
-        for part, values in (("data", parts.data), ("model", model))
-        for field in fields(values)
-    }
+    settings = {f"{part}.{name}": value for part in ("data", "model") for name, value in written[part].items()}
+    return {name: value for name, value in settings.items() if name not in STARTS}
