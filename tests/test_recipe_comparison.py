@@ -158,5 +158,5 @@ def test_far_body_pixels_belong_to_confusable_classes_and_are_far() -> None:
     labels = torch.cat([batch[2] for batch in images.evaluation(batch_size=5, far=1)])
     assert 0 < int(far.sum()) < int(near.sum())
     assert not bool((far & ~near).any())
-    known = {c for pair in images._train.dataset.pairs if pair.kind == "confusable" for c in pair[:2]}
+    known = {c for pair in images.pairs if pair.kind == "confusable" for c in pair[:2]}
     assert set(labels[near].unique().tolist()) <= known

@@ -77,20 +77,14 @@ class ScoreDifference:
         return f"{text} excludes zero: the {treatment} {self.verdict}."
 
     def describe_seeds(self) -> str:
-        """A sentence on two or more seeds: each difference, mean, spread, and from three on the interval of the mean.
-
-        ValueError for a single seed.
-        """
-        count = len(self.per_seed)
-        if count < 2:
-            raise ValueError(complain("per_seed", "two or more seeds", f"{count}", "Use describe."))
+        """A sentence on two or more seeds: each difference, mean, spread, and from three on `seed_interval`."""
         text = f"{self.metric} by seed: {', '.join(f'{d:+.2f}' for d in self.per_seed)}; "
         text += f"mean {mean(self.per_seed):+.2f}, standard deviation {stdev(self.per_seed):.2f}"
         if self.seed_interval is not None:
             low, high = self.seed_interval
             verdict = "excludes zero" if low > 0 or high < 0 else "includes zero: another seed might tell another story"
             text += f", {_interval(self.interval.level, low, high, 't-interval of the mean')}, which {verdict}"
-        return f"{text}. Better in {sum(d > 0 for d in self.per_seed)} of {count} seeds."
+        return f"{text}. Better in {sum(d > 0 for d in self.per_seed)} of {len(self.per_seed)} seeds."
 
 
 def _interval(level: float, low: float, high: float, kind: str = "interval") -> str:

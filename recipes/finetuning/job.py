@@ -7,6 +7,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 from lightning_fabric import Fabric
+from rich.markdown import Markdown
 from torch import nn
 
 import perpixel
@@ -150,7 +151,7 @@ class FinetuneJob(Job):
             shared_start=not settings.pretrain_per_seed,
         )
         results.save(self.folder)
-        self.progress.console.print(results.rich_table())
+        self.progress.console.print(Markdown("\n".join(results.table())))
         for sentence in results.sentences():
             self.progress.report(f"- {sentence}")
 

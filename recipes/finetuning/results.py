@@ -6,7 +6,6 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from rich.table import Table
 
 from perpixel.evaluation import ScoreDifference, SegmentationScores, compare_scores, mean_score
 from recipes.kit.run_folder import write_atomically
@@ -60,19 +59,13 @@ class Results:
         text.append(self.differences[0].describe_seeds())
         return [*text, f"{covers}; the spread over seeds is the luck of fine-tuning.{shared}"]
 
-    def rich_table(self) -> Table:
-        """The table for a terminal."""
-        table = Table(title=self.heading, title_justify="left")
-        for name in HEADINGS:
-            table.add_column(name, justify="left" if name in ("", "verdict") else "right")
-        for row in self.rows():
-            table.add_row(*row)
-        return table
+    def table(self) -> list[str]:
+        """The lines of the table, in Markdown."""
+        return [self.heading, "", *markdown_table(HEADINGS, self.rows(), left=(0, 6)), ""]
 
     def save(self, folder: Path) -> None:
         """table.md and results.json."""
-        lines = [self.heading, "", *markdown_table(HEADINGS, self.rows(), left=(0, 6)), ""]
-        lines += [*(f"- {sentence}" for sentence in self.sentences()), ""]
+        lines = [*self.table(), *(f"- {sentence}" for sentence in self.sentences()), ""]
         ious = ((name, *(format_number(iou[arm]) for arm in ARMS)) for name, iou in self.iou.items())
         lines += markdown_table(("IoU", *ARMS), ious)
         write_atomically(folder / "table.md", ("\n".join(lines) + "\n").encode())

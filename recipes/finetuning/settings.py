@@ -1,4 +1,4 @@
-"""What a fine-tuning run can be told."""
+"""The settings of a fine-tuning run."""
 
 from dataclasses import dataclass, field
 from typing import Any

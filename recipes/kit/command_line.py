@@ -1,11 +1,10 @@
-"""The command line of a recipe: its settings, --resume, and an exit status with mistakes told in a sentence."""
+"""A recipe as a command: --resume, threads, and an exit status with mistakes reported in a sentence."""
 
 import errno
 import os
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
@@ -16,24 +15,6 @@ from recipes.kit.run_folder import CONFIG, DamagedCheckpoint
 from recipes.kit.settings import HardwareSettings
 
 MISTAKES = (ValueError, TypeError, FileNotFoundError, FileExistsError, DamagedCheckpoint, FloatingPointError)
-
-
-def recipe_parser(recipe: str, settings: type, *, nested: str, example: str, skip: tuple[str, ...] = ()) -> Any:
-    """The parser of `python -m recipes.RECIPE`: --config, --resume and the fields of the class `settings`.
-
-    nested: a setting to name as an example; example: arguments; skip: fields that are no settings.
-    """
-    parser = ArgumentParser(
-        prog=f"python -m recipes.{recipe}",
-        allow_abbrev=False,
-        usage=f"%(prog)s [--config FILE] [--SETTING VALUE ...]    (settings below; nested ones as --{nested})",
-        description=(settings.__doc__ or "").split("Args:")[0].strip(),
-        epilog=f"Example: python -m recipes.{recipe} {example}",
-    )
-    parser.add_argument("--config", action="config", help="YAML file with settings; later arguments win.")
-    parser.add_argument("--resume", type=str | None, default=None, help="Run folder to continue, and nothing else.")
-    parser.add_class_arguments(settings, skip=set(skip))
-    return parser
 
 
 def read_arguments(parser: ArgumentParser, arguments: list[str]) -> tuple[Namespace, Path | None]:
@@ -50,19 +31,13 @@ def read_arguments(parser: ArgumentParser, arguments: list[str]) -> tuple[Namesp
     return parser.parse_path(folder / CONFIG), folder
 
 
-def read_settings(parser: ArgumentParser, parsed: Namespace, settings: type) -> Any:
-    """The parsed settings as an object of the class `settings`, checked."""
-    ready = parser.instantiate(parsed)
-    return settings(**{name: ready[name] for name in settings.__dataclass_fields__ if name in ready})  # type: ignore[attr-defined]
-
-
 def as_yaml(parser: ArgumentParser, parsed: Namespace) -> str:
     """Every setting, null ones too: left out, a null would come back as the default when the run is resumed."""
     return parser.dump(parsed, skip_unset=False)
 
 
 def set_threads(hardware: HardwareSettings) -> None:
-    """The cores this process may use (fewer if torch was told so), shared among the devices of a CPU run."""
+    """The cores this process may use (fewer if torch is set so), shared among the devices of a CPU run."""
     threads = hardware.threads
     if threads is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -80,27 +55,23 @@ class Command:
 
     def status(self, body: Callable[["Command"], None]) -> int:
         """Do it; the exit status is 0, 1 after a mistake of the user or a full disk, 130 when interrupted."""
+        status = 1
         try:
             body(self)
+            return 0
         except KeyboardInterrupt:
-            message = "interrupted" if self.folder is None else f"interrupted; nothing is lost. {self._continue()}"
-            return self._fail(message, 130)
+            message, status = "interrupted" if self.folder is None else "interrupted; nothing is lost", 130
         except MISTAKES as mistake:
             message = f"error: {mistake}"
             if self.folder is not None:
                 (self.folder / "error.log").write_text(traceback.format_exc())
-                message += f"\nDetails: {self.folder / 'error.log'}. {self._continue()}"
-            return self._fail(message, 1)
+                message += f"\nDetails: {self.folder / 'error.log'}"
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT) or self.folder is None:
                 raise
-            return self._fail(f"error: {error.strerror or error}\n{self._continue()}", 1)
-        return 0
-
-    def _continue(self) -> str:
-        return f"Continue with: {self.command} --resume {self.folder}"
-
-    def _fail(self, message: str, status: int) -> int:
+            message = f"error: {error.strerror or error}"
+        if self.folder is not None:
+            message += f"\nContinue with: {self.command} --resume {self.folder}"
         style = "red" if status == 1 else None
         self.console.print(message, style=style, markup=False, highlight=False, soft_wrap=True)
         return status

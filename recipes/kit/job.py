@@ -11,12 +11,14 @@ from lightning_fabric import Fabric
 from rich.console import Console
 
 from perpixel.checks import complain
-from recipes.kit.command_line import Command, as_yaml, read_arguments, read_settings, recipe_parser, set_threads
+from recipes.kit.command_line import Command, as_yaml, read_arguments, set_threads
 from recipes.kit.images import Images
 from recipes.kit.interrupt import Interrupt
 from recipes.kit.progress import Progress
 from recipes.kit.run_folder import CONFIG, choose_folder, write_atomically
-from recipes.kit.settings import AnalysisSettings, DataSettings, ModelSettings, RunSettings
+from recipes.kit.settings import AnalysisSettings, DataSettings, RunSettings
+
+STARTS = ("model.weights", "model.weights_backbone", "model.checkpoint", "model.replace_head")
 
 
 @dataclass
@@ -42,13 +44,25 @@ class Job:
 
     @classmethod
     def build_parser(cls) -> ArgumentParser:
-        """The command line: every field of the settings."""
-        return recipe_parser(cls.recipe, cls.settings_class, nested=cls.nested, example=cls.example, skip=cls.skip)
+        """The command line: --config, --resume and every field of the settings."""
+        command = f"python -m recipes.{cls.recipe}"
+        parser = ArgumentParser(
+            prog=command,
+            allow_abbrev=False,
+            usage=f"%(prog)s [--config FILE] [--SETTING VALUE ...]    (settings below; nested ones as --{cls.nested})",
+            description=(cls.settings_class.__doc__ or "").split("Args:")[0].strip(),
+            epilog=f"Example: {command} {cls.example}",
+        )
+        parser.add_argument("--config", action="config", help="YAML file with settings; later arguments win.")
+        parser.add_argument("--resume", type=str | None, default=None, help="Run folder to continue, and nothing else.")
+        parser.add_class_arguments(cls.settings_class, skip=set(cls.skip))
+        return parser
 
     @classmethod
     def read_settings(cls, parser: ArgumentParser, parsed: Namespace) -> Any:
         """The settings, checked."""
-        return read_settings(parser, parsed, cls.settings_class)
+        ready = parser.instantiate(parsed)
+        return cls.settings_class(**{field.name: ready[field.name] for field in fields(cls.settings_class)})
 
     @classmethod
     def build_fabric(cls, settings: RunSettings) -> Fabric:
@@ -114,14 +128,6 @@ def settings_of_run(run: Path) -> dict[str, Any]:
     if not (run / CONFIG).is_file():
         expected = "a run folder of recipes.finetune"
         raise FileNotFoundError(complain("run", expected, f"{run}, without {CONFIG}", "Check the path."))
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(DataSettings, "data")
-    parser.add_class_arguments(ModelSettings, "model")
     written = yaml.safe_load((run / CONFIG).read_text())
-    parts = parser.instantiate(parser.parse_object({part: written.get(part, {}) for part in ("data", "model")}))
-    model = replace(parts.model, weights=None, weights_backbone=None, checkpoint=None, replace_head=False)
-    return {
-        f"{part}.{field.name}": getattr(values, field.name)
-        for part, values in (("data", parts.data), ("model", model))
-        for field in fields(values)
-    }
+    settings = {f"{part}.{name}": value for part in ("data", "model") for name, value in written[part].items()}
+    return {name: value for name, value in settings.items() if name not in STARTS}

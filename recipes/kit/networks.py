@@ -1,8 +1,8 @@
 """Networks by name, which of their layers train, and networks with random weights as controls."""
 
+import copy
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,6 @@ from perpixel.models import small_fcn
 from perpixel.outputs import dense_logits
 from recipes.kit.randomness import seed_everything
 from recipes.kit.settings import ModelSettings
-from recipes.kit.weights import Weights, load_weights, starting_weights, unwrap_weights  # noqa: F401 (moved there)
 
 
 def build_network(settings: ModelSettings, num_classes: int) -> nn.Module:
@@ -47,43 +46,29 @@ def build_network(settings: ModelSettings, num_classes: int) -> nn.Module:
         ) from error
 
 
-@contextmanager
-def _all_differentiable(network: nn.Module) -> Iterator[None]:
-    training = {m: m.training for m in network.modules()}
-    wanted = {p: p.requires_grad for p in network.parameters()}
-    try:
-        network.eval().requires_grad_(True)
-        yield
-    finally:
-        for module, flag in training.items():
-            module.training = flag
-        for parameter, flag in wanted.items():
-            parameter.requires_grad_(flag)
-
-
 def layers_to_logits(network: nn.Module, size: tuple[int, int] = (64, 64)) -> list[str]:
     """Names of the modules with parameters of their own that the logits depend on, in the order they run.
 
-    Found by one forward pass on a blank image and the gradient of the main logits: an auxiliary head is not among them.
+    Found with a copy, by one forward pass on a blank image and the gradient of the main logits: an auxiliary head is
+    not among them.
     """
+    network = copy.deepcopy(network).eval().requires_grad_(True)
     order: list[str] = []
-    modules = {n: m for n, m in network.named_modules() if any(True for _ in m.parameters(recurse=False))}
-    handles = [
-        m.register_forward_pre_hook(lambda _m, _i, name=n: order.append(name) if name not in order else None)
-        for n, m in modules.items()
-    ]
-    like = next(network.parameters())
-    try:
-        with _all_differentiable(network), torch.enable_grad():
-            image = torch.zeros(1, 3, *size, device=like.device, dtype=like.dtype)
-            logits = dense_logits(network(image))
-            parameters = [p for m in modules.values() for p in m.parameters(recurse=False)]
-            gradients = torch.autograd.grad(logits.sum(), parameters, allow_unused=True)
-    finally:
-        for handle in handles:
-            handle.remove()
+    own = {n: list(m.parameters(recurse=False)) for n, m in network.named_modules() if _has_parameters(m)}
+    for name in own:
+        network.get_submodule(name).register_forward_pre_hook(
+            lambda _m, _i, name=name: order.append(name) if name not in order else None
+        )
+    parameters = [p for of_module in own.values() for p in of_module]
+    with torch.enable_grad():
+        image = torch.zeros(1, 3, *size, device=parameters[0].device, dtype=parameters[0].dtype)
+        gradients = torch.autograd.grad(dense_logits(network(image)).sum(), parameters, allow_unused=True)
     used = {p for p, g in zip(parameters, gradients) if g is not None}
-    return [n for n in order if any(p in used for p in modules[n].parameters(recurse=False))]
+    return [name for name in order if not used.isdisjoint(own[name])]
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters(recurse=False))
 
 
 def select_layers(network: nn.Module, layers: str, head: str | None = None) -> tuple[list[str], str]:
@@ -102,7 +87,7 @@ def select_layers(network: nn.Module, layers: str, head: str | None = None) -> t
         remedy = f"Layers before the logits: {', '.join(weighty[-4:])}."
         raise ValueError(complain("model.head", "a layer the logits depend on", classifier, remedy))
     if layers == "all":
-        chosen = [n for n, m in modules.items() if any(True for _ in m.parameters(recurse=False))]
+        chosen = [n for n, m in modules.items() if _has_parameters(m)]
     elif layers == "head":
         chosen = [classifier]
     else:

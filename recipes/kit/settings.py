@@ -1,4 +1,4 @@
-"""What runs can be told: dataclasses that become the YAML file and the command line."""
+"""The settings of runs: dataclasses that become the YAML file and the command line."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -200,7 +200,7 @@ def pretraining(epochs: int = 12) -> Schedule:
 
 @dataclass
 class RunSettings:
-    """What all recipes can be told.
+    """The settings of all recipes.
 
     Args:
         name: Name of the run, and of its folder.
@@ -223,7 +223,7 @@ class RunSettings:
 
 @dataclass
 class AnalysisSettings(RunSettings):
-    """What recipes that examine one network can be told.
+    """The settings of recipes that examine one network.
 
     Args:
         run: A run folder of recipes.finetune, whose data, model and weights are used (data and model settings given

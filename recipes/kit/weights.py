@@ -23,15 +23,13 @@ def starting_weights(settings: ModelSettings) -> tuple[Weights, str] | None:
         import torchvision
 
         try:
-            weights = torchvision.models.get_model_weights(settings.name)[settings.weights]
-        except (KeyError, ValueError) as error:
-            try:
-                listed = ", ".join(w.name for w in torchvision.models.get_model_weights(settings.name))
-            except ValueError:
-                listed = "none: torchvision has no weights for this network"
-            raise ValueError(
-                complain("model.weights", f"one of {listed}", settings.weights, "Choose one of these.")
-            ) from error
+            known = torchvision.models.get_model_weights(settings.name).__members__
+        except ValueError:
+            known = {}
+        if settings.weights not in known:
+            listed = ", ".join(known) or "none: torchvision has no weights for this network"
+            raise ValueError(complain("model.weights", f"one of {listed}", settings.weights, "Choose one of these."))
+        weights = known[settings.weights]
         return dict(weights.get_state_dict(progress=False, check_hash=True)), f"torchvision's {weights}"
     if settings.checkpoint:
         return read_weights(Path(settings.checkpoint)), settings.checkpoint
@@ -42,24 +40,17 @@ def read_weights(path: Path) -> Weights:
     """State dict of a safetensors or torch.save file; a training checkpoint's "model" or "state_dict" is taken out."""
     if not path.is_file():
         raise FileNotFoundError(complain("model.checkpoint", "a file", f"{path}, not there", "Check the path."))
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise DamagedCheckpoint(f"{path}: not a sound safetensors file ({error})") from error
     try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
+    except Exception as error:  # whatever safetensors, pickle or torch make of other bytes
+        came = f"{path} ({type(error).__name__}: {str(error).splitlines()[0]})"
+        expected = "a safetensors file or a state dict of torch.save that loads with weights_only=True"
         raise DamagedCheckpoint(
-            complain(
-                "model.checkpoint",
-                "a safetensors file or a state dict of torch.save that loads with weights_only=True",
-                f"{path} ({type(error).__name__}: {str(error).splitlines()[0]})",
-                "Save model.state_dict() alone.",
-            )
+            complain("model.checkpoint", expected, came, "Save model.state_dict() alone.")
         ) from error
     return unwrap_weights(content, str(path))
 
@@ -96,22 +87,13 @@ def load_weights(
     missing = [k for k in own if k not in weights and not k.startswith("aux_classifier.")]
     unexpected = [k for k in weights if k not in own]
     if replaced and not replace_head:
-        shape = tuple(weights[replaced[0]].shape)
-        raise ValueError(
-            complain(
-                "model.checkpoint",
-                f"{num_classes} classes, as the data has",
-                f"{replaced[0]} of shape {shape} in {source}",
-                "Pass --model.replace_head true to train a new classifier.",
-            )
-        )
+        came = f"{replaced[0]} of shape {tuple(weights[replaced[0]].shape)} in {source}"
+        remedy = "Pass --model.replace_head true to train a new classifier."
+        raise ValueError(complain("model.checkpoint", f"{num_classes} classes, as the data has", came, remedy))
+    others = [k for k in differ if k not in replaced]
     faults = [
         f"{len(names)} {what} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
-        for what, names in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("of another shape", [k for k in differ if k not in replaced]),
-        )
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", others))
         if names
     ]
     if faults:

@@ -67,6 +67,7 @@ class Trainer:
 
     def __init__(self, job: Job, training: Training) -> None:
         self.job, self.training, self.fabric = job, training, job.fabric
+        self.share: dict[str, Any] = {"rank": job.fabric.global_rank, "world": job.fabric.world_size}
         schedule = training.schedule
         self.per_epoch = job.images.steps_per_epoch(schedule.batch_size)
         self.step, self.steps = 0, schedule.epochs * self.per_epoch
@@ -110,8 +111,7 @@ class Trainer:
             epoch=epoch,
             batch_size=self.training.schedule.batch_size,
             skip=done,
-            rank=self.fabric.global_rank,
-            world=self.fabric.world_size,
+            **self.share,
         )
         began = time.perf_counter()
         for images, labels in batches:
@@ -189,12 +189,7 @@ class Trainer:
         evaluation, images, network = self.training.evaluation, self.job.images, self.state.evaluated()
         scores = score_images(
             network,
-            images.evaluation(
-                batch_size=evaluation.batch_size,
-                far=evaluation.far,
-                rank=self.fabric.global_rank,
-                world=self.fabric.world_size,
-            ),
+            images.evaluation(batch_size=evaluation.batch_size, far=evaluation.far, **self.share),
             images.num_classes,
             ignore_index=images.ignore_index,
             boundary_share=evaluation.boundary_share,

@@ -71,20 +71,16 @@ class ClassContextMatrix(Measurement):
         return Section("Which context decides", lines, note)
 
     def charts(self, results: Results) -> Iterator[Figure]:
-        whose, classes = "true" if self.settings.measure.truth else "predicted", self.images.classes
+        whose = "true" if self.settings.measure.truth else "predicted"
         for network, name in ((TRAINED, "matrix"), (RANDOM, "matrix_random")):
-            rows = [r for r in results.tables["matrix"] if r["network"] == network]
-            loss, control, pixels = torch.full((3, len(classes), len(classes)), torch.nan, dtype=torch.float64)
-            for row in rows:
-                entry = classes.index(row["class"]), classes.index(row["hidden"])
-                loss[entry], control[entry], pixels[entry] = row["loss"], row["control"], row["pixels"]
-            if rows:
+            matrix = PooledMatrix(results.measured[self.name], network)
+            if matrix.pixels.any():
                 about = f"{self.subject}, {network}, {len(results.images)} images ({whose} classes)"
                 figure = class_matrix_chart(
-                    loss,
-                    pixels.nan_to_num().long(),
-                    classes=classes,
-                    control=control,
+                    torch.from_numpy(matrix.loss),
+                    torch.from_numpy(matrix.pixels),
+                    classes=self.images.classes,
+                    control=torch.from_numpy(matrix.control),
                     meaning="mean loss of the row's logit",
                     title=f"Which class leans on which? {about}",
                     note="grey: never seen together, or nothing left visible",
@@ -93,7 +89,11 @@ class ClassContextMatrix(Measurement):
 
 
 class PooledMatrix:
-    """The class-context matrix of one (pooled) network: sums and counts float64 (images, 2, C, C) of its rows."""
+    """The class-context matrix of one (pooled) network, from its rows; sums and counts float64 (images, 2, C, C).
+
+    loss: mean fall of a class's logit with another hidden, control: with as much at random, float64 (C, C); pixels:
+    int64, how many the loss is a mean over (of several networks, each counts once).
+    """
 
     def __init__(self, rows: Sequence[Row], network: str) -> None:
         mine = [r for r in rows if pooled_name(r["network"]) == network]
@@ -102,7 +102,8 @@ class PooledMatrix:
             torch.stack([torch.stack([r[name] for r in of_image]).sum(0) for of_image in parts]).numpy()
             for name in ("sums", "counts")
         )
-        self.networks = len(parts[0])
+        self.loss, self.control = ratio(self.sums.sum(0), self.counts.sum(0))
+        self.pixels = (self.counts.sum(0)[0] / len(parts[0])).round().astype(np.int64)
 
     def excess(self, row: int, column: int) -> Statistic:
         """Entry minus its control; both over images where both have pixels."""
@@ -117,18 +118,15 @@ class PooledMatrix:
 def matrix_rows(rows: Sequence[Row], names: Sequence[str], settings: DataSetSettings) -> Rows:
     """matrix.csv: a row per network, class whose logit is read, and hidden class.
 
-    loss: mean fall of the logit when the class is hidden; control: when as many pixels are, at random places; excess:
-    loss - control, with interval over images. minus_random: the excess less that of the networks with random weights.
-    pixels: how many the loss is a mean over; of several networks, each counts once.
+    excess: loss - control, with interval over images; minus_random: less that of the networks with random weights.
     """
     matrices, result = {network: PooledMatrix(rows, network) for network in (TRAINED, RANDOM)}, Rows()
     for network, matrix in matrices.items():
-        loss, control = ratio(matrix.sums.sum(0), matrix.counts.sum(0))
-        pixels = (matrix.counts.sum(0)[0] / matrix.networks).round()
-        for c, k in np.argwhere(pixels > 0).tolist():
+        for c, k in np.argwhere(matrix.pixels > 0).tolist():
             images, seen = len(matrix.sums), int((matrix.counts[:, 0, c, k] > 0).sum())
             row = {"network": network, "class": names[c], "hidden": names[k], "images": seen}
-            row |= {"pixels": int(pixels[c, k]), "loss": float(loss[c, k]), "control": float(control[c, k])}
+            row |= {"pixels": int(matrix.pixels[c, k])}
+            row |= {"loss": float(matrix.loss[c, k]), "control": float(matrix.control[c, k])}
             row |= with_interval("excess", matrix.excess(c, k), images, seen, settings)
             if network == TRAINED:
                 statistic = difference(matrix.excess(c, k), matrices[RANDOM].excess(c, k))
