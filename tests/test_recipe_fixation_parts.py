@@ -1,4 +1,4 @@
-"""Parts of the fixation recipe against their definitions: questions, counts of inputs, correlation, trials."""
+"""Parts of the fixation recipe against their definitions: questions, counts of inputs, correlation, regions."""
 
 import math
 
@@ -11,12 +11,12 @@ from torch import nn
 import perpixel
 from perpixel.fixations import FixationRules, Share
 from perpixel.models import small_fcn
-from recipes.kit.evidence import Trial, find_trials
+from recipes.kit.evidence import EvidenceRegion, find_evidence_regions
 from recipes.kit.images import Images
 from recipes.kit.networks import random_network
 from recipes.kit.settings import DataSettings, ModelSettings
 from recipes.tracing.counts import SHARES, contributions, measure_counts, smallest_counts
-from recipes.tracing.evidence import pack, trace_trials
+from recipes.tracing.evidence import pack, trace_regions
 from recipes.tracing.network import TracedNetwork, rival_logits
 from recipes.tracing.settings import FixationMeasureSettings, TraceSettings
 from recipes.tracing.shares import spearman
@@ -133,25 +133,25 @@ def test_rank_correlation_is_scipys() -> None:
     assert np.isnan(spearman(np.ones((1, 4)), np.arange(4.0)[None])).all()
 
 
-def test_trials_of_a_row_are_followed_together_as_if_alone() -> None:
+def test_regions_of_a_row_are_followed_together_as_if_alone() -> None:
     images = Images(DataSettings(train_images=1, eval_images=4, size=(32, 48)))
     network = traced(small_fcn(11, width=8))
-    trials, shown = [], {}
+    regions, shown = [], {}
     settings = FixationMeasureSettings(far=4, view=None)
     for index, image, _, _ in images.evaluation(batch_size=1, far=0.0):
         shown[int(index)] = image[0]
-        trials += find_trials(images, int(index), network.predict(image)[0], settings)
-    rows = pack(trials)
-    assert len(rows) < len(trials)
-    assert sorted(map(id, trials)) == sorted(id(t) for row in rows for t in row)
-    together = trace_trials(network, shown, trials, 3)
-    for trial, found in zip(trials, together):
-        assert np.allclose(found, trace_trials(network, shown, [trial], 1)[0], atol=1e-9)
-        start = torch.where(trial.start, trial.label, -1)[None]
-        fix = perpixel.fixations(network.network, shown[trial.image][None], start=start)
+        regions += find_evidence_regions(images, int(index), network.predict(image)[0], settings)
+    rows = pack(regions)
+    assert len(rows) < len(regions)
+    assert sorted(map(id, regions)) == sorted(id(t) for row in rows for t in row)
+    together = trace_regions(network, shown, regions, 3)
+    for region, found in zip(regions, together):
+        assert np.allclose(found, trace_regions(network, shown, [region], 1)[0], atol=1e-9)
+        start = torch.where(region.start, region.label, -1)[None]
+        fix = perpixel.fixations(network.network, shown[region.image][None], start=start)
         y, x = fix.points[:, 3], fix.points[:, 4]
-        on, own = (float((fix.mass * mask[y, x]).sum()) for mask in (trial.evidence, trial.own))
-        assert np.allclose(found, [int(trial.start.sum()), float(fix.mass.sum()), on, own], atol=1e-9)
+        on, own = (float((fix.mass * mask[y, x]).sum()) for mask in (region.evidence, region.own))
+        assert np.allclose(found, [int(region.start.sum()), float(fix.mass.sum()), on, own], atol=1e-9)
 
 
 def test_evidence_lies_where_a_built_network_looks() -> None:
@@ -162,8 +162,8 @@ def test_evidence_lies_where_a_built_network_looks() -> None:
         conv.weight[1, 0, 0, 8] = 1.0
     start, evidence = torch.zeros(6, 20, dtype=torch.bool), torch.zeros(6, 20, dtype=torch.bool)
     start[2, 3:6], evidence[2, 7:9] = True, True
-    trial = Trial("far body", 0, 1, start, evidence, start)
-    (found,) = trace_trials(traced(nn.Sequential(conv)), {0: torch.rand(3, 6, 20) + 0.1}, [trial], 1)
+    region = EvidenceRegion("far body", 0, 1, start, evidence, start)
+    (found,) = trace_regions(traced(nn.Sequential(conv)), {0: torch.rand(3, 6, 20) + 0.1}, [region], 1)
     assert found.tolist() == [3.0, 3.0, 2.0, 0.0]
 
 

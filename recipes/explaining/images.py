@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from perpixel.checks import complain
 from perpixel.evaluation import predict_labels
 from recipes.explaining.settings import AskSettings, ExplainSettings
-from recipes.kit.evidence import find_trials
+from recipes.kit.evidence import find_evidence_regions
 from recipes.kit.images import Images
 
 # kinds of regions whose evidence is known -> what that evidence is
@@ -188,7 +188,7 @@ class ImageReader:
         ]
         evidence_regions = []
         if self.images.pairs:
-            found = find_trials(self.images, index, predicted, self.settings.measure)
+            found = find_evidence_regions(self.images, index, predicted, self.settings.measure)
             evidence_regions = [Region(r.kind, r.label, r.start, r.evidence) for r in found if r.kind in EVIDENCE]
         display = self.images.displayed(batch[0])
         return ExplainedImage(f"image {index}", batch[0], display, truth[0], predicted, regions, evidence_regions)

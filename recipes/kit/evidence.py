@@ -21,7 +21,7 @@ KINDS = {
 
 
 @dataclass(frozen=True)
-class Trial:
+class EvidenceRegion:
     """Pixels `start` (H, W) of an image, asked for `label`; where their `evidence` lies, and their `own` object."""
 
     kind: str
@@ -32,29 +32,31 @@ class Trial:
     own: Tensor
 
 
-def find_trials(images: Images, index: int, predicted: Tensor, measure: MeasureSettings) -> list[Trial]:
-    """The trials of evaluation image number `index`; `predicted` (H, W) are the network's labels."""
+def find_evidence_regions(
+    images: Images, index: int, predicted: Tensor, measure: MeasureSettings
+) -> list[EvidenceRegion]:
+    """The regions of evaluation image number `index`; `predicted` (H, W) are the network's labels."""
     sample = images.evaluation_sample(index)
     kinds = {c: pair.kind for pair in images.pairs for c in (pair.first, pair.second)}
     rival = {a: b for pair in images.pairs for a, b in ((pair.first, pair.second), (pair.second, pair.first))}
     distance = evidence_distance(sample.instances, sample.evidence)
     far = (distance >= measure.far) & (distance <= (measure.view or float("inf"))) & distance.isfinite()
-    trials = []
+    regions = []
     for number in sample.instances.unique().tolist():
         own = sample.instances == number
         label = int(sample.labels[own][0])
         if kinds.get(label) == "local":
-            trials.append(Trial("local", index, label, own, own & sample.evidence, own))
+            regions.append(EvidenceRegion("local", index, label, own, own & sample.evidence, own))
         elif kinds.get(label) == "context":
-            trials.append(Trial("context", index, label, own, sample.evidence & (sample.instances == 0), own))
+            regions.append(EvidenceRegion("context", index, label, own, sample.evidence & (sample.instances == 0), own))
         elif kinds.get(label) == "confusable":
             head, start, other = own & sample.evidence, own & far, rival[label]
-            trials.append(Trial("far body", index, label, start, head, own))
-            trials.append(Trial("far body, right", index, label, start & (predicted == label), head, own))
-            trials.append(Trial("far body, mistaken", index, label, start & (predicted == other), head, own))
-            trials.append(Trial("far body, swapped", index, other, start, head, own))
+            regions.append(EvidenceRegion("far body", index, label, start, head, own))
+            regions.append(EvidenceRegion("far body, right", index, label, start & (predicted == label), head, own))
+            regions.append(EvidenceRegion("far body, mistaken", index, label, start & (predicted == other), head, own))
+            regions.append(EvidenceRegion("far body, swapped", index, other, start, head, own))
     for label in sample.labels[sample.instances > 0].unique().tolist():
         if label in kinds:
             mine = (sample.labels == label) & (sample.instances > 0)
-            trials.append(Trial("whole mask", index, label, mine, sample.evidence, mine))
-    return [trial for trial in trials if bool(trial.start.any()) and bool(trial.evidence.any())]
+            regions.append(EvidenceRegion("whole mask", index, label, mine, sample.evidence, mine))
+    return [region for region in regions if bool(region.start.any()) and bool(region.evidence.any())]

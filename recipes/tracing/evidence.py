@@ -12,7 +12,7 @@ from torch import Tensor
 
 from perpixel.evaluation import BootstrapInterval, ratio
 from perpixel.report import PointPanel, fixation_backdrop, interval_chart, point_sheet
-from recipes.kit.evidence import KINDS, Trial, find_trials
+from recipes.kit.evidence import KINDS, EvidenceRegion, find_evidence_regions
 from recipes.kit.images import Images
 from recipes.kit.networks import random_network
 from recipes.kit.run_folder import save_figure
@@ -51,45 +51,45 @@ def report_evidence(run: FixationRun, network: TracedNetwork) -> Report:
     return Report([*lines, "![evidence.png](evidence.png)", "![example](evidence_example.png)"], {"rows": rows})
 
 
-def pack(trials: Iterable[Trial]) -> list[list[Trial]]:
-    """Rows of trials of one image with different labels and no common pixel: one trace follows a row of them."""
-    rows: list[list[Trial]] = []
-    for trial in trials:
+def pack(regions: Iterable[EvidenceRegion]) -> list[list[EvidenceRegion]]:
+    """Rows of regions of one image with different labels and no common pixel: one trace follows a row of them."""
+    rows: list[list[EvidenceRegion]] = []
+    for region in regions:
         for row in rows:
-            fits = row[0].image == trial.image and all(
-                t.label != trial.label and not bool((t.start & trial.start).any()) for t in row
+            fits = row[0].image == region.image and all(
+                t.label != region.label and not bool((t.start & region.start).any()) for t in row
             )
             if fits:
-                row.append(trial)
+                row.append(region)
                 break
         else:
-            rows.append([trial])
+            rows.append([region])
     return rows
 
 
-def trace_trials(
-    network: TracedNetwork, images: Mapping[int, Tensor], trials: Sequence[Trial], batch: int
+def trace_regions(
+    network: TracedNetwork, images: Mapping[int, Tensor], regions: Sequence[EvidenceRegion], batch: int
 ) -> list[Floats]:
-    """For every trial: pixels traced, mass that reached the image, on the evidence, on the own object; in order."""
+    """For every region: pixels traced, mass that reached the image, on the evidence, on the own object; in order."""
     found: dict[int, Floats] = {}
-    rows = pack(trials)
+    rows = pack(regions)
     for part in (rows[i : i + batch] for i in range(0, len(rows), batch)):
         # Always `batch` rows, the last ones empty if need be: a network may be traced anew for every size of a batch.
-        start = torch.full((batch, *trials[0].start.shape), -1, dtype=torch.int64)
+        start = torch.full((batch, *regions[0].start.shape), -1, dtype=torch.int64)
         for n, row in enumerate(part):
-            for trial in row:
-                start[n][trial.start] = trial.label
+            for region in row:
+                start[n][region.start] = region.label
         shown = [images[row[0].image] for row in (*part, *[part[-1]] * (batch - len(part)))]
         fix = network.fixations(torch.stack(shown), start)
         image, label, _, y, x = fix.points.cpu().unbind(1)
         mass = fix.mass.cpu()
         for n, row in enumerate(part):
-            for trial in row:
-                mine = (image == n) & (label == trial.label)
+            for region in row:
+                mine = (image == n) & (label == region.label)
                 held, at = mass[mine], (y[mine], x[mine])
-                on, own = ((held * mask[at]).sum() for mask in (trial.evidence, trial.own))
-                found[id(trial)] = np.array([float(trial.start.sum()), float(held.sum()), float(on), float(own)])
-    return [found[id(trial)] for trial in trials]
+                on, own = ((held * mask[at]).sum() for mask in (region.evidence, region.own))
+                found[id(region)] = np.array([float(region.start.sum()), float(held.sum()), float(on), float(own)])
+    return [found[id(region)] for region in regions]
 
 
 def measure_evidence(
@@ -113,15 +113,15 @@ def measure_evidence(
     for first in range(0, len(indices), 16):
         group = list(indices[first : first + 16])
         shown = {i: x[0] for i, (_, x, _, _) in zip(group, images.evaluation(batch_size=1, far=0.0, only=group))}
-        trials: list[Trial] = []
+        regions: list[EvidenceRegion] = []
         for i in group:
-            trials += find_trials(images, i, labels.predict(shown[i][None])[0].cpu(), settings)
-        trials = [trial for trial in trials if labels is network or trial.kind not in BY_NETWORK]
+            regions += find_evidence_regions(images, i, labels.predict(shown[i][None])[0].cpu(), settings)
+        regions = [region for region in regions if labels is network or region.kind not in BY_NETWORK]
         for question, asked in questions.items():
-            for trial, row in zip(trials, trace_trials(asked, shown, trials, settings.batch_size) if trials else ()):
-                total = sums.setdefault(f"{question}|{trial.kind}", torch.zeros(len(indices), 5, dtype=torch.float64))
-                chance = float(trial.evidence.double().mean())
-                total[first + group.index(trial.image)] += torch.tensor([*row, row[1] * chance])
+            for region, row in zip(regions, trace_regions(asked, shown, regions, settings.batch_size)):
+                total = sums.setdefault(f"{question}|{region.kind}", torch.zeros(len(indices), 5, dtype=torch.float64))
+                chance = float(region.evidence.double().mean())
+                total[first + group.index(region.image)] += torch.tensor([*row, row[1] * chance])
         if advance is not None:
             advance(len(group))
     return sums
@@ -270,25 +270,25 @@ def evidence_example(
 ) -> Figure | None:
     """Far-body pixels of two creatures, under both questions, trained and with random weights; None without any."""
     (_, network), (random, control) = list(networks.items())[:2]
-    shown, trials = {}, list[Trial]()
+    shown, regions = {}, list[EvidenceRegion]()
     for i, (_, image, _, _) in zip(indices, images.evaluation(batch_size=1, far=0.0, only=indices[:24])):
         shown[i] = image
-        found = find_trials(images, i, network.predict(image)[0].cpu(), settings)
-        trials += [trial for trial in found if trial.kind == "far body, right"]
+        found = find_evidence_regions(images, i, network.predict(image)[0].cpu(), settings)
+        regions += [region for region in found if region.kind == "far body, right"]
     panels, empty = [], torch.zeros(0)
-    for trial in sorted(trials, key=lambda trial: -int(trial.start.sum()))[:2]:
-        image = shown[trial.image]
-        backdrop = fixation_backdrop(images.displayed(image[0]), trial.start.long(), images.colors)
-        name, rival = images.classes[trial.label], images.classes[rivals[trial.label]]
-        lines = [(trial.start, "#ffffff"), (trial.evidence, "#000000")]
+    for region in sorted(regions, key=lambda region: -int(region.start.sum()))[:2]:
+        image = shown[region.image]
+        backdrop = fixation_backdrop(images.displayed(image[0]), region.start.long(), images.colors)
+        name, rival = images.classes[region.label], images.classes[rivals[region.label]]
+        lines = [(region.start, "#ffffff"), (region.evidence, "#000000")]
         panels.append(PointPanel("white: pixels asked; black: head", backdrop, empty, empty, empty, empty, None, lines))
         for asked, question, title in (
             (network, {}, f"why {name}?"),
             (network, rivals, f"why {name}, not {rival}?"),
             (control, rivals, f"{random.split('#')[0]}: not {rival}?"),
         ):
-            fix = asked.against(question).fixations(image, torch.where(trial.start, trial.label, -1)[None])
-            panels.append(point_panel(title, backdrop, fix, [trial.label], outlines=lines))
+            fix = asked.against(question).fixations(image, torch.where(region.start, region.label, -1)[None])
+            panels.append(point_panel(title, backdrop, fix, [region.label], outlines=lines))
     if not panels:
         return None
     vivid = torch.tensor([[235, 20, 130]], dtype=torch.uint8).expand(images.num_classes, 3)
