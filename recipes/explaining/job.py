@@ -30,7 +30,7 @@ from recipes.training.pretraining import load_network, train_network
 
 @dataclass
 class ExplainJob(Job):
-    """The way of an image: chosen, read with its regions, explained by every network, measured, drawn, told."""
+    """The way of an image: chosen, read with its regions, explained by every network, measured, drawn, summarised."""
 
     recipe = "explain"
     settings_class = ExplainSettings
@@ -111,12 +111,12 @@ class ExplainJob(Job):
                     self.files[f"{name}.csv"] = what
             self._save_figures(measurement.charts(results))
         self.files["numbers.json"] = "all tables in one"
-        told = list(dict.fromkeys(self.warnings))
+        distinct = list(dict.fromkeys(self.warnings))
         numbers = {"about": results.weights, "asked": results.labels, "measured": results.images}
-        numbers |= {"drawn": results.drawn_images, "warnings": told}
+        numbers |= {"drawn": results.drawn_images, "warnings": distinct}
         save_json(self.folder / "numbers.json", numbers | results.tables)
         sections = [section for measurement in measurements if (section := measurement.section(results))]
-        text = summary(self.settings, results, sections, told, self.files)
+        text = summary(self.settings, results, sections, distinct, self.files)
         write_atomically(self.folder / "summary.md", text.encode())
         self.progress.report(text)
         self.progress.report(f"Summary, tables, pictures and pages: {self.folder}")

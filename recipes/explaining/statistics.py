@@ -1,4 +1,4 @@
-"""Means over images with bootstrap intervals, their differences to the controls, and how these are told."""
+"""Means over images with bootstrap intervals, their differences to the controls, and these in words."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -60,9 +60,9 @@ class Means:
         return len(fit), len({r["image"] for r in fit})
 
 
-def labels_in(rows: Sequence[Row], kind: str = "label") -> list[str]:
+def labels_in(rows: Sequence[Row]) -> list[str]:
     """ALL, and the labels that were asked about, in the order they come."""
-    return [ALL, *dict.fromkeys(r["label"] for r in rows if r["kind"] == kind)]
+    return [ALL, *dict.fromkeys(r["label"] for r in rows if r["kind"] == "label")]
 
 
 def of_network(rows: Sequence[Row], network: str, *keys: str) -> dict[tuple[Any, ...], Row]:

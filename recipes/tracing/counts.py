@@ -46,7 +46,7 @@ def contributions(conv: nn.Conv2d, x: Tensor, units: Units) -> Tensor:
     """weight × input of every input of the units, float64 (U, channels of the group, taps): with the bias, they add up
     to the unit. Inputs in zero padding give 0."""
     image, channel, y, x_out = units
-    (high, wide), spread = conv.kernel_size, conv.dilation
+    (high, wide), spread, device = conv.kernel_size, conv.dilation, x.device
     before = [d * (k - 1) // 2 for k, d in zip(conv.kernel_size, spread)]
     if conv.padding != "same":
         before = [0, 0] if conv.padding == "valid" else [int(p) for p in conv.padding]
@@ -55,7 +55,6 @@ def contributions(conv: nn.Conv2d, x: Tensor, units: Units) -> Tensor:
     padded = F.pad(x, (before[1], after[1], before[0], after[0]), mode=mode)
     per_group = conv.in_channels // conv.groups
     first = channel // (conv.out_channels // conv.groups) * per_group
-    device = x.device
     rows = (y * conv.stride[0])[:, None] + torch.arange(high, device=device) * spread[0]
     columns = (x_out * conv.stride[1])[:, None] + torch.arange(wide, device=device) * spread[1]
     channels = first[:, None] + torch.arange(per_group, device=device)

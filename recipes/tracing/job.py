@@ -30,7 +30,7 @@ PARTS: dict[str, Callable[[FixationRun, TracedNetwork], Report]] = {
 
 @dataclass
 class FixationJob(FixationRun):
-    """A network, then part by part: measured, written as tables, drawn, told in summary.md."""
+    """A network, then part by part: measured, tabulated, drawn, summarised."""
 
     loaded: tuple[nn.Module, str] | None = None
 

@@ -1,4 +1,4 @@
-"""What a fixation run can be told: dataclasses that become the YAML file and the command line."""
+"""The settings of a fixation run: dataclasses that become the YAML file and the command line."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Synthetic data: do the maps find what decides? Columns of shares.csv; their means, told and drawn."""
+"""Synthetic data: do the maps find what decides? Columns of shares.csv; their means in sentences and as a chart."""
 
 from collections.abc import Iterator
 

@@ -148,26 +148,24 @@ def mean_rows(rows: Sequence[Row], images: Sequence[str], settings: DataSetSetti
     minus_chance: value less what chance gives; trained rows also have minus_random: less the networks with random
     weights, on the same regions. Ends of intervals are over images.
     """
-    means, result, every = Means(rows, images), Rows(), np.ones((1, len(images)))
-    for kind in dict.fromkeys(r["kind"] for r in rows):
-        quantities = ("context_share", "r50") if kind == "label" else ("evidence", "pointing")
-        for label in labels_in(rows) if kind == "label" else [ALL]:
-            for method in dict.fromkeys(r["method"] for r in rows):
-                wanted = {"kind": kind, "method": method} | ({} if label == ALL else {"label": label})
-                questions, seen = means.seen(wanted)
-                for quantity in quantities:
+    means, result, once = Means(rows, images), Rows(), np.ones((1, len(images)))
+    kinds, methods = (dict.fromkeys(r[name] for r in rows) for name in ("kind", "method"))
+    labels = {kind: labels_in(rows) if kind == "label" else [ALL] for kind in kinds}
+    for kind, label, method in ((k, n, m) for k in kinds for n in labels[k] for m in methods):
+        wanted = {"kind": kind, "method": method} | ({} if label == ALL else {"label": label})
+        regions, seen = means.seen(wanted)
+        for quantity in ("context_share", "r50") if kind == "label" else ("evidence", "pointing"):
+            for network in (TRAINED, RANDOM):
+                own, chance = (means.of(of, {**wanted, "network": network}) for of in (quantity, CHANCE[quantity]))
+                row = {"kind": kind, "label": label, "method": method, "quantity": quantity, "network": network}
+                row |= {"questions": regions, "images": seen}
+                compared = {"value": own, "minus_chance": difference(own, chance)}
+                if network == TRAINED:
                     random = means.of(quantity, {**wanted, "network": RANDOM})
-                    for network in (TRAINED, RANDOM):
-                        row = {"kind": kind, "label": label, "method": method, "quantity": quantity}
-                        row |= {"network": network, "questions": questions, "images": seen}
-                        own = means.of(quantity, {**wanted, "network": network})
-                        chance = means.of(CHANCE[quantity], {**wanted, "network": network})
-                        row |= with_interval("value", own, means.images, seen, settings)
-                        row |= {"chance": float(chance(every)[0])}
-                        statistic = difference(own, chance)
-                        row |= with_interval("minus_chance", statistic, means.images, seen, settings)
-                        if network == TRAINED:
-                            statistic = difference(own, random)
-                            row |= with_interval("minus_random", statistic, means.images, seen, settings)
-                        result.append(row)
+                    compared["minus_random"] = difference(own, random)
+                for name, statistic in compared.items():
+                    row |= with_interval(name, statistic, means.images, seen, settings)
+                    if name == "value":
+                        row["chance"] = float(chance(once)[0])
+                result.append(row)
     return result
