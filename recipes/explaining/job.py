@@ -58,7 +58,8 @@ class ExplainJob(Job):
         settings, images, device = self.settings, self.images, self.fabric.device
         network, weights = self.loaded or train_network(self, self.folder / "training")
         selection = self.selection or self._select(network)
-        explainer = Explainer(settings, {TRAINED: network, **self._random_networks(selection)}, device)
+        networks = {TRAINED: network, **self._random_networks(selection)}
+        explainer = Explainer(settings, networks, device, self.stop_if_asked)
         reader = ImageReader(settings, images, network, device)
         measurements = [kind(explainer, images) for kind in MEASUREMENTS]
 

@@ -2,7 +2,7 @@
 
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,10 +42,19 @@ class Explanation:
 
 
 class Explainer:
-    """Explains images as the settings say; networks: by name, the explained one first."""
+    """Explains images as the settings say.
 
-    def __init__(self, settings: ExplainSettings, networks: Mapping[str, nn.Module], device: torch.device) -> None:
-        self.settings, self.networks, self.device = settings, networks, device
+    networks: by name, the explained one first. stop_if_asked: called before every map, to raise KeyboardInterrupt.
+    """
+
+    def __init__(
+        self,
+        settings: ExplainSettings,
+        networks: Mapping[str, nn.Module],
+        device: torch.device,
+        stop_if_asked: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.settings, self.networks, self.device, self.stop_if_asked = settings, networks, device, stop_if_asked
 
     def explain(self, image: ExplainedImage, methods: Sequence[str]) -> Iterator[Explanation]:
         """The explanations of one image, network by network; maps region by region, method by method."""
@@ -74,6 +83,7 @@ class Explainer:
         self, network: nn.Module, image: ExplainedImage, region: Region, method: str, effects: Influence | None = None
     ) -> SignedMap:
         """The map of one region; effects: of the image, made anew where they are needed and not given."""
+        self.stop_if_asked()
         mask, score = region.mask[None].to(self.device), self.settings.ask.score
         if method == INFLUENCE:
             effects = self.influence(network, image) if effects is None else effects

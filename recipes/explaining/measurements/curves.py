@@ -27,6 +27,7 @@ class RemovalCurves(Measurement):
             return []
         rows = Rows()
         for found in explanation.maps:
+            self.explainer.stop_if_asked()
             if found.region.kind == "label" and not bool(found.region.mask.all()):
                 label = self.images.classes[found.region.label]
                 common = {"image": explanation.image.name, "label": label, "method": found.method}
