@@ -73,7 +73,8 @@ def score_images(
 
     indices: integer (N,), the places of the images in the data set; images: float (N, 3, H, W); labels: integer
     (N, H, W), void where `ignore_index`; far mask: bool (N, H, W) of pixels to score on their own, such as those far
-    from what decides their label; device: None for that of the model. Over several processes each scores its share, and all get the scores of the whole.
+    from what decides their label. device: None for that of the model. Over several processes each scores its share,
+    and all get the scores of the whole.
     ValueError without any batch; RuntimeError if images got lost between processes. Needs torchmetrics.
     """
     if device is None:
