@@ -157,6 +157,7 @@ def test_bad_maps_are_refused(change, message):
         confusion_matrices(*change(*blobs(0)), 3)
 
 
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_scores_of_a_network_are_those_of_its_images_in_their_order():
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, stride=2, padding=1), torch.nn.BatchNorm2d(4)).double().train()
@@ -184,6 +185,8 @@ def test_scores_of_a_network_are_those_of_its_images_in_their_order():
     plain = score_images(model, [(i, images[i], labels[i], None) for i in order.split(2)], 4)
     assert plain.far is None
     assert math.isnan(plain.far_body)
+    with pytest.raises(ValueError, match="batches: expected at least one batch"):
+        score_images(model, [], 4)
 
 
 def mean_of(values):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from perpixel.borrow import borrowed
+from perpixel.checks import complain
 from perpixel.evaluation.segmentation import boundary_f_scores, class_iou, confusion_matrices, segmentation_metrics
 from perpixel.outputs import dense_logits, logits_at
 
@@ -72,9 +73,12 @@ def score_images(
 
     indices: integer (N,), the places of the images in the data set; images: float (N, 3, H, W); labels: integer
     (N, H, W), void where `ignore_index`; far mask: bool (N, H, W) of pixels to score on their own, such as those far
-    from what decides their label. Over several processes each scores its share, and all get the scores of the whole.
-    RuntimeError if images got lost between processes. Needs torchmetrics.
+    from what decides their label. device: None for that of the model. Over several processes each scores its share,
+    and all get the scores of the whole.
+    ValueError without any batch; RuntimeError if images got lost between processes. Needs torchmetrics.
     """
+    if device is None:
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
     total = segmentation_metrics(num_classes, ignore_index=ignore_index).to(device)
     from torchmetrics.aggregation import CatMetric
 
@@ -97,8 +101,9 @@ def score_images(
                 counts = torch.stack([(counted & (predictions == labels)).sum((1, 2)), counted.sum((1, 2))], 1)
             columns = (indices[:, None], boundary.nanmean(1, keepdim=True), counts, confusion.flatten(1))
             per_image.update(torch.cat([column.to(device).double() for column in columns], 1))
-        rows, numbers = per_image.compute().cpu(), total.compute()
-    rows = rows[rows[:, 0].argsort()]
+    if not len(rows := per_image.compute()):
+        raise ValueError(complain("batches", "at least one batch", "none", "Check the data."))
+    rows, numbers = rows[rows[:, 0].argsort()].cpu(), total.compute()
     scores = SegmentationScores(
         confusion=rows[:, 4:].long().view(-1, num_classes, num_classes),
         boundary=rows[:, 1],

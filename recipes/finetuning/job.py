@@ -16,7 +16,7 @@ from perpixel.evaluation import SegmentationScores
 from recipes.finetuning.pictures import draw_curves, draw_predictions, select_examples
 from recipes.finetuning.results import ARMS, compare_arms
 from recipes.finetuning.settings import FinetuneSettings
-from recipes.kit.job import Job, run_recipe
+from recipes.kit.job import Job
 from recipes.kit.networks import build_network, select_layers
 from recipes.kit.randomness import seed_everything
 from recipes.kit.settings import RunSettings, Schedule
@@ -177,8 +177,3 @@ def describe_loss(options: Mapping[str, Any]) -> str:
     parts += [f"{options['template']} templates" if isinstance(options["template"], str) else "own templates"]
     momentum = options.get("running_momentum")
     return ", ".join(parts + ([f"running with momentum {momentum:g}"] if momentum is not None else []))
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the recipe; the exit status is 0, 1 after a mistake of the user or a full disk, 130 when interrupted."""
-    return run_recipe(FinetuneJob, arguments)
