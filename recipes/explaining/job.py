@@ -64,7 +64,7 @@ class ExplainJob(Job):
         measurements = [kind(explainer, images) for kind in MEASUREMENTS]
 
         drawn, of_drawn = reader.drawn(selection), []
-        for image in self._each("drawn images", drawn):
+        for image in self.each("drawn images", drawn, len(drawn)):
             with self._collecting_warnings():
                 explanations = list(explainer.explain(image, settings.maps.methods))
                 of_drawn.append(measure(explanations, measurements))
@@ -76,7 +76,7 @@ class ExplainJob(Job):
         chosen = selection.measured if settings.measure.images else []
         measured, of_measured = [reader.evaluation(number, selection.labels) for number in chosen], []
         everywhere = [measurement for measurement in measurements if not measurement.drawn_only]
-        for image in self._each("measured images", measured):
+        for image in self.each("measured images", measured, len(measured)):
             with self._collecting_warnings():
                 of_measured.append(self.measured(explainer, image, everywhere))
 
@@ -134,17 +134,6 @@ class ExplainJob(Job):
         seeds = {f"{RANDOM} {seed}": seed for seed in settings.measure.random_seeds}
         networks = {name: random_network(settings.model, classes, seed, batches) for name, seed in seeds.items()}
         return {name: network.to(self.fabric.device) for name, network in networks.items()}
-
-    def _each(self, title: str, images: Sequence[ExplainedImage]) -> Iterator[ExplainedImage]:
-        """The images, with a bar; stops between two of them where that is asked for."""
-        self.progress.begin(title, 0, len(images))
-        try:
-            for number, image in enumerate(images):
-                yield image
-                self.progress.advance(number + 1, {}, 0.0)
-                self.stop_if_asked()
-        finally:
-            self.progress.end()
 
     @contextmanager
     def _collecting_warnings(self) -> Iterator[None]:

@@ -1,9 +1,11 @@
 """What all recipes have in common as jobs: from the command line to a run folder, the same steps in the same order."""
 
 import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml  # type: ignore[import-untyped]
 from jsonargparse import ArgumentParser, Namespace
@@ -18,6 +20,7 @@ from recipes.kit.progress import Progress
 from recipes.kit.run_folder import CONFIG, choose_folder, write_atomically
 from recipes.kit.settings import AnalysisSettings, DataSettings, RunSettings
 
+Item = TypeVar("Item")
 STARTS = ("model.weights", "model.weights_backbone", "model.checkpoint", "model.replace_head")
 
 
@@ -82,6 +85,21 @@ class Job:
         """KeyboardInterrupt after Ctrl-C, between two steps."""
         if self.interrupt.asked:
             raise KeyboardInterrupt
+
+    def each(
+        self, title: str, items: Iterable[Item], total: int, size: Callable[[Item], int] = lambda _: 1
+    ) -> Iterator[Item]:
+        """The items, each of `size` images of the `total`, with a progress bar; stops between two where asked to."""
+        done, began = 0, time.monotonic()
+        self.progress.begin(title, 0, total)
+        try:
+            for item in items:
+                yield item
+                done += size(item)
+                self.progress.advance(done, {}, done / max(time.monotonic() - began, 1e-9))
+                self.stop_if_asked()
+        finally:
+            self.progress.end()
 
 
 def run_recipe(job: type[Job], arguments: list[str] | None = None) -> int:

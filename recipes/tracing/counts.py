@@ -16,7 +16,7 @@ from recipes.kit.images import EvaluationBatch
 from recipes.kit.run_folder import save_figure
 from recipes.kit.tables import Row, markdown_table, save_csv
 from recipes.tracing.network import TracedNetwork
-from recipes.tracing.run import Advance, FixationRun, Report
+from recipes.tracing.run import FixationRun, Report
 from recipes.tracing.settings import FixationMeasureSettings
 
 # what is ranked, single contributions or channels summed over the kernel; shares of what: of the sum of all
@@ -31,9 +31,8 @@ def report_counts(run: FixationRun, network: TracedNetwork) -> Report:
     """Measure and tell: counts.csv, counts.png."""
     measure, seed = run.settings.measure, run.settings.seed
     indices = run.indices[:: -(-len(run.indices) // measure.unit_images)]
-    measured = run.measured(
-        "counts", partial(measure_counts, network, run.batches(indices), measure, seed), len(indices)
-    )
+    batches = run.batches("counts", indices)
+    measured = run.measured("counts", partial(measure_counts, network, batches, measure, seed))
     rows = count_rows(measured, measure)
     save_csv(run.folder / "counts.csv", rows)
     draw = _chart(rows, f"{run.subject}: inputs that hold a unit")
@@ -123,7 +122,6 @@ def measure_counts(
     batches: Iterable[EvaluationBatch],
     settings: FixationMeasureSettings,
     seed: int,
-    advance: Advance,
 ) -> dict[str, Any]:
     """Per convolution, in the order they run: counts (U, 9) by what is ranked and of which whole; each unit's image."""
     counter = _Counter(network.network, settings.units, seed)
@@ -132,7 +130,6 @@ def measure_counts(
         for index, images, _, _ in batches:
             network.predict(images)
             counter.first += len(index)
-            advance(len(index))
     finally:
         for handle in handles:
             handle.remove()

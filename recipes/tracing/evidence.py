@@ -19,7 +19,7 @@ from recipes.kit.run_folder import save_figure
 from recipes.kit.tables import Row, format_cell, format_number, interval_columns, markdown_table, save_csv
 from recipes.tracing.network import TracedNetwork, known_rivals
 from recipes.tracing.pictures import point_panel
-from recipes.tracing.run import Advance, FixationRun, Report
+from recipes.tracing.run import FixationRun, Report
 from recipes.tracing.settings import FixationMeasureSettings
 
 Floats = NDArray[np.float64]
@@ -31,15 +31,18 @@ BY_NETWORK = ("far body, right", "far body, mistaken")  # kinds that depend on w
 def report_evidence(run: FixationRun, network: TracedNetwork) -> Report:
     """Measure and tell: evidence.csv, evidence.png, evidence_example.png."""
     settings, images, device = run.settings, run.images, run.fabric.device
-    batches = [batch for _, batch, _, _ in run.batches(run.indices[:32])]
+    some = images.evaluation(batch_size=settings.measure.batch_size, far=0.0, only=run.indices[:32])
+    batches = [batch for _, batch, _, _ in some]
     networks = {"trained": network}
     for seed in settings.measure.random_seeds:
         random = random_network(settings.model, images.num_classes, seed, batches).to(device)
         networks[f"random#{seed}"] = TracedNetwork(random, settings.trace, device, "random weights")
     rivals, sums = known_rivals(images, settings.trace), {}
     for name, one in networks.items():  # a stage each, so that a stopped run loses little
-        measure = partial(measure_evidence, one, rivals, images, run.indices, settings.measure, trained=network)
-        sums[name] = run.measured(f"evidence-{name.replace('#', '')}", measure, len(run.indices))
+        title = f"evidence-{name.replace('#', '')}"
+        each = partial(run.each, title, total=len(run.indices), size=len)
+        measure = partial(measure_evidence, one, rivals, images, run.indices, settings.measure)
+        sums[name] = run.measured(title, partial(measure, trained=network, each=each))
     rows = evidence_rows(pool_networks(sums), settings.measure)
     save_csv(run.folder / "evidence.csv", rows)
     chart = evidence_chart(rows, f"{run.subject}: mass on what decides the label")
@@ -98,20 +101,20 @@ def measure_evidence(
     images: Images,
     indices: Sequence[int],
     settings: FixationMeasureSettings,
-    advance: Advance | None = None,
     *,
     trained: TracedNetwork | None = None,
+    each: Callable[[list[list[int]]], Iterable[list[int]]] = iter,
 ) -> dict[str, Tensor]:
     """Sums per image (N, 5) by "question|kind": pixels, mass, on evidence, on own object, mass × chance.
 
     question: "class", or "rival", against `rivals`. chance: the evidence's share of the image. trained: the network
     whose labels tell right from mistaken, where it is another; kinds that need them are then left out.
+    each: gives the groups of images one by one.
     """
     labels = trained or network
     questions = {"class": network.against({}), "rival": network.against(rivals)}
     sums: dict[str, Tensor] = {}
-    for first in range(0, len(indices), 16):
-        group = list(indices[first : first + 16])
+    for group in each([list(indices[i : i + 16]) for i in range(0, len(indices), 16)]):
         shown = {i: x[0] for i, (_, x, _, _) in zip(group, images.evaluation(batch_size=1, far=0.0, only=group))}
         regions: list[EvidenceRegion] = []
         for i in group:
@@ -121,9 +124,7 @@ def measure_evidence(
             for region, row in zip(regions, trace_regions(asked, shown, regions, settings.batch_size)):
                 total = sums.setdefault(f"{question}|{region.kind}", torch.zeros(len(indices), 5, dtype=torch.float64))
                 chance = float(region.evidence.double().mean())
-                total[first + group.index(region.image)] += torch.tensor([*row, row[1] * chance])
-        if advance is not None:
-            advance(len(group))
+                total[indices.index(region.image)] += torch.tensor([*row, row[1] * chance])
     return sums
 
 

@@ -1,6 +1,5 @@
 """A fixation run as its parts see it: the images that are measured, and results that outlast an interruption."""
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +8,6 @@ from recipes.kit.images import EvaluationBatch
 from recipes.kit.job import Job
 from recipes.tracing.settings import FixationSettings
 from recipes.training.checkpoints import load_or_compute
-
-Advance = Callable[[int], None]  # called with the number of images just done
 
 
 @dataclass(frozen=True)
@@ -37,29 +34,14 @@ class FixationRun(Job):
         count = total if wanted is None else min(wanted, total)
         return [i * total // count for i in range(count)]
 
-    def batches(self, indices: list[int]) -> Iterator[EvaluationBatch]:
-        """Evaluation batches of these images."""
-        return self.images.evaluation(batch_size=self.settings.measure.batch_size, far=0.0, only=indices)
+    def batches(self, title: str, indices: list[int]) -> Iterator[EvaluationBatch]:
+        """Evaluation batches of these images, with a progress bar."""
+        batches = self.images.evaluation(batch_size=self.settings.measure.batch_size, far=0.0, only=indices)
+        return self.each(title, batches, len(indices), lambda batch: len(batch[0]))
 
-    def measured(self, name: str, measure: Callable[[Advance], dict[str, Any]], images: int) -> dict[str, Any]:
+    def measured(self, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What `measure` gives, or what it gave before this run was stopped."""
-
-        def compute() -> dict[str, Any]:
-            done, began = 0, time.monotonic()
-
-            def advance(count: int) -> None:
-                nonlocal done
-                done += count
-                self.progress.advance(done, {}, done / max(time.monotonic() - began, 1e-9))
-                self.stop_if_asked()
-
-            self.progress.begin(name, 0, images)
-            try:
-                return measure(advance)
-            finally:
-                self.progress.end()
-
-        return load_or_compute(self.folder / "measured" / f"{name}.pt", compute, self.progress.report)
+        return load_or_compute(self.folder / "measured" / f"{name}.pt", measure, self.progress.report)
 
     @property
     def subject(self) -> str:

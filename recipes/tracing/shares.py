@@ -26,7 +26,7 @@ from recipes.kit.tables import (
     save_csv,
 )
 from recipes.tracing.network import TracedNetwork
-from recipes.tracing.run import Advance, FixationRun, Report
+from recipes.tracing.run import FixationRun, Report
 from recipes.tracing.settings import SHIFTS, FixationMeasureSettings
 
 Floats = NDArray[np.float64]
@@ -36,9 +36,9 @@ VOID = 255
 
 def report_shares(run: FixationRun, network: TracedNetwork) -> Report:
     """Measure and tell: shares.csv, findings.csv, shares.png, shifts.png."""
-    images, batches = run.images, run.batches(run.indices)
+    images, batches = run.images, run.batches("shares", run.indices)
     measure = partial(measure_shares, network, batches, images.num_classes, images.ignore_index)
-    shares = Shares(run.measured("shares", measure, len(run.indices)), run.settings.measure)
+    shares = Shares(run.measured("shares", measure), run.settings.measure)
     rows, findings = share_rows(shares, images.classes), share_findings(shares)
     save_csv(run.folder / "shares.csv", rows)
     save_csv(run.folder / "findings.csv", findings)
@@ -50,7 +50,7 @@ def report_shares(run: FixationRun, network: TracedNetwork) -> Report:
 
 
 def measure_shares(
-    network: TracedNetwork, batches: Iterable[EvaluationBatch], classes: int, ignore_index: int, advance: Advance
+    network: TracedNetwork, batches: Iterable[EvaluationBatch], classes: int, ignore_index: int
 ) -> dict[str, Tensor]:
     """What the tables need of every image and class; all pixels predicted c are traced, void ones not.
 
@@ -59,7 +59,7 @@ def measure_shares(
     none, and that went through a global pooling; started (B,).
     """
     found: dict[str, list[Tensor]] = {name: [] for name in ("confusion", "object", "mass", "on", "lost", "started")}
-    for index, images, labels, _ in batches:
+    for _, images, labels, _ in batches:
         predicted = network.predict(images).cpu()
         start = torch.where(labels == ignore_index, VOID, predicted)
         mass, on, lost = list[Tensor](), list[Tensor](), []
@@ -76,7 +76,6 @@ def measure_shares(
         found["on"].append(torch.stack(on, 1))
         found["lost"].append(torch.tensor([lost], dtype=torch.float64))
         found["started"].append((start != VOID).sum()[None])
-        advance(len(index))
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
