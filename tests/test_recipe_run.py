@@ -48,6 +48,10 @@ TINY = {
 }
 
 
+def finetune(given: list[str]) -> int:
+    return run_recipe(FinetuneJob, given)
+
+
 def tiny(folder: Path, **changes: str) -> list[str]:
     return arguments({"folder": str(folder), **TINY}, **changes)
 
@@ -92,7 +96,7 @@ def python(*given: str) -> subprocess.CompletedProcess[str]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    assert run_recipe(FinetuneJob, tiny(folder)) == 0
+    assert finetune(tiny(folder)) == 0
     return folder
 
 
@@ -132,7 +136,7 @@ def test_both_arms_start_alike_and_see_the_same_images(whole: Path) -> None:
 @pytest.mark.slow
 def test_a_loss_of_no_weight_is_the_control(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
-    assert run_recipe(FinetuneJob, tiny(folder, loss__weight="0", pretrain__epochs="1", train__epochs="1")) == 0
+    assert finetune(tiny(folder, loss__weight="0", pretrain__epochs="1", train__epochs="1")) == 0
     control, loss = (
         {n.removeprefix(f"seed0/{arm}/"): v for n, v in weights(folder).items() if n.startswith(f"seed0/{arm}/")}
         for arm in ("control", "loss")
@@ -182,7 +186,7 @@ def test_killed_or_interrupted_in_any_part_it_continues_to_the_same_bits(whole: 
     assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
     assert (folder / "seed0/loss").is_dir()
     assert not (folder / "table.md").exists()
-    assert run_recipe(FinetuneJob, resume) == 0
+    assert finetune(resume) == 0
     assert_same_run(whole, folder)
     assert (folder / "table.md").exists()
 
@@ -199,7 +203,7 @@ def test_damaged_checkpoint_is_reported_and_the_one_before_it_used(
     newest[len(newest) // 2] ^= 0xFF
     (arm / "last.pt").write_bytes(newest)
     assert load_checkpoint(arm / "previous.pt")["step"] < 10
-    assert run_recipe(FinetuneJob, ["--resume", str(folder)]) == 0
+    assert finetune(["--resume", str(folder)]) == 0
     told = capsys.readouterr().out
     assert "damaged checkpoint" in told
     assert "the one before it is used" in told
@@ -219,13 +223,13 @@ def test_a_full_disk_ends_the_run_with_a_clear_message_and_loses_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        assert run_recipe(FinetuneJob, tiny(folder, pretrain__epochs="1", train__epochs="1")) == 1
+        assert finetune(tiny(folder, pretrain__epochs="1", train__epochs="1")) == 1
     told = capsys.readouterr().out
     assert "no space left to write" in told
     assert f"--resume {folder}" in told
     assert load_checkpoint(folder / "start/last.pt")["step"] == 4
     assert not list(folder.rglob(".*writing"))
-    assert run_recipe(FinetuneJob, ["--resume", str(folder)]) == 0
+    assert finetune(["--resume", str(folder)]) == 0
 
 
 @pytest.mark.slow
@@ -291,7 +295,7 @@ def test_dropout_averages_running_templates_and_jitter_continue_too(
         "loss__template": "mean",
     }
     one, other = tmp_path / "one", tmp_path / "other"
-    assert run_recipe(FinetuneJob, tiny(one, **changes)) == 0
+    assert finetune(tiny(one, **changes)) == 0
     step, calls = torch.optim.SGD.step, []
 
     def crash(self: torch.optim.SGD, *args: object) -> object:
@@ -302,9 +306,9 @@ def test_dropout_averages_running_templates_and_jitter_continue_too(
 
     with monkeypatch.context() as patch:
         patch.setattr(torch.optim.SGD, "step", crash)
-        assert run_recipe(FinetuneJob, tiny(other, **changes)) == 130
+        assert finetune(tiny(other, **changes)) == 130
     assert load_checkpoint(other / "seed0/loss/last.pt")["step"] == 2
-    assert run_recipe(FinetuneJob, ["--resume", str(other)]) == 0
+    assert finetune(["--resume", str(other)]) == 0
     assert_same_run(one, other)
     for name in ("ema", "criterion"):
         first, second = (load_checkpoint(folder / "seed0/loss/last.pt")[name] for folder in (one, other))
@@ -332,9 +336,9 @@ def test_mistakes_are_told_before_anything_is_written(
 
 
 def test_resume_takes_no_other_setting_and_needs_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_recipe(FinetuneJob, ["--resume", str(tmp_path)]) == 1
+    assert finetune(["--resume", str(tmp_path)]) == 1
     assert "resume: expected a run folder" in capsys.readouterr().out
-    assert run_recipe(FinetuneJob, ["--resume", str(tmp_path), "--train.lr", "1"]) == 1
+    assert finetune(["--resume", str(tmp_path), "--train.lr", "1"]) == 1
     assert "resume: expected no other setting beside it" in capsys.readouterr().out
 
 

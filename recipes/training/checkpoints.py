@@ -41,7 +41,7 @@ def load_newest(folder: Path, report: Callable[[str], None]) -> dict[str, Any] |
     """The newest sound checkpoint of a folder, or None; each damaged one is reported."""
     for name, remedy in (
         (LAST, "the one before it is used"),
-        (PREVIOUS, "this stretch starts again from its beginning"),
+        (PREVIOUS, "this training starts again from its beginning"),
     ):
         path = folder / name
         if path.exists():
