@@ -4,7 +4,7 @@
     python -m benchmarks.study_fixations --seeds --runs runs/finetune-20261120-090000
 
 Trains the small network on SyntheticEvidence with several seeds (kept in --out, continued where it was stopped), and
-takes those of finished runs of recipes.finetune. For every way of following points, printed: the share of the mass on
+takes those of finished runs of recipes.finetune. For every set of rules, printed: the share of the mass on
 the evidence; lift, over chance; factor, of the trained network's share over that of random weights; change, from the
 class question ("what made this score high?") to the rival question ("what put it above the other class of the pair?");
 swap, of the share when the pixels are asked for their own class over that when they are asked for the relative.
@@ -13,23 +13,28 @@ Intervals are over images, networks pooled; the swap is also printed network by 
 
 import argparse
 import json
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
 from recipes.kit.images import Images
 from recipes.kit.interrupt import Interrupt
+from recipes.kit.networks import random_network
 from recipes.kit.progress import Progress
-from recipes.tracing.evidence import SWAPPED, evidence_rows, measure_evidence
-from recipes.tracing.settings import FixationSettings, MeasureSettings, TraceSettings
-from recipes.tracing.subject import Subject, prepare_network, random_network, rivals_of, train_network
-from recipes.training.checkpoints import load_checkpoint, save_checkpoint
+from recipes.kit.settings import pretraining
+from recipes.kit.tables import format_cell
+from recipes.tracing.evidence import SWAPPED, evidence_rows, measure_evidence, pool_networks
+from recipes.tracing.job import FixationJob
+from recipes.tracing.network import TracedNetwork, known_rivals
+from recipes.tracing.settings import FixationMeasureSettings, FixationSettings, TraceSettings
+from recipes.training.checkpoints import load_or_compute
+from recipes.training.pretraining import load_network, train_network
 
 VARIANTS = {
     "modern": TraceSettings(),
@@ -42,24 +47,35 @@ VARIANTS = {
 KINDS = ("far body", "far body, right", "far body, mistaken", "local", "context", "whole mask")
 
 
-def networks_of(options: argparse.Namespace, images: Images) -> list[torch.nn.Module]:
+def networks_of(options: argparse.Namespace, images: Images) -> list[nn.Module]:
     """The trained networks."""
     found = []
     for run in options.runs:
-        prepared = prepare_network(FixationSettings(run=run), images.num_classes)
-        assert prepared is not None
-        found.append(prepared[0].eval())
-    console = Console(width=118)
-    with Interrupt() as stop:
+        loaded = load_network(FixationSettings(run=run), images.num_classes)
+        assert loaded is not None
+        found.append(loaded[0].eval())
+    fabric, progress = Fabric(accelerator="cpu", devices=1), Progress(Console(width=118))
+    with Interrupt() as interrupt:
         for seed in options.seeds:
-            settings = FixationSettings(seed=seed)
-            settings.pretrain.epochs = options.epochs
+            settings = FixationSettings(seed=seed, pretrain=pretraining(options.epochs))
             folder = options.out / f"seed{seed}"
-            fabric = Fabric(accelerator="cpu", devices=1)
-            network, about = train_network(settings, folder, fabric, images, Progress(console), stop)
+            network, about = train_network(FixationJob(settings, folder, fabric, images, progress, interrupt), folder)
             print(f"seed {seed}: {about}", flush=True)
             found.append(network.eval())
     return found
+
+
+def measure_networks(
+    network: nn.Module, random: Sequence[nn.Module], trace: TraceSettings, images: Images, indices: Sequence[int]
+) -> dict[str, Tensor]:
+    """Sums of a trained network, and of networks with random weights, pooled."""
+    device, rivals = torch.device("cpu"), known_rivals(images, trace)
+    trained = TracedNetwork(network, trace, device)
+    traced = {"trained": trained} | {f"random#{k}": TracedNetwork(one, trace, device) for k, one in enumerate(random)}
+    measure = FixationMeasureSettings(batch_size=16)
+    return pool_networks(
+        {name: measure_evidence(one, rivals, images, indices, measure, trained=trained) for name, one in traced.items()}
+    )
 
 
 def pooled(per_seed: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -67,7 +83,7 @@ def pooled(per_seed: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {key: torch.stack([sums[key] for sums in per_seed if key in sums]).sum(0) for key in per_seed[0]}
 
 
-def report(variant: str, per_seed: list[dict[str, Tensor]], settings: MeasureSettings) -> list[dict]:
+def report(variant: str, per_seed: list[dict[str, Tensor]], settings: FixationMeasureSettings) -> list[dict]:
     """Print the rows of a variant; returns them."""
     rows = evidence_rows(pooled(per_seed), settings)
     for row in rows:
@@ -77,8 +93,7 @@ def report(variant: str, per_seed: list[dict[str, Tensor]], settings: MeasureSet
         text = f"{variant:30s}{row['network']:9s}{row['question']:7s}{row['kind']:20s}"
         for name, digits in (("share", 1), ("lift", 2), ("factor", 2), ("change", 2), ("swap", 2)):
             if row[name] == row[name]:
-                ends = f"[{row[f'{name}_low']:.{digits}f}, {row[f'{name}_high']:.{digits}f}]"
-                text += f"  {name} {row[name]:.{digits}f} {ends}"
+                text += f"  {name} {format_cell(row, name, digits)}"
         if row["kind"] == "far body":
             row["swap_by_network"] = [_swap(sums, row) for sums in per_seed]
             text += "  by network " + " ".join(f"{swap:.2f}" for swap in row["swap_by_network"])
@@ -110,25 +125,20 @@ def main() -> None:
     trained = networks_of(options, images)
     indices = [i * images.evaluated // options.images for i in range(options.images)]
     some = [x for _, x, _, _ in images.evaluation(batch_size=8, far=0.0, only=indices[:32])]
-    rivals, device = rivals_of(images, settings.trace), torch.device("cpu")
     path = options.out / "study.json"
     rows: list[dict] = json.loads(path.read_text()) if path.exists() else []
+    controls = [
+        [random_network(settings.model, images.num_classes, 100 * number + k, some) for k in range(options.random)]
+        for number in range(len(trained))
+    ]
     for variant, trace in VARIANTS.items():
         if options.only and variant not in options.only:
             continue
         per_seed = []
-        for number, network in enumerate(trained):
-            kept = options.out / "measured" / f"{variant}, {options.images} images, network {number}.pt"
-            if not kept.exists():
-                subjects = {"trained": Subject(network, network, trace, device, "")}
-                for k in range(options.random):
-                    fresh = random_network(settings, images.num_classes, 100 * number + k, some)
-                    subjects[f"random#{k}"] = Subject(fresh, fresh, trace, device, "")
-                measure = replace(settings.measure, batch_size=16)
-                sums = measure_evidence(subjects, {"class": {}, "rival": rivals}, images, indices, measure)
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                save_checkpoint(kept, sums)
-            per_seed.append(load_checkpoint(kept))
+        for number, (network, random) in enumerate(zip(trained, controls)):
+            name = f"{variant}, {options.images} images, network {number}.pt"
+            measure = partial(measure_networks, network, random, trace, images, indices)
+            per_seed.append(load_or_compute(options.out / "measured" / name, measure, print))
         rows = [row for row in rows if row["variant"] != variant]
         rows += report(variant, per_seed, settings.measure)
         options.out.mkdir(parents=True, exist_ok=True)

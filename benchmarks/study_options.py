@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import perpixel
 from perpixel.data import SyntheticEvidence, evidence_distance
+from perpixel.evaluation import confusion_matrices, mean_iou, predict_labels
 from perpixel.models import small_fcn
 
 VARIANTS: dict[str, dict] = {
@@ -70,13 +70,10 @@ def train(model: nn.Module, data: tuple[Tensor, ...], steps: int, lr: float, see
 def evaluate(model: nn.Module, data: tuple[Tensor, ...], classes: int) -> dict[str, float]:
     images, labels, far = data
     model.eval()
-    guess = torch.cat([model(x - 0.45).argmax(1) for x in images.split(32)])
-    table = F.one_hot(labels[labels != 255] * classes + guess[labels != 255], classes**2).sum(0).view(classes, classes)
-    hit = table.diag().double()
-    union = table.sum(0) + table.sum(1) - table.diag()
+    predictions = torch.cat([predict_labels(model, x - 0.45) for x in images.split(32)])
     return {
-        "mIoU": 100 * (hit / union)[union > 0].mean().item(),
-        "far body": 100 * (guess == labels)[far].double().mean().item(),
+        "mIoU": 100 * float(mean_iou(confusion_matrices(predictions, labels, classes).sum(0))),
+        "far body": 100 * (predictions == labels)[far].double().mean().item(),
     }
 
 

@@ -2,7 +2,8 @@
 
 import sys
 
-from recipes.explaining.job import main
+from recipes.explaining.job import ExplainJob
+from recipes.kit.job import run_recipe
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_recipe(ExplainJob))

@@ -2,7 +2,8 @@
 
 import sys
 
-from recipes.tracing.job import main
+from recipes.kit.job import run_recipe
+from recipes.tracing.job import FixationJob
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_recipe(FixationJob))

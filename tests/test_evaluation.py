@@ -16,6 +16,9 @@ from perpixel.evaluation import (
     confusion_matrices,
     mean_iou,
     pixel_accuracy,
+    predict_labels,
+    ratio,
+    score_images,
     segmentation_metrics,
 )
 
@@ -154,6 +157,38 @@ def test_bad_maps_are_refused(change, message):
         confusion_matrices(*change(*blobs(0)), 3)
 
 
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+def test_scores_of_a_network_are_those_of_its_images_in_their_order():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, stride=2, padding=1), torch.nn.BatchNorm2d(4)).double().train()
+    images, labels = torch.rand(5, 3, 14, 18).double(), blobs(7, images=5, classes=4, size=(14, 18))[1]
+    far = torch.rand(labels.shape) < 0.3
+    before, random = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
+    order = torch.tensor([3, 0, 4, 1, 2])
+    batches = [(i, images[i], labels[i], far[i]) for i in order.split(2)]
+    scores = score_images(model, batches, 4, boundary_share=0.1)
+    assert model.training
+    assert model[1].training
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert torch.equal(random, torch.get_rng_state())
+    with torch.no_grad():
+        predictions = predict_labels(model.eval(), images)
+    expected = slow_confusion(predictions, labels, 4)
+    assert torch.equal(scores.confusion, expected)
+    assert scores.miou == pytest.approx(float(mean_iou(expected.sum(0))))
+    for n in range(5):
+        one = torch.stack([v for v in slow_boundary_f(predictions[n], labels[n], 4, 0.1) if not v.isnan()]).mean()
+        assert float(scores.boundary[n]) == pytest.approx(float(one))
+        counted = far[n] & (labels[n] != 255)
+        assert scores.far[n].tolist() == [int((counted & (predictions[n] == labels[n])).sum()), int(counted.sum())]
+    assert scores.row("ab").keys() == {"miou", "pixel_accuracy", "boundary_f", "far_body", "iou/a", "iou/b"}
+    plain = score_images(model, [(i, images[i], labels[i], None) for i in order.split(2)], 4)
+    assert plain.far is None
+    assert math.isnan(plain.far_body)
+    with pytest.raises(ValueError, match="batches: expected at least one batch"):
+        score_images(model, [], 4)
+
+
 def mean_of(values):
     return lambda weights: weights @ values / weights.sum(1)
 
@@ -208,12 +243,7 @@ def test_bootstrap_without_variation_or_value():
 
 def test_bootstrap_survives_statistics_that_are_undefined_on_some_draws():
     values = np.r_[np.zeros(9), 1.0]
-
-    def ratio(weights):
-        with np.errstate(invalid="ignore"):
-            return (weights @ values) / (weights @ (values > 0))
-
-    interval = bootstrap_images(ratio, 10)
+    interval = bootstrap_images(lambda weights: ratio(weights @ values, weights @ (values > 0)), 10)
     assert (interval.value, interval.low, interval.high) == (1, 1, 1)
 
 

@@ -6,21 +6,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from perpixel.evaluation import class_iou, mean_iou
-from recipes.finetuning.comparison import compare, in_words, save_comparison, seed_interval
-from recipes.finetuning.pictures import telling_images
+from perpixel.evaluation import SegmentationScores, class_iou, compare_scores, mean_iou, t_interval
+from recipes.finetuning.pictures import select_examples
+from recipes.finetuning.results import Results, compare_arms
 from recipes.kit.images import Images
-from recipes.kit.scores import Scores
 from recipes.kit.settings import DataSettings, EvaluationSettings
 
 
-def scores(accuracy: float, images: int = 40, seed: int = 0, far: bool = False) -> Scores:
+def scores(accuracy: float, images: int = 40, seed: int = 0, far: bool = False) -> SegmentationScores:
     """Two classes, 1000 pixels an image, about `accuracy` of them right, more or less so by image."""
     generator = torch.Generator().manual_seed(seed)
     right = (1000 * (accuracy + 0.05 * torch.randn(images, generator=generator))).long().clamp(0, 1000)
     half, rest = right // 2, (1000 - right) // 2
     confusion = torch.stack([torch.stack([half, rest], 1), torch.stack([rest, half], 1)], 1)
-    return Scores(
+    return SegmentationScores(
         confusion=confusion,
         boundary=torch.full((images,), accuracy, dtype=torch.float64),
         far=torch.stack([right, torch.full_like(right, 1000)], 1) if far else None,
@@ -29,16 +28,16 @@ def scores(accuracy: float, images: int = 40, seed: int = 0, far: bool = False) 
     )
 
 
-def compared(control: list[float], loss: list[float], **options: bool):
+def compared(control: list[float], loss: list[float], **options: bool) -> Results:
     arms = {
-        s: {"control": scores(a, **options), "loss": scores(b, **options)}
-        for s, (a, b) in enumerate(zip(control, loss))
+        arm: {seed: scores(accuracy, **options) for seed, accuracy in enumerate(accuracies)}
+        for arm, accuracies in (("control", control), ("loss", loss))
     }
-    return compare(
+    return compare_arms(
         {0: scores(0.5, **options)},
         arms,
-        {"control": [2.0, 1.0, 3.0], "loss": [4.0]},
-        classes=["a", "b"],
+        classes=("a", "b"),
+        seconds={"control": [2.0, 1.0, 3.0], "loss": [4.0]},
         evaluation=EvaluationSettings(resamples=300),
         loss="template similarity",
         shared_start=True,
@@ -54,43 +53,49 @@ def compared(control: list[float], loss: list[float], **options: bool):
     ],
 )
 def test_verdict_follows_from_the_interval(loss: float, verdict: str, words: str) -> None:
-    comparison = compared([0.6], [loss])
-    line = comparison.lines[0]
-    assert (line.metric, line.verdict) == ("mIoU", verdict)
-    assert words in in_words(comparison)[0]
-    assert "does not cover the luck of a training run" in in_words(comparison)[-1]
+    results = compared([0.6], [loss])
+    difference = results.differences[0]
+    assert (difference.metric, difference.verdict) == ("mIoU", verdict)
+    assert words in results.sentences()[0]
+    assert "does not cover the luck of a training run" in results.sentences()[-1]
     control, treated = scores(0.6), scores(loss)
-    assert line.difference == pytest.approx(
+    assert difference.interval.value == pytest.approx(
         100 * float(mean_iou(treated.confusion.sum(0)) - mean_iou(control.confusion.sum(0)))
     )
-    assert comparison.seconds == {"control": 2.0, "loss": 4.0}
+    assert results.seconds == {"control": 2.0, "loss": 4.0}
 
 
 def test_far_body_only_where_there_is_evidence() -> None:
-    assert [line.metric for line in compared([0.6], [0.7]).lines] == ["mIoU", "pixel accuracy", "boundary F"]
-    far = compared([0.6], [0.7], far=True).lines[-1]
+    assert [d.metric for d in compared([0.6], [0.7]).differences] == ["mIoU", "pixel accuracy", "boundary F"]
+    far = compared([0.6], [0.7], far=True).differences[-1]
     assert far.metric == "far-body accuracy"
-    assert far.difference == pytest.approx(far.loss - far.control)
+    assert far.interval.value == pytest.approx(far.treatment - far.control)
 
 
 def test_seeds_are_averaged_and_their_disagreement_told() -> None:
-    comparison = compared([0.6, 0.6, 0.6], [0.7, 0.59, 0.62])
-    line = comparison.lines[0]
-    assert line.difference == pytest.approx(sum(line.per_seed) / 3)
-    words = " ".join(in_words(comparison))
+    results = compared([0.6, 0.6, 0.6], [0.7, 0.59, 0.62])
+    difference = results.differences[0]
+    assert difference.interval.value == pytest.approx(sum(difference.per_seed) / 3)
+    words = " ".join(results.sentences())
     assert "Better in 2 of 3 seeds" in words
     assert "which includes zero: another seed might tell another story" in words
     assert "neither covers the luck of pre-training" in words
 
 
 def test_seed_interval_is_students() -> None:
-    assert seed_interval([1.0, 2.0], 0.95) is None
-    low, high = seed_interval([1.0, 2.0, 3.0], 0.95) or (0, 0)
+    assert t_interval([1.0, 2.0]) is None
+    low, high = t_interval([1.0, 2.0, 3.0], 0.95) or (0, 0)
     assert (low, high) == (pytest.approx(2 - 4.302653 / 3**0.5), pytest.approx(2 + 4.302653 / 3**0.5))
 
 
+def test_scores_of_other_images_are_not_compared() -> None:
+    for control, treatment in (([], []), ([scores(0.5)], [scores(0.5)] * 2), ([scores(0.5)], [scores(0.5, images=3)])):
+        with pytest.raises(ValueError, match="control, treatment: expected equally many scores"):
+            compare_scores(control, treatment)
+
+
 def test_table_and_json_are_written(tmp_path: Path) -> None:
-    save_comparison(compared([0.6], [0.7]), tmp_path)
+    compared([0.6], [0.7]).save(tmp_path)
     table = (tmp_path / "table.md").read_text()
     assert "| mIoU | " in table
     assert "| seconds per epoch |  | 2.00 | 4.00 | +2.00 |" in table
@@ -102,7 +107,7 @@ def test_pictures_show_gain_and_loss_alike() -> None:
     changed = [0, 4, -3, 1, 2]
     for image, pixels in enumerate(changed):
         loss.confusion[image] += torch.tensor([[pixels, -pixels], [0, 0]])
-    assert telling_images(control, loss, 4) == [
+    assert select_examples(control, loss, 4) == [
         (1, "largest gain"),
         (2, "largest loss"),
         (3, "typical"),
@@ -153,5 +158,5 @@ def test_far_body_pixels_belong_to_confusable_classes_and_are_far() -> None:
     labels = torch.cat([batch[2] for batch in images.evaluation(batch_size=5, far=1)])
     assert 0 < int(far.sum()) < int(near.sum())
     assert not bool((far & ~near).any())
-    known = {c for pair in images._train.dataset.pairs if pair.kind == "confusable" for c in pair[:2]}
+    known = {c for pair in images.pairs if pair.kind == "confusable" for c in pair[:2]}
     assert set(labels[near].unique().tolist()) <= known

@@ -1,34 +1,46 @@
 """python -m recipes.explain at a tiny size: what is written, numbers against their definitions, mistakes, resuming."""
 
-import csv
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import matplotlib.image
 import numpy as np
 import pytest
 import torch
 from lightning_fabric import Fabric
+from recipe_jobs import (
+    CONFIGS,
+    arguments,
+    check_mistake,
+    check_not_overwritten,
+    check_survives_its_file,
+    interrupted,
+    settings_of,
+    table,
+)
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from perpixel.attribution import context_share, evidence_share, influence
 from perpixel.models import small_fcn
-from recipes.explaining import pictures as explain_pictures
-from recipes.explaining.job import Job, build_parser, main, understand
-from recipes.explaining.maps import TRAINED, Found, Meter
-from recipes.explaining.numbers import FEWEST, RANDOM, Matrix, Means, matrix_rows, mean_rows
-from recipes.explaining.questions import Scene, Scenes, choose, evenly, with_distinct_names
+from recipes.explaining import explorer
+from recipes.explaining.images import ExplainedImage, ImageReader, evenly, select_images, with_distinct_names
+from recipes.explaining.job import ExplainJob
+from recipes.explaining.maps import RANDOM, TRAINED, Explainer
+from recipes.explaining.measurements import MEASUREMENTS, Rows
+from recipes.explaining.measurements.class_matrix import PooledMatrix, matrix_rows
+from recipes.explaining.measurements.signed_maps import SignedMaps, mean_rows
 from recipes.explaining.settings import DataSetSettings, ExplainSettings
+from recipes.explaining.statistics import FEWEST, Means
 from recipes.kit.images import Images
 from recipes.kit.interrupt import Interrupt
+from recipes.kit.job import run_recipe
 from recipes.kit.progress import Progress
 from recipes.kit.settings import ModelSettings
 
-ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
+Loaded = tuple[ExplainSettings, Images, nn.Module]
 TINY = {
     "data.train_images": "6",
     "data.eval_images": "6",
@@ -49,23 +61,16 @@ TABLES = ["shares", "profiles", "alone", "means", "profile_means", "alone_means"
 TABLES += ["salient"]
 
 
-def given(folder: Path | None, weights: Path | None, **changes: str) -> list[str]:
-    settings = {**TINY, **{k.replace("__", "."): v for k, v in changes.items()}}
-    settings |= {} if folder is None else {"folder": str(folder)}
-    settings |= {} if weights is None else {"model.checkpoint": str(weights)}
-    return [f"--{name}={value}" for name, value in settings.items()]
-
-
-def settings_of(arguments: list[str]) -> ExplainSettings:
-    parser = build_parser()
-    return understand(parser, parser.parse_args(arguments))
+def given(folder: Path | None = None, weights: Path | None = None, **changes: str) -> list[str]:
+    places = {"folder": folder, "model.checkpoint": weights}
+    return arguments({name: str(path) for name, path in places.items() if path is not None}, TINY, **changes)
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network that knows the six evaluation images by heart, so that there is something to explain."""
     torch.manual_seed(0)
-    images = Images(settings_of(given(None, None)).data)
+    images = Images(settings_of(ExplainJob, given()).data)
     _, batch, labels, _ = next(iter(images.evaluation(batch_size=6, far=0.0)))
     network = small_fcn(images.num_classes, width=12)
     optimizer = torch.optim.Adam(network.parameters(), 0.02)
@@ -82,24 +87,21 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "whole"
     torch.manual_seed(0)
-    assert main(given(folder, weights, measure__methods="[Influence, LayerGradCam]")) == 0
+    assert run_recipe(ExplainJob, given(folder, weights, measure__methods="[Influence, LayerGradCam]")) == 0
     return folder
 
 
-def rows(folder: Path, name: str) -> list[dict[str, Any]]:
-    def value(text: str) -> Any:
-        try:
-            return float(text) if text else float("nan")
-        except ValueError:
-            return text
+def rows(folder: Path, name: str) -> Rows:
+    return table(folder / f"{name}.csv")
 
-    with (folder / f"{name}.csv").open() as file:
-        return [{key: value(row[key]) for key in row} for row in csv.DictReader(file)]
+
+def evaluation_image(images: Images, index: int) -> Tensor:
+    return next(iter(images.evaluation(batch_size=1, far=0.0, only=[index])))[1]
 
 
 @pytest.fixture
-def loaded(weights: Path) -> tuple[ExplainSettings, Images, nn.Module]:
-    settings = settings_of(given(None, weights))
+def loaded(weights: Path) -> Loaded:
+    settings = settings_of(ExplainJob, given(None, weights))
     images = Images(settings.data)
     network = small_fcn(images.num_classes, width=12)
     network.load_state_dict(torch.load(weights))
@@ -140,14 +142,14 @@ def test_summary_says_what_was_found_and_what_was_not(whole: Path) -> None:
 
 
 @pytest.mark.slow
-def test_shares_are_those_of_the_maps(whole: Path, loaded: tuple[ExplainSettings, Images, nn.Module]) -> None:
+def test_shares_are_those_of_the_maps(whole: Path, loaded: Loaded) -> None:
     _, images, network = loaded
     checked = 0
     for row in rows(whole, "shares"):
         if (row["network"], row["method"], row["set"]) != (TRAINED, "Influence", "measured"):
             continue
         index, label = int(row["image"].split()[1]), images.classes.index(row["label"])
-        _, batch, _, _ = next(iter(images.evaluation(batch_size=1, far=0.0, only=[index])))
+        batch = evaluation_image(images, index)
         region = network(batch).argmax(1) == label
         if row["kind"] != "label":
             continue
@@ -161,7 +163,7 @@ def test_shares_are_those_of_the_maps(whole: Path, loaded: tuple[ExplainSettings
 
 
 @pytest.mark.slow
-def test_evidence_is_that_of_the_data(whole: Path, loaded: tuple[ExplainSettings, Images, nn.Module]) -> None:
+def test_evidence_is_that_of_the_data(whole: Path, loaded: Loaded) -> None:
     _, images, network = loaded
     found = [
         r for r in rows(whole, "shares") if (r["kind"], r["network"], r["method"]) == ("local", TRAINED, "Influence")
@@ -170,7 +172,7 @@ def test_evidence_is_that_of_the_data(whole: Path, loaded: tuple[ExplainSettings
     for row in found:
         index, label = int(row["image"].split()[1]), images.classes.index(row["label"])
         sample = images.evaluation_sample(index)
-        _, batch, _, _ = next(iter(images.evaluation(batch_size=1, far=0.0, only=[index])))
+        batch = evaluation_image(images, index)
         blossoms = [sample.instances == n for n in sample.instances.unique() if n > 0]
         mine = [m for m in blossoms if int(sample.labels[m][0]) == label]
         effects = influence(network, batch, patch=6)
@@ -183,7 +185,7 @@ def test_evidence_is_that_of_the_data(whole: Path, loaded: tuple[ExplainSettings
 
 
 @pytest.mark.slow
-def test_matrix_pools_the_images(whole: Path, loaded: tuple[ExplainSettings, Images, nn.Module]) -> None:
+def test_matrix_pools_the_images(whole: Path, loaded: Loaded) -> None:
     _, images, network = loaded
     measured = json.loads((whole / "numbers.json").read_text())["measured"]
     numbers = [int(name.split()[1]) for name in measured]
@@ -224,7 +226,7 @@ def test_means_and_areas_follow_from_the_tables_beside_them(whole: Path) -> None
 
 @pytest.mark.slow
 def test_nothing_of_the_photograph_is_shown_where_it_must_not(
-    whole: Path, loaded: tuple[ExplainSettings, Images, nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Path, loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings, images, network = loaded
     shown: list[torch.Tensor] = []
@@ -233,49 +235,52 @@ def test_nothing_of_the_photograph_is_shown_where_it_must_not(
         shown.append(image)
         path.write_text("page")
 
-    monkeypatch.setattr(explain_pictures, "context_explorer", written)
+    monkeypatch.setattr(explorer, "context_explorer", written)
     for backdrop, few in (("photograph", False), ("labels", True), ("outlines", True)):
         settings.backdrop = backdrop  # type: ignore[assignment]
-        scene = Scenes(settings, images, network, CPU).drawn(0, [0])
-        meter = Meter({TRAINED: network}, settings, images.classes, CPU, 255)
-        effects = meter.influence(network, scene)
-        assert explain_pictures.write_explorer(tmp_path, scene, effects, settings, images, "a test")
-        behind = torch.from_numpy(explain_pictures.Gallery(tmp_path, settings, images, meter).backdrop(scene))
+        image = ImageReader(settings, images, network, CPU).with_labels(0, [0])
+        explainer = Explainer(settings, {TRAINED: network}, CPU)
+        (explanation,) = explainer.explain(image, [])
+        explorer.write_explorer(tmp_path, explanation, settings, images, "a test")
+        behind = torch.from_numpy(SignedMaps(explainer, images).backdrop(image))
         for picture in (behind.flatten(0, 1), shown[-1].flatten(1).T):
             assert (len(picture.unique(dim=0)) <= images.num_classes + 1) == few
     assert sorted(path.name for path in tmp_path.iterdir()) == ["explorer-image-0.html"]
 
 
 def test_a_measured_image_is_not_measured_again_unless_its_file_is_damaged(
-    loaded: tuple[ExplainSettings, Images, nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    loaded: Loaded, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings, images, network = loaded
-    meter = Meter({TRAINED: network}, settings, images.classes, CPU, 255)
-    scene = Scenes(settings, images, network, CPU).evaluation(0, list(range(1, images.num_classes)))
-    assert scene.questions
+    networks = {TRAINED: network}
+    explainer = Explainer(settings, networks, CPU)
+    measurements = [kind(explainer, images) for kind in MEASUREMENTS]
+    image = ImageReader(settings, images, network, CPU).evaluation(0, list(range(1, images.num_classes)))
+    assert image.regions
     fabric = Fabric(accelerator="cpu", devices=1)
-    job = Job(settings, tmp_path, fabric, images, Progress(Console()), Interrupt())
-    first = job.measured(meter, scene, ["Influence"])
-    meter.networks = {}  # whatever is measured from now on is empty
-    again = job.measured(meter, scene, ["Influence"])
-    assert str(again.shares) == str(first.shares)
-    assert all(torch.equal(a, b) for a, b in zip(again.matrix[TRAINED], first.matrix[TRAINED]))
+    job = ExplainJob(settings, tmp_path, fabric, images, Progress(Console()), Interrupt())
+    first = job.measured(explainer, image, measurements)
+    networks.clear()  # whatever is measured from now on is empty
+    again = job.measured(explainer, image, measurements)
+    assert first["shares"]
+    assert str(again) == str(first)
     (file,) = (tmp_path / "measured").iterdir()
     damaged = bytearray(file.read_bytes())
     damaged[len(damaged) // 2] ^= 0xFF
     file.write_bytes(damaged)
-    assert job.measured(meter, scene, ["Influence"]).shares == []
+    assert job.measured(explainer, image, measurements)["shares"] == []
     assert "damaged result" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 def test_an_image_file_is_explained_without_truth(whole: Path, weights: Path, tmp_path: Path) -> None:
-    images = Images(settings_of(given(None, None)).data)
+    images = Images(settings_of(ExplainJob, given()).data)
     file = tmp_path / "my picture <1>.png"
     matplotlib.image.imsave(file, images.evaluation_sample(3).image.permute(1, 2, 0).numpy())
     folder = tmp_path / "run"
     changes = {"ask__images": f'["{file}"]', "measure__images": "0", "maps__methods": "[Influence]"}
-    assert main(given(folder, weights, **changes, curves__draw="false", explorer="false")) == 0
+    changes |= {"curves__draw": "false", "explorer": "false"}
+    assert run_recipe(ExplainJob, given(folder, weights, **changes)) == 0
     assert (folder / "panels-my-picture-1-png.png").exists()
     assert not list(folder.glob("*.html"))
     assert not (folder / "curves.csv").exists()
@@ -287,7 +292,7 @@ def test_an_image_file_is_explained_without_truth(whole: Path, weights: Path, tm
 def test_a_label_that_is_not_there_is_said_to_be_missing(weights: Path, tmp_path: Path) -> None:
     changes = {"ask__images": "[0]", "ask__labels": "[hammerhead]", "ask__least": "3000", "measure__images": "0"}
     changes |= {"maps__methods": "[Influence]", "explorer": "false", "data__eval_images": "2"}
-    assert main(given(tmp_path / "run", weights, **changes)) == 0
+    assert run_recipe(ExplainJob, given(tmp_path / "run", weights, **changes)) == 0
     text = (tmp_path / "run/summary.md").read_text()
     assert "image 0: none of the labels asked about is predicted on 3000 pixels" in text
     assert not list((tmp_path / "run").glob("panels*"))
@@ -298,31 +303,25 @@ def test_without_weights_it_trains_first_and_continues_when_interrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
-    changes = {
-        "pretrain__epochs": "1",
-        "pretrain__batch_size": "3",
-        "ask__labels": "[background]",
+    changes = {"pretrain__epochs": "1", "pretrain__batch_size": "3", "ask__labels": "[background]"}
+    changes |= {
         "ask__images": "[0]",
+        "measure__images": "0",
+        "maps__methods": "[Influence]",
+        "explorer": "false",
+        "ask__least": "1",
     }
-    changes |= {"measure__images": "0", "maps__methods": "[Influence]", "explorer": "false", "ask__least": "1"}
-
-    def interrupted(*_: object, **__: object) -> Found:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(Meter, "measure", interrupted)
-        assert main(given(folder, None, **changes)) == 130
+        patch.setattr(Explainer, "explain", interrupted)
+        assert run_recipe(ExplainJob, given(folder, None, **changes)) == 130
     assert f"--resume {folder}" in capsys.readouterr().out
     assert not (folder / "summary.md").exists()
-    assert main(["--resume", str(folder)]) == 0
+    assert run_recipe(ExplainJob, ["--resume", str(folder)]) == 0
     assert "a training of 1 epochs" in (folder / "summary.md").read_text()
 
 
 def test_a_run_folder_is_never_overwritten(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "config.yaml").write_text("name: mine\n")
-    assert main(given(tmp_path, weights)) == 1
-    assert "expected a new or empty folder" in capsys.readouterr().out
-    assert (tmp_path / "config.yaml").read_text() == "name: mine\n"
+    check_not_overwritten(ExplainJob, given(tmp_path, weights), tmp_path, capsys)
 
 
 @pytest.mark.parametrize(
@@ -345,41 +344,37 @@ def test_mistakes_are_told_before_anything_is_written(
     changes: dict[str, str], message: str, tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
-    assert main(given(folder, weights, **changes)) == 1
-    assert message in capsys.readouterr().out
-    assert not folder.exists()
-
-
-def found_with(matrix: torch.Tensor, counts: torch.Tensor) -> Found:
-    return Found(matrix={TRAINED: (matrix * counts, counts), f"{RANDOM} 0": (matrix * 0, counts)})
+    check_mistake(ExplainJob, given(folder, weights, **changes), message, folder, capsys)
 
 
 def test_excess_is_loss_minus_control_over_images_with_both() -> None:
     generator = torch.Generator().manual_seed(1)
-    parts = []
-    for _ in range(7):
+    parts, random = Rows(), Rows()
+    for image in range(7):
         losses = torch.randn(2, 3, 3, generator=generator, dtype=torch.float64)
-        parts.append(found_with(losses, torch.randint(0, 4, (2, 3, 3), generator=generator).double()))
-    matrix = Matrix(parts, TRAINED)
+        counts = torch.randint(0, 4, (2, 3, 3), generator=generator).double()
+        parts.append({"image": image, "network": TRAINED, "sums": losses * counts, "counts": counts})
+        random.append({"image": image, "network": f"{RANDOM} 0", "sums": losses * 0, "counts": counts})
+    matrix = PooledMatrix(parts + random, TRAINED)
     for c in range(3):
         for k in range(3):
             top, bottom = np.zeros(2), np.zeros(2)
             for part in parts:
-                sums, counts = part.matrix[TRAINED]
+                sums, counts = part["sums"], part["counts"]
                 if counts[0, c, k] > 0 and counts[1, c, k] > 0:
                     top += sums[:, c, k].numpy()
                     bottom += counts[:, c, k].numpy()
             expected = top[0] / bottom[0] - top[1] / bottom[1]
             assert float(matrix.excess(c, k)(np.ones((1, 7)))[0]) == pytest.approx(expected)
-    table = matrix_rows({TRAINED: matrix, RANDOM: Matrix(parts, RANDOM)}, "abc", DataSetSettings(resamples=100))
-    assert {row["network"] for row in table} == {TRAINED, RANDOM}
-    for row in table:
+    found = matrix_rows(parts + random, "abc", DataSetSettings(resamples=100))
+    assert {row["network"] for row in found} == {TRAINED, RANDOM}
+    for row in found:
         assert (row["excess_low"] != row["excess_low"]) == (row["images"] < FEWEST)
         if row["network"] == RANDOM:
             assert row["loss"] == 0
 
 
-def test_means_count_questions_not_images_and_skip_what_is_unknown() -> None:
+def test_means_count_regions_not_images_and_skip_what_is_unknown() -> None:
     table = []
     for network, shift in ((TRAINED, 0.0), (f"{RANDOM} 0", 10.0), (f"{RANDOM} 1", 20.0)):
         for image, values in (("a", [1.0, 2.0]), ("b", [6.0]), ("c", [float("nan")])):
@@ -395,13 +390,13 @@ def test_means_count_questions_not_images_and_skip_what_is_unknown() -> None:
     assert float(Means(table, "abc").of("context_share", {"network": TRAINED})(np.array([[0.0, 2.0, 1.0]]))[0]) == 6.0
 
 
-def test_each_label_is_drawn_where_most_of_it_is_right(loaded: tuple[ExplainSettings, Images, nn.Module]) -> None:
+def test_each_label_is_drawn_where_most_of_it_is_right(loaded: Loaded) -> None:
     settings, images, _ = loaded
     right = torch.zeros(6, images.num_classes, dtype=torch.long)
     first, second = images.pairs[0].first, images.pairs[1].first
     right[2, first], right[4, first], right[2, second] = 100, 90, 80
     settings.ask.pictures = 2
-    chosen = choose(settings, images, right + 20, right)
+    chosen = select_images(settings, images, right + 20, right)
     assert list(chosen.drawn) == [2, 4]  # the image of `second` is taken: the next best of `first`
     assert chosen.drawn[2][0] == first or second in chosen.drawn[2]
     assert chosen.measured == [2, 4]
@@ -409,12 +404,14 @@ def test_each_label_is_drawn_where_most_of_it_is_right(loaded: tuple[ExplainSett
     assert evenly([5, 7], 4) == [5, 7]
 
 
-def test_scenes_that_would_share_files_are_numbered() -> None:
+def test_images_that_would_share_files_are_numbered() -> None:
     nothing = torch.zeros(3, 4, 4)
-    scenes = [Scene(name, nothing, nothing, None, nothing[0].long(), []) for name in ("a b", "a-b", "c", "a b")]
-    found = with_distinct_names(scenes)
-    assert [scene.name for scene in found] == ["a b", "a-b 2", "c", "a b 3"]
-    assert len({scene.slug for scene in found}) == 4
+    images = [
+        ExplainedImage(name, nothing, nothing, None, nothing[0].long(), []) for name in ("a b", "a-b", "c", "a b")
+    ]
+    found = with_distinct_names(images)
+    assert [image.name for image in found] == ["a b", "a-b 2", "c", "a b 3"]
+    assert len({image.file_name for image in found}) == 4
 
 
 def test_weights_come_from_one_place() -> None:
@@ -423,18 +420,13 @@ def test_weights_come_from_one_place() -> None:
 
 
 def test_every_setting_survives_its_file_and_is_explained(tmp_path: Path) -> None:
-    parser = build_parser()
-    parsed = parser.parse_args(["--ask.labels=[eel]", "--maps.patch=9", "--measure.view=null", "--backdrop=labels"])
-    path = tmp_path / "config.yaml"
-    path.write_text(parser.dump(parsed, skip_unset=False))
-    assert understand(parser, parser.parse_path(path)) == understand(parser, parsed)
-    text = parser.format_help()
+    options = ["--ask.labels=[eel]", "--maps.patch=9", "--measure.view=null", "--backdrop=labels"]
+    assert check_survives_its_file(ExplainJob, options, tmp_path / "config.yaml").measure.view is None
+    text = ExplainJob.build_parser().format_help()
     for name in ("--ask.labels", "--maps.methods", "--backdrop", "--measure.random_seeds", "--explorer", "--resume"):
         assert name in text
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "recipes/configs").glob("explain*.yaml")))
-def test_configurations_that_come_along_are_valid(name: str) -> None:
-    parser = build_parser()
-    settings = understand(parser, parser.parse_args(["--config", str(ROOT / f"recipes/configs/{name}.yaml")]))
-    assert settings.name == name
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("explain*.yaml")), ids=lambda path: path.stem)
+def test_configurations_that_come_along_are_valid(path: Path) -> None:
+    assert settings_of(ExplainJob, ["--config", str(path)]).name == path.stem

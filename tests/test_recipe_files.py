@@ -11,14 +11,15 @@ import pytest
 import torch
 
 from recipes.kit.randomness import random_state, set_random_state
+from recipes.kit.run_folder import DamagedCheckpoint, write_atomically
+from recipes.kit.tables import format_cell, format_interval, markdown_table, save_csv, save_json
 from recipes.training.checkpoints import (
     LAST,
     PREVIOUS,
-    DamagedCheckpoint,
     load_checkpoint,
     load_newest,
+    load_or_compute,
     save_checkpoint,
-    write_atomically,
 )
 from recipes.training.history import History, read_json_lines
 
@@ -61,6 +62,31 @@ def test_newest_sound_checkpoint(tmp_path: Path) -> None:
     (tmp_path / PREVIOUS).write_bytes(b"")
     assert load_newest(tmp_path, told.append) is None
     assert "starts again" in told[-1]
+
+
+def test_a_result_is_computed_once_and_again_if_damaged(tmp_path: Path) -> None:
+    path, reported = tmp_path / "measured/r.pt", list[str]()
+    assert load_or_compute(path, lambda: {"value": 1}, reported.append) == {"value": 1}
+    assert load_or_compute(path, lambda: {"value": 2}, reported.append) == {"value": 1}
+    assert not reported
+    path.write_bytes(b"PK damaged")
+    assert load_or_compute(path, lambda: {"value": 3}, reported.append) == {"value": 3}
+    assert "damaged result" in reported[0]
+    assert load_checkpoint(path) == {"value": 3}
+
+
+def test_tables_as_files_and_as_text(tmp_path: Path) -> None:
+    nan, inf = float("nan"), float("inf")
+    save_csv(tmp_path / "t.csv", [{"a": 1, "b": nan}, {"a": inf, "c": "x, y"}])
+    assert (tmp_path / "t.csv").read_text().splitlines() == ["a,b,c", "1,,", 'inf,,"x, y"']
+    save_json(tmp_path / "t.json", {"a": [nan, (1.5, -inf)], "b": {"c": nan}})
+    assert json.loads((tmp_path / "t.json").read_text()) == {"a": [None, [1.5, None]], "b": {"c": None}}
+    assert markdown_table(("", "x"), [("a", "1")]) == ["|  | x |", "|---|---:|", "| a | 1 |"]
+    assert format_interval(1.234, 1.0, 2.0) == "1.23 [1.00, 2.00]"
+    assert format_interval(1.234, -1.0, 2.0, 1, sign=True, unit=" %") == "+1.2 % [-1.0, +2.0]"
+    assert format_interval(1.234, nan, nan) == "1.23"
+    assert format_interval(nan, nan, nan, missing="undefined") == "undefined"
+    assert format_cell({"v": 2.0, "v_low": 1.0, "v_high": 3.0}, "v", 0) == "2 [1, 3]"
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])

@@ -1,4 +1,4 @@
-"""Parts of the fixation recipe against their definitions: questions, counts of inputs, correlation, trials."""
+"""Parts of the fixation recipe against their definitions: questions, counts of inputs, correlation, regions."""
 
 import math
 
@@ -9,22 +9,23 @@ from scipy.stats import spearmanr
 from torch import nn
 
 import perpixel
-from perpixel.data import SyntheticEvidence
 from perpixel.fixations import FixationRules, Share
 from perpixel.models import small_fcn
+from recipes.kit.evidence import EvidenceRegion, find_evidence_regions
 from recipes.kit.images import Images
-from recipes.kit.settings import DataSettings
+from recipes.kit.networks import random_network
+from recipes.kit.settings import DataSettings, ModelSettings
 from recipes.tracing.counts import SHARES, contributions, measure_counts, smallest_counts
-from recipes.tracing.evidence import Trial, find_trials, pack, trace_trials
-from recipes.tracing.settings import FixationSettings, MeasureSettings, TraceSettings
+from recipes.tracing.evidence import pack, trace_regions
+from recipes.tracing.network import TracedNetwork, rival_logits
+from recipes.tracing.settings import FixationMeasureSettings, TraceSettings
 from recipes.tracing.shares import spearman
-from recipes.tracing.subject import Subject, against, random_network
 
 PAIRS = {1: 2, 2: 1, 3: 4, 4: 3}
 
 
-def subject_of(network: nn.Module, **trace: object) -> Subject:
-    return Subject(network.eval(), network, TraceSettings(**trace), torch.device("cpu"), "")  # type: ignore[arg-type]
+def traced(network: nn.Module) -> TracedNetwork:
+    return TracedNetwork(network.eval(), TraceSettings(), torch.device("cpu"))
 
 
 @pytest.mark.parametrize(("k", "count"), [(1, 1), (3, 3), (2.0, 2), (0.25, Share(0.25)), ("resolution", "resolution")])
@@ -35,7 +36,7 @@ def test_k_may_be_a_number_a_share_or_resolution(k: float, count: object) -> Non
 def test_the_rival_question_subtracts_logits_and_leaves_the_network() -> None:
     network = small_fcn(5, width=8).eval()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    asked = against(network, PAIRS)
+    asked = rival_logits(network, PAIRS)
     x = torch.randn(2, 3, 24, 32)
     logits, found = network(x), asked(x)
     torch.testing.assert_close(found[:, 0], logits[:, 0])
@@ -48,7 +49,7 @@ def test_the_rival_question_subtracts_logits_and_leaves_the_network() -> None:
 def test_the_rival_question_needs_a_linear_way_to_the_logits() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Softmax(1))
     with pytest.raises(ValueError, match="a classifier that gives the logits"):
-        against(network, {0: 1})
+        rival_logits(network, {0: 1})
 
 
 @pytest.mark.parametrize(
@@ -113,7 +114,7 @@ def test_counting_leaves_no_hooks_and_skips_gates() -> None:
     pooled = (nn.AdaptiveAvgPool2d(1), nn.Conv2d(2, 2, 1))
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1), *pooled)
     batches = [(torch.tensor([0, 1]), torch.randn(2, 3, 8, 8), None, None)]
-    found = measure_counts(subject_of(network), batches, MeasureSettings(units=5), 0)  # type: ignore[arg-type]
+    found = measure_counts(traced(network), batches, FixationMeasureSettings(units=5), 0)  # type: ignore[arg-type]
     assert list(found["layers"]) == ["0", "2"]
     assert found["inputs"] == {"0": 27, "2": 4}
     assert found["images"] == 2
@@ -130,26 +131,25 @@ def test_rank_correlation_is_scipys() -> None:
     assert np.isnan(spearman(np.ones((1, 4)), np.arange(4.0)[None])).all()
 
 
-def test_trials_of_a_row_are_followed_together_as_if_alone() -> None:
-    data = SyntheticEvidence(4, split="val", size=(32, 48))
+def test_regions_of_a_row_are_followed_together_as_if_alone() -> None:
     images = Images(DataSettings(train_images=1, eval_images=4, size=(32, 48)))
-    network = subject_of(small_fcn(11, width=8))
-    trials, shown = [], {}
-    settings = MeasureSettings(far=4, view=None)
+    network = traced(small_fcn(11, width=8))
+    regions, shown = [], {}
+    settings = FixationMeasureSettings(far=4, view=None)
     for index, image, _, _ in images.evaluation(batch_size=1, far=0.0):
         shown[int(index)] = image[0]
-        trials += find_trials(int(index), data[int(index)], network.predict(image)[0], images, settings)
-    rows = pack(trials)
-    assert len(rows) < len(trials)
-    assert sorted(map(id, trials)) == sorted(id(t) for row in rows for t in row)
-    together = trace_trials(network, shown, trials, 3)
-    for trial, found in zip(trials, together):
-        assert np.allclose(found, trace_trials(network, shown, [trial], 1)[0], atol=1e-9)
-        start = torch.where(trial.start, trial.label, -1)[None]
-        fix = perpixel.fixations(network.network, shown[trial.image][None], start=start)
+        regions += find_evidence_regions(images, int(index), network.predict(image)[0], settings)
+    rows = pack(regions)
+    assert len(rows) < len(regions)
+    assert sorted(map(id, regions)) == sorted(id(t) for row in rows for t in row)
+    together = trace_regions(network, shown, regions, 3)
+    for region, found in zip(regions, together):
+        assert np.allclose(found, trace_regions(network, shown, [region], 1)[0], atol=1e-9)
+        start = torch.where(region.start, region.label, -1)[None]
+        fix = perpixel.fixations(network.network, shown[region.image][None], start=start)
         y, x = fix.points[:, 3], fix.points[:, 4]
-        on, own = (float((fix.mass * mask[y, x]).sum()) for mask in (trial.evidence, trial.own))
-        assert np.allclose(found, [int(trial.start.sum()), float(fix.mass.sum()), on, own], atol=1e-9)
+        on, own = (float((fix.mass * mask[y, x]).sum()) for mask in (region.evidence, region.own))
+        assert np.allclose(found, [int(region.start.sum()), float(fix.mass.sum()), on, own], atol=1e-9)
 
 
 def test_evidence_lies_where_a_built_network_looks() -> None:
@@ -160,15 +160,14 @@ def test_evidence_lies_where_a_built_network_looks() -> None:
         conv.weight[1, 0, 0, 8] = 1.0
     start, evidence = torch.zeros(6, 20, dtype=torch.bool), torch.zeros(6, 20, dtype=torch.bool)
     start[2, 3:6], evidence[2, 7:9] = True, True
-    trial = Trial("far body", 0, 1, start, evidence, start)
-    (found,) = trace_trials(subject_of(nn.Sequential(conv)), {0: torch.rand(3, 6, 20) + 0.1}, [trial], 1)
+    region = EvidenceRegion("far body", 0, 1, start, evidence, start)
+    (found,) = trace_regions(traced(nn.Sequential(conv)), {0: torch.rand(3, 6, 20) + 0.1}, [region], 1)
     assert found.tolist() == [3.0, 3.0, 2.0, 0.0]
 
 
 def test_random_networks_know_the_statistics_of_the_images_and_differ_by_seed() -> None:
     batches = [3 * torch.randn(4, 3, 32, 48) + 1 for _ in range(2)]
-    settings = FixationSettings()
-    settings.model.options = {"width": 8}
+    settings = ModelSettings(options={"width": 8})
     one, same, other = (random_network(settings, 5, seed, batches) for seed in (0, 0, 1))
     assert not one.training
     assert torch.equal(one(batches[0]), same(batches[0]))

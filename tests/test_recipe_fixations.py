@@ -1,6 +1,5 @@
 """The fixation recipe end to end at a tiny size, and its numbers against slow recomputation."""
 
-import csv
 import json
 import shutil
 from itertools import pairwise
@@ -10,6 +9,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from recipe_jobs import (
+    CONFIGS,
+    arguments,
+    check_mistake,
+    check_not_overwritten,
+    check_survives_its_file,
+    interrupted,
+    settings_of,
+    table,
+)
 from scipy.stats import spearmanr
 from torch import nn
 
@@ -17,15 +26,15 @@ import perpixel
 from perpixel.data import SyntheticEvidence
 from perpixel.fixations import Share
 from perpixel.models import small_fcn
-from recipes.finetuning.job import main as finetune
+from recipes.finetuning.job import FinetuneJob
 from recipes.kit.images import Images
+from recipes.kit.job import run_recipe
 from recipes.kit.settings import DataSettings
-from recipes.tracing.job import build_parser, main, understand
+from recipes.tracing.job import FixationJob
+from recipes.tracing.network import rival_logits
 from recipes.tracing.settings import SHIFTS
-from recipes.tracing.subject import against
 from recipes.training.checkpoints import load_checkpoint
 
-ROOT = Path(__file__).parents[1]
 TINY = {
     "data.train_images": "8",
     "data.eval_images": "6",
@@ -42,40 +51,20 @@ TINY = {
     "picture.image": "1",
     "picture.frames": "4",
 }
-FILES = [
-    "config.yaml",
-    "fixations.png",
-    "density.png",
-    "flow.png",
-    "flow.gif",
-    "shares.csv",
-    "findings.csv",
-    "shares.png",
-    "shifts.png",
-    "counts.csv",
-    "counts.png",
-    "evidence.csv",
-    "evidence.png",
-    "summary.md",
-    "results.json",
-]
+FILES = ["config.yaml", "flow.gif", "summary.md", "results.json"]
+FILES += [f"{name}.csv" for name in ("shares", "findings", "counts", "evidence")]
+FILES += [f"{name}.png" for name in ("fixations", "density", "flow", "shares", "shifts", "counts", "evidence")]
 
 
-def arguments(folder: Path, **changes: str) -> list[str]:
-    options = {"folder": str(folder), **TINY, **{k.replace("__", "."): v for k, v in changes.items()}}
-    return [f"--{name}={value}" for name, value in options.items()]
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
-        return list(csv.DictReader(file))
+def given(folder: Path, **changes: str) -> list[str]:
+    return arguments({"folder": str(folder)}, TINY, **changes)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of everything, with a network trained on the way."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    assert main(arguments(folder)) == 0
+    assert run_recipe(FixationJob, given(folder)) == 0
     return folder
 
 
@@ -83,9 +72,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of recipes.finetune."""
     folder = tmp_path_factory.mktemp("runs") / "trained"
-    options = {k: v for k, v in TINY.items() if k.split(".")[0] in ("data", "model", "pretrain")}
-    options |= {"folder": str(folder), "train.epochs": "1", "train.batch_size": "4", "evaluation.resamples": "100"}
-    assert finetune([f"--{k}={v}" for k, v in options.items()]) == 0
+    shared = {k: v for k, v in TINY.items() if k.split(".")[0] in ("data", "model", "pretrain")}
+    changes = {"train__epochs": "1", "train__batch_size": "4", "evaluation__resamples": "100"}
+    assert run_recipe(FinetuneJob, arguments({"folder": str(folder)}, shared, **changes)) == 0
     return folder
 
 
@@ -145,25 +134,25 @@ def test_shares_are_those_of_a_loop_over_images_and_points(whole: Path) -> None:
     for number, shift in enumerate(SHIFTS):
         for c, name in enumerate(images.classes):
             row = rows[shift, name]
-            assert float(row["pixels"]) == pytest.approx(mass[number, c], abs=1e-6)
+            assert row["pixels"] == pytest.approx(mass[number, c], abs=1e-6)
             if mass[number, c] == 0:
-                assert row["share"] == ""
+                assert np.isnan(row["share"])
                 continue
-            assert float(row["share"]) == pytest.approx(100 * on[number, c] / mass[number, c], abs=1e-6)
-            assert float(row["chance"]) == pytest.approx(100 * chance[number, c] / mass[number, c], abs=1e-6)
-            assert float(row["started_on_object"]) == pytest.approx(100 * hits[c] / predicted_as[c], abs=1e-6)
-            assert float(row["iou"]) == pytest.approx(100 * hits[c] / (predicted_as[c] + truly[c] - hits[c]), abs=1e-6)
+            assert row["share"] == pytest.approx(100 * on[number, c] / mass[number, c], abs=1e-6)
+            assert row["chance"] == pytest.approx(100 * chance[number, c] / mass[number, c], abs=1e-6)
+            assert row["started_on_object"] == pytest.approx(100 * hits[c] / predicted_as[c], abs=1e-6)
+            assert row["iou"] == pytest.approx(100 * hits[c] / (predicted_as[c] + truly[c] - hits[c]), abs=1e-6)
             if chance[number, c]:
-                assert float(row["lift"]) == pytest.approx(on[number, c] / chance[number, c], abs=1e-6)
+                assert row["lift"] == pytest.approx(on[number, c] / chance[number, c], abs=1e-6)
         known = [c for c in range(11) if seen[c] > 1]
     finding = {(r["what"], r["shift"]): r for r in table(whole / "findings.csv")}
     mean = np.mean([100 * on[0, c] / mass[0, c] for c in known])
-    assert float(finding["mean share", "full"]["value"]) == pytest.approx(mean, abs=1e-6)
+    assert finding["mean share", "full"]["value"] == pytest.approx(mean, abs=1e-6)
     if len(known) > 2:
         iou = [hits[c] / (predicted_as[c] + truly[c] - hits[c]) for c in known]
         expected = spearmanr(iou, [on[0, c] / mass[0, c] for c in known]).statistic
-        assert float(finding["spearman: IoU, share", "full"]["value"]) == pytest.approx(expected, abs=1e-6)
-        assert int(finding["spearman: IoU, share", "full"]["classes"]) == len(known)
+        assert finding["spearman: IoU, share", "full"]["value"] == pytest.approx(expected, abs=1e-6)
+        assert finding["spearman: IoU, share", "full"]["classes"] == len(known)
 
 
 @pytest.mark.slow
@@ -172,7 +161,7 @@ def test_evidence_is_that_of_a_loop_over_creatures(whole: Path) -> None:
     data = SyntheticEvidence(6, split="val", size=(32, 48))
     images = Images(DataSettings(train_images=8, eval_images=6, size=(32, 48)))
     rivals = {a: b for p in data.pairs for a, b in ((p.first, p.second), (p.second, p.first))}
-    asked = {"class": network, "rival": against(network, rivals)}
+    asked = {"class": network, "rival": rival_logits(network, rivals)}
     for question, followed in asked.items():
         mass = on = pixels = expected = 0.0
         for index, image, _, _ in images.evaluation(batch_size=1, far=0.0):
@@ -197,10 +186,10 @@ def test_evidence_is_that_of_a_loop_over_creatures(whole: Path) -> None:
             for r in table(whole / "evidence.csv")
             if (r["network"], r["question"], r["kind"]) == ("trained", question, "far body")
         )
-        assert float(row["pixels"]) == pixels > 50
-        assert float(row["share"]) == pytest.approx(100 * on / mass, abs=1e-6)
-        assert float(row["chance"]) == pytest.approx(100 * expected / mass, abs=1e-6)
-        assert float(row["lift"]) == pytest.approx(on / expected, abs=1e-6)
+        assert row["pixels"] == pixels > 50
+        assert row["share"] == pytest.approx(100 * on / mass, abs=1e-6)
+        assert row["chance"] == pytest.approx(100 * expected / mass, abs=1e-6)
+        assert row["lift"] == pytest.approx(on / expected, abs=1e-6)
     kinds = {(r["network"], r["kind"]) for r in table(whole / "evidence.csv")}
     assert {("trained", "local"), ("random", "local"), ("random", "far body")} <= kinds
     assert ("random", "far body, right") not in kinds  # whose labels mean nothing
@@ -218,26 +207,20 @@ def test_stopped_run_continues_with_what_it_measured(
     damaged.write_bytes(damaged.read_bytes()[:-30])
     (folder / "config.yaml").write_text((folder / "config.yaml").read_text().replace(str(whole), str(folder)))
 
-    def interrupted(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr("recipes.tracing.job.measure_evidence", interrupted)
-        assert main(["--resume", str(folder)]) == 130
+        patch.setattr("recipes.tracing.evidence.measure_evidence", interrupted)
+        assert run_recipe(FixationJob, ["--resume", str(folder)]) == 130
     told = capsys.readouterr().out
     assert "damaged result" in told
     assert f"python -m recipes.fixations --resume {folder}" in told
-    monkeypatch.setattr("recipes.tracing.job.measure_shares", interrupted)  # measured already
-    assert main(["--resume", str(folder)]) == 0
+    monkeypatch.setattr("recipes.tracing.shares.measure_shares", interrupted)  # measured already
+    assert run_recipe(FixationJob, ["--resume", str(folder)]) == 0
     for name in ("shares.csv", "counts.csv", "evidence.csv", "findings.csv", "summary.md"):
         assert (folder / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_a_run_folder_is_never_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "config.yaml").write_text("name: mine\n")
-    assert main(arguments(tmp_path)) == 1
-    assert f"--resume {tmp_path}" in capsys.readouterr().out
-    assert (tmp_path / "config.yaml").read_text() == "name: mine\n"
+    check_not_overwritten(FixationJob, given(tmp_path), tmp_path, capsys)
 
 
 @pytest.mark.slow
@@ -246,21 +229,21 @@ def test_a_finetuning_run_brings_its_data_and_model(
 ) -> None:
     folder, picture = tmp_path / "run", tmp_path / "seen.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(picture)
-    given = [f"--run={trained}", f"--folder={folder}", "--do=[image,shares]", f"--picture.image={picture}"]
-    given += ["--part=seed0/loss", "--measure.resamples=100", "--measure.images=3", "--picture.backdrop=outlines"]
-    given += ["--trace.question=rival", "--trace.k=0.5", "--picture.frames=3"]
-    assert main(given) == 0
+    options = [f"--run={trained}", f"--folder={folder}", "--do=[image,shares]", f"--picture.image={picture}"]
+    options += ["--part=seed0/loss", "--measure.resamples=100", "--measure.images=3", "--picture.backdrop=outlines"]
+    options += ["--trace.question=rival", "--trace.k=0.5", "--picture.frames=3"]
+    assert run_recipe(FixationJob, options) == 0
     told = capsys.readouterr().out
     assert f"seed0/loss of {trained}" in told
     assert "seen.png" in (folder / "summary.md").read_text()
     assert not (folder / "network").exists()
     assert not (folder / "counts.csv").exists()
-    assert {int(r["images"]) for r in table(folder / "findings.csv")} == {3}
+    assert {r["images"] for r in table(folder / "findings.csv")} == {3}
     config = (folder / "config.yaml").read_text()
     assert "width: 8" in config
     assert "eval_images: 6" in config
-    assert main([f"--run={trained}", f"--folder={tmp_path / 'no'}", "--part=seed7/loss"]) == 1
-    assert "part: expected one of" in capsys.readouterr().out
+    options = [f"--run={trained}", f"--folder={tmp_path / 'no'}", "--part=seed7/loss"]
+    check_mistake(FixationJob, options, "part: expected one of", tmp_path / "no", capsys)
 
 
 @pytest.mark.parametrize(
@@ -287,26 +270,17 @@ def test_mistakes_are_told_before_anything_is_written(
     changes: dict[str, str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
-    assert main(arguments(folder, **changes)) == 1
-    assert message in capsys.readouterr().out
-    assert not folder.exists()
+    check_mistake(FixationJob, given(folder, **changes), message, folder, capsys)
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "recipes/configs").glob("fixations*.yaml")))
-def test_configurations_are_understood(name: str) -> None:
-    parser = build_parser()
-    settings = understand(parser, parser.parse_args(["--config", str(ROOT / f"recipes/configs/{name}.yaml")]))
-    assert settings.name == name.replace("_", "-")
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("fixations*.yaml")), ids=lambda path: path.stem)
+def test_configurations_are_understood(path: Path) -> None:
+    assert settings_of(FixationJob, ["--config", str(path)]).name == path.stem.replace("_", "-")
 
 
 def test_every_setting_survives_its_file(tmp_path: Path) -> None:
-    given = ["--trace.k=0.1", "--trace.rivals={car: bicyclist}", "--picture.image=3", "--measure.view=null"]
-    given += ["--do=[counts]", "--data.size=null", "--picture.classes=[car]"]
-    parser = build_parser()
-    parsed = parser.parse_args(given)
-    path = tmp_path / "config.yaml"
-    path.write_text(parser.dump(parsed, skip_unset=False))
-    settings = understand(parser, parsed)
-    assert understand(parser, parser.parse_path(path)) == settings
+    options = ["--trace.k=0.1", "--trace.rivals={car: bicyclist}", "--picture.image=3", "--measure.view=null"]
+    options += ["--do=[counts]", "--data.size=null", "--picture.classes=[car]"]
+    settings = check_survives_its_file(FixationJob, options, tmp_path / "config.yaml")
     assert settings.trace.count == Share(0.1)
     assert (settings.picture.image, settings.do, settings.measure.view) == (3, ["counts"], None)

@@ -10,19 +10,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from perpixel.models import small_fcn
-from recipes.kit.networks import (
-    build_network,
-    build_optimizer,
-    layers_to_logits,
-    load_weights,
-    read_weights,
-    select_layers,
-    set_training,
-    starting_weights,
-    unwrap_weights,
-)
+from recipes.kit.networks import build_network, layers_to_logits, select_layers
+from recipes.kit.run_folder import DamagedCheckpoint
 from recipes.kit.settings import ModelSettings, Schedule
-from recipes.training.checkpoints import DamagedCheckpoint
+from recipes.kit.weights import load_weights, read_weights, starting_weights, unwrap_weights
+from recipes.training.optimizer import build_optimizer, set_training
 
 DEEPLAB = "deeplabv3_mobilenet_v3_large"
 

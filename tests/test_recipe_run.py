@@ -13,9 +13,19 @@ from pathlib import Path
 import matplotlib.image
 import pytest
 import torch
+from recipe_jobs import (
+    CONFIGS,
+    arguments,
+    check_mistake,
+    check_not_overwritten,
+    check_survives_its_file,
+    settings_of,
+)
 
-from recipes.finetuning.job import as_yaml, build_parser, main, understand
+from recipes.finetuning.job import FinetuneJob
+from recipes.kit.job import run_recipe
 from recipes.training.checkpoints import load_checkpoint
+from recipes.training.history import read_json_lines
 
 ROOT = Path(__file__).parents[1]
 # 20 images, 5 steps an epoch; dropout-free small_fcn 8 wide; 2 epochs of pre-training and 2 of each arm: 30 steps.
@@ -38,9 +48,12 @@ TINY = {
 }
 
 
-def arguments(folder: Path, **changes: str) -> list[str]:
-    options = {"folder": str(folder), **TINY, **{k.replace("__", "."): v for k, v in changes.items()}}
-    return [f"--{name}={value}" for name, value in options.items()]
+def finetune(given: list[str]) -> int:
+    return run_recipe(FinetuneJob, given)
+
+
+def tiny(folder: Path, **changes: str) -> list[str]:
+    return arguments({"folder": str(folder), **TINY}, **changes)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -51,28 +64,39 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     }
 
 
+def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def epochs(path: Path) -> list[dict[str, float]]:
+    """Rows of metrics.jsonl without the times measured."""
+    return [
+        {k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in read_json_lines(path)
+    ]
+
+
 def assert_same_run(one: Path, other: Path) -> None:
-    first, second = weights(one), weights(other)
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    for path in sorted(one.rglob("metrics.jsonl")):
-        rows, others = (
-            [json.loads(line) for line in (folder / path.relative_to(one)).read_text().splitlines()]
-            for folder in (one, other)
-        )
-        measured = ("seconds", "images_per_second")
-        assert [{k: v for k, v in r.items() if k not in measured} for r in rows] == [
-            {k: v for k, v in r.items() if k not in measured} for r in others
-        ]
-    for path in sorted(one.rglob("steps.jsonl")):
+    assert_equal(weights(one), weights(other))
+    for path in one.rglob("metrics.jsonl"):
+        assert epochs(path) == epochs(other / path.relative_to(one))
+    for path in one.rglob("steps.jsonl"):
         assert path.read_text() == (other / path.relative_to(one)).read_text()
+
+
+def python(*given: str) -> subprocess.CompletedProcess[str]:
+    """A process of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *given]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    assert main(arguments(folder)) == 0
+    assert finetune(tiny(folder)) == 0
     return folder
 
 
@@ -80,6 +104,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_run_folder_holds_what_was_promised(whole: Path) -> None:
     for name in ("config.yaml", "table.md", "results.json"):
         assert (whole / name).stat().st_size > 0
+    assert "crop: null" in (whole / "config.yaml").read_text()
     for name in ("curves.png", "predictions.png"):
         picture = matplotlib.image.imread(whole / name)
         assert min(picture.shape[:2]) > 250
@@ -92,38 +117,31 @@ def test_run_folder_holds_what_was_promised(whole: Path) -> None:
         assert len((folder / "steps.jsonl").read_text().splitlines()) == 10
         assert {"last.pt", "previous.pt", "best.pt"} <= {p.name for p in folder.iterdir()}
         assert not list(folder.glob(".*writing"))
-    steps = [json.loads(line) for line in (whole / "seed0/loss/steps.jsonl").read_text().splitlines()]
-    row = steps[0]
+    row = read_json_lines(whole / "seed0/loss/steps.jsonl")[0]
     assert row["total"] == pytest.approx(row["base"] + 0.5 * row["template_similarity"], abs=1e-5)
     results = json.loads((whole / "results.json").read_text())
-    assert [line["metric"] for line in results["lines"]] == [
-        "mIoU",
-        "pixel accuracy",
-        "boundary F",
-        "far-body accuracy",
-    ]
+    metrics = ["mIoU", "pixel accuracy", "boundary F", "far-body accuracy"]
+    assert [line["metric"] for line in results["lines"]] == metrics
     assert "undecided" in (whole / "table.md").read_text() or "excludes zero" in (whole / "table.md").read_text()
 
 
 @pytest.mark.slow
 def test_both_arms_start_alike_and_see_the_same_images(whole: Path) -> None:
-    control, loss = (
-        json.loads((whole / "seed0" / arm / "steps.jsonl").read_text().splitlines()[0]) for arm in ("control", "loss")
-    )
+    control, loss = (read_json_lines(whole / "seed0" / arm / "steps.jsonl")[0] for arm in ("control", "loss"))
     assert control["base"] == loss["base"]  # the first step's loss, before the arms part
-    assert not torch.equal(
-        weights(whole)["seed0/control/classifier.weight"], weights(whole)["seed0/loss/classifier.weight"]
-    )
+    control, loss = (weights(whole)[f"seed0/{arm}/classifier.weight"] for arm in ("control", "loss"))
+    assert not torch.equal(control, loss)
 
 
 @pytest.mark.slow
 def test_a_loss_of_no_weight_is_the_control(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
-    assert main(arguments(folder, loss__weight="0", pretrain__epochs="1", train__epochs="1")) == 0
-    found = weights(folder)
-    same = [n for n in found if n.startswith("seed0/control/")]
-    assert same
-    assert all(torch.equal(found[n], found[n.replace("control", "loss", 1)]) for n in same)
+    assert finetune(tiny(folder, loss__weight="0", pretrain__epochs="1", train__epochs="1")) == 0
+    control, loss = (
+        {n.removeprefix(f"seed0/{arm}/"): v for n, v in weights(folder).items() if n.startswith(f"seed0/{arm}/")}
+        for arm in ("control", "loss")
+    )
+    assert_equal(control, loss)
     results = json.loads((folder / "results.json").read_text())
     for line in results["lines"]:
         assert line["interval"] == {"value": 0, "low": 0, "high": 0, "level": 0.95}
@@ -142,28 +160,22 @@ def fatal(*args, **kwargs):
         os.kill(os.getpid(), getattr(signal, sys.argv[4]))
     return original(*args, **kwargs)
 setattr(owner, name, fatal)
-from recipes.finetuning.job import main
-sys.exit(main(sys.argv[5:]))
+from recipes.finetuning.job import FinetuneJob
+from recipes.kit.job import run_recipe
+sys.exit(run_recipe(FinetuneJob, sys.argv[5:]))
 """
 
 
 def run_until(owner: str, name: str, count: int, *given: str, by: str = "SIGKILL") -> subprocess.CompletedProcess[str]:
     """A process of its own that gets the signal `by` at the `count`-th call of owner.name."""
-    return subprocess.run(
-        [sys.executable, "-c", KILLER, owner, name, str(count), by, *given],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    return python("-c", KILLER, owner, name, str(count), by, *given)
 
 
 @pytest.mark.slow
 def test_killed_or_interrupted_in_any_part_it_continues_to_the_same_bits(whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     resume = ["--resume", str(folder)]
-    killed = run_until("torch.optim.AdamW", "step", 7, *arguments(folder))  # in pre-training, inside a step
+    killed = run_until("torch.optim.AdamW", "step", 7, *tiny(folder))  # in pre-training, inside a step
     assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
     stopped = run_until("torch.optim.SGD", "step", 3, *resume, by="SIGINT")  # in the control, within an epoch
     assert stopped.returncode == 130, stopped.stdout + stopped.stderr
@@ -174,7 +186,7 @@ def test_killed_or_interrupted_in_any_part_it_continues_to_the_same_bits(whole: 
     assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
     assert (folder / "seed0/loss").is_dir()
     assert not (folder / "table.md").exists()
-    assert main(resume) == 0
+    assert finetune(resume) == 0
     assert_same_run(whole, folder)
     assert (folder / "table.md").exists()
 
@@ -191,7 +203,7 @@ def test_damaged_checkpoint_is_reported_and_the_one_before_it_used(
     newest[len(newest) // 2] ^= 0xFF
     (arm / "last.pt").write_bytes(newest)
     assert load_checkpoint(arm / "previous.pt")["step"] < 10
-    assert main(["--resume", str(folder)]) == 0
+    assert finetune(["--resume", str(folder)]) == 0
     told = capsys.readouterr().out
     assert "damaged checkpoint" in told
     assert "the one before it is used" in told
@@ -211,25 +223,28 @@ def test_a_full_disk_ends_the_run_with_a_clear_message_and_loses_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        assert main(arguments(folder, pretrain__epochs="1", train__epochs="1")) == 1
+        assert finetune(tiny(folder, pretrain__epochs="1", train__epochs="1")) == 1
     told = capsys.readouterr().out
     assert "no space left to write" in told
     assert f"--resume {folder}" in told
     assert load_checkpoint(folder / "start/last.pt")["step"] == 4
     assert not list(folder.rglob(".*writing"))
-    assert main(["--resume", str(folder)]) == 0
+    assert finetune(["--resume", str(folder)]) == 0
 
 
 @pytest.mark.slow
 def test_several_seeds_share_a_start_and_are_averaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
-    assert main(arguments(folder, seeds="[0,3,4]", pretrain__epochs="1", train__epochs="1", train__layers="head")) == 0
+    assert (
+        run_recipe(
+            FinetuneJob, tiny(folder, seeds="[0,3,4]", pretrain__epochs="1", train__epochs="1", train__layers="head")
+        )
+        == 0
+    )
     assert sorted(p.name for p in folder.iterdir() if p.is_dir()) == ["seed0", "seed3", "seed4", "start"]
     results = json.loads((folder / "results.json").read_text())
     for line in results["lines"]:
-        assert line["difference" if "difference" in line else "interval"]["value"] == pytest.approx(
-            sum(line["per_seed"]) / 3, abs=1e-9
-        )
+        assert line["interval"]["value"] == pytest.approx(sum(line["per_seed"]) / 3, abs=1e-9)
     told = capsys.readouterr().out
     assert "by seed:" in told
     assert "share one start" in told
@@ -241,21 +256,9 @@ def test_several_seeds_share_a_start_and_are_averaged(tmp_path: Path, capsys: py
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_processes_train_one_model(tmp_path: Path, strategy: str) -> None:
     folder = tmp_path / "run"
-    process = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "recipes.finetune",
-            *arguments(folder, pretrain__epochs="1", train__epochs="1", hardware__accelerator="cpu"),
-            "--hardware.devices=2",
-            f"--hardware.strategy={strategy}",
-        ],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    options = tiny(folder, pretrain__epochs="1", train__epochs="1", hardware__accelerator="cpu")
+    devices = ("--hardware.devices=2", f"--hardware.strategy={strategy}")
+    process = python("-m", "recipes.finetune", *options, *devices)
     assert process.returncode == 0, process.stdout + process.stderr
     assert process.stdout.count("run folder") == 1
     scores = load_checkpoint(folder / "seed0/loss/scores.pt")
@@ -268,10 +271,7 @@ def test_two_processes_train_one_model(tmp_path: Path, strategy: str) -> None:
 
 
 def test_a_run_folder_is_never_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "config.yaml").write_text("name: mine\n")
-    assert main(arguments(tmp_path)) == 1
-    assert f"--resume {tmp_path}" in capsys.readouterr().out
-    assert (tmp_path / "config.yaml").read_text() == "name: mine\n"
+    check_not_overwritten(FinetuneJob, tiny(tmp_path), tmp_path, capsys)
 
 
 @pytest.mark.slow
@@ -295,7 +295,7 @@ def test_dropout_averages_running_templates_and_jitter_continue_too(
         "loss__template": "mean",
     }
     one, other = tmp_path / "one", tmp_path / "other"
-    assert main(arguments(one, **changes)) == 0
+    assert finetune(tiny(one, **changes)) == 0
     step, calls = torch.optim.SGD.step, []
 
     def crash(self: torch.optim.SGD, *args: object) -> object:
@@ -306,16 +306,13 @@ def test_dropout_averages_running_templates_and_jitter_continue_too(
 
     with monkeypatch.context() as patch:
         patch.setattr(torch.optim.SGD, "step", crash)
-        assert main(arguments(other, **changes)) == 130
+        assert finetune(tiny(other, **changes)) == 130
     assert load_checkpoint(other / "seed0/loss/last.pt")["step"] == 2
-    assert main(["--resume", str(other)]) == 0
+    assert finetune(["--resume", str(other)]) == 0
     assert_same_run(one, other)
     for name in ("ema", "criterion"):
         first, second = (load_checkpoint(folder / "seed0/loss/last.pt")[name] for folder in (one, other))
-        first, second = (part if name == "ema" else part[0] for part in (first, second))
-        assert first
-        assert first.keys() == second.keys()
-        assert all(torch.equal(first[key], second[key]) for key in first)
+        assert_equal(*(part if name == "ema" else part[0] for part in (first, second)))
 
 
 @pytest.mark.parametrize(
@@ -335,52 +332,43 @@ def test_mistakes_are_told_before_anything_is_written(
     changes: dict[str, str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
-    assert main(arguments(folder, **changes)) == 1
-    assert message in capsys.readouterr().out
-    assert not folder.exists()
+    check_mistake(FinetuneJob, tiny(folder, **changes), message, folder, capsys)
 
 
 def test_resume_takes_no_other_setting_and_needs_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--resume", str(tmp_path)]) == 1
+    assert finetune(["--resume", str(tmp_path)]) == 1
     assert "resume: expected a run folder" in capsys.readouterr().out
-    assert main(["--resume", str(tmp_path), "--train.lr", "1"]) == 1
+    assert finetune(["--resume", str(tmp_path), "--train.lr", "1"]) == 1
     assert "resume: expected no other setting beside it" in capsys.readouterr().out
 
 
 def test_every_setting_survives_its_file(tmp_path: Path) -> None:
     given = ["--data.name=folder", "--data.root=x", "--data.train_images=null", "--data.eval_images=null"]
     given += ["--data.size=null", "--train.clip=0.5", "--loss.running_momentum=0.9", "--seeds=[3,4]", "--out=elsewhere"]
-    parser = build_parser()
-    parsed = parser.parse_args(given)
     path = tmp_path / "config.yaml"
-    path.write_text(as_yaml(parser, parsed))
+    settings = check_survives_its_file(FinetuneJob, given, path)
     assert "train_images: null" in path.read_text()  # left out, it would follow whatever the default becomes
-    settings, loss = understand(parser, parser.parse_path(path))
-    assert (settings, loss) == understand(parser, parsed)
     assert settings.data.train_images is settings.data.size is None
 
 
 def test_yaml_is_read_and_the_command_line_wins(tmp_path: Path) -> None:
-    parser = build_parser()
     file = tmp_path / "mine.yaml"
     file.write_text("train: {epochs: 7, lr: 0.5}\ndata: {size: [32, 48]}\nloss: {similarity: correlation}\n")
     given = ["--config", str(file), "--train.lr", "0.25", "--data.root", "here"]
-    settings, loss = understand(parser, parser.parse_args(given))
+    settings = settings_of(FinetuneJob, given)
     assert (settings.train.epochs, settings.train.lr, settings.train.layers) == (7, 0.25, "all")
     assert (settings.data.size, settings.data.root) == ((32, 48), "here")
-    assert (loss["similarity"], loss["weight"]) == ("correlation", 0.05)
+    assert (settings.loss["similarity"], settings.loss["weight"]) == ("correlation", 0.05)
     with pytest.raises(SystemExit):
-        parser.parse_args(["--train.epoch=3"])
+        settings_of(FinetuneJob, ["--train.epoch=3"])
 
 
 @pytest.mark.parametrize("name", ["camvid", "tiny"])
 def test_configurations_that_come_along_are_valid(name: str) -> None:
-    parser = build_parser()
-    settings, _ = understand(parser, parser.parse_args(["--config", str(ROOT / f"recipes/configs/{name}.yaml")]))
-    assert settings.name == name
+    assert settings_of(FinetuneJob, ["--config", str(CONFIGS / f"{name}.yaml")]).name == name
 
 
 def test_help_explains_every_setting() -> None:
-    text = build_parser().format_help()
+    text = FinetuneJob.build_parser().format_help()
     for name in ("--data.root", "--model.weights", "--train.layers", "--loss.weight", "--evaluation.far", "--resume"):
         assert name in text

@@ -1,5 +1,7 @@
 """How good is a segmentation, and is one better than another?"""
 
+from perpixel.evaluation.comparison import METRICS, ScoreDifference, compare_scores, mean_score, t_interval
+from perpixel.evaluation.per_image import SegmentationScores, predict_labels, score_images
 from perpixel.evaluation.segmentation import (
     boundary_f_scores,
     boundary_tolerance,
@@ -9,16 +11,25 @@ from perpixel.evaluation.segmentation import (
     pixel_accuracy,
     segmentation_metrics,
 )
-from perpixel.evaluation.statistics import BootstrapInterval, bootstrap_images
+from perpixel.evaluation.statistics import BootstrapInterval, bootstrap_images, ratio
 
 __all__ = [
+    "METRICS",
     "BootstrapInterval",
+    "ScoreDifference",
+    "SegmentationScores",
     "bootstrap_images",
     "boundary_f_scores",
     "boundary_tolerance",
     "class_iou",
+    "compare_scores",
     "confusion_matrices",
     "mean_iou",
+    "mean_score",
     "pixel_accuracy",
+    "predict_labels",
+    "ratio",
+    "score_images",
     "segmentation_metrics",
+    "t_interval",
 ]

@@ -13,6 +13,13 @@ from perpixel.checks import check_integer, check_number, complain
 Floats = NDArray[np.float64]
 
 
+def ratio(part: Any, whole: Any) -> Floats:
+    """part / whole of two arrays, element by element; NaN where the whole is not positive."""
+    part, whole = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(whole > 0, part / whole, np.nan)
+
+
 @dataclass(frozen=True)
 class BootstrapInterval:
     """A statistic on all images and the interval that holds `level` of its resampled values."""

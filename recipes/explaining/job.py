@@ -1,175 +1,161 @@
 """python -m recipes.explain: which context decides which labels, beside what a network with random weights shows?"""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from jsonargparse import ArgumentParser, Namespace
-from lightning_fabric import Fabric
 from torch import nn
 
-from recipes.explaining.curves import measure_curves
-from recipes.explaining.maps import TRAINED, Found, Meter, Row, check_methods
-from recipes.explaining.numbers import RANDOM
-from recipes.explaining.pictures import Gallery, write_explorer
-from recipes.explaining.questions import Choice, Scene, Scenes, asked_classes, choose, count_right, with_distinct_names
-from recipes.explaining.results import conclude
-from recipes.explaining.salient_parts import measure_salient
+from recipes.explaining.explorer import write_explorer
+from recipes.explaining.images import (
+    ExplainedImage,
+    ImageReader,
+    Selection,
+    count_predicted,
+    named_labels,
+    select_images,
+)
+from recipes.explaining.maps import RANDOM, TRAINED, Explainer, Explanation, check_methods
+from recipes.explaining.measurements import MEASUREMENTS, Figure, Measurement, Results, Rows
 from recipes.explaining.settings import ExplainSettings
-from recipes.kit.command_line import recipe_parser
-from recipes.kit.images import Images
-from recipes.kit.interrupt import Interrupt
-from recipes.kit.progress import Progress
-from recipes.kit.run import look, settings_of_run
-from recipes.tracing.subject import prepare_network, random_network, train_network
-from recipes.training.checkpoints import DamagedCheckpoint, load_checkpoint, save_checkpoint
-
-
-def build_parser(run: str | None = None) -> ArgumentParser:
-    """The command line: every field of ExplainSettings; data and model of the run folder `run` are the defaults."""
-    parser = recipe_parser(
-        "explain", ExplainSettings, nested="ask.labels", example="--run RUN_FOLDER --ask.labels [pedestrian,pavement]"
-    )
-    if run is not None:
-        parser.set_defaults(settings_of_run(Path(run)))
-    return parser
+from recipes.explaining.summary import summary
+from recipes.kit.job import Job
+from recipes.kit.networks import random_network
+from recipes.kit.run_folder import save_figure, write_atomically
+from recipes.kit.tables import save_csv, save_json
+from recipes.training.checkpoints import load_or_compute
+from recipes.training.pretraining import load_network, train_network
 
 
 @dataclass
-class Job:
-    """What every part of a run needs."""
+class ExplainJob(Job):
+    """The way of an image: chosen, read with its regions, explained by every network, measured, drawn, summarised."""
 
-    settings: ExplainSettings
-    folder: Path
-    fabric: Fabric
-    images: Images
-    progress: Progress
-    stop: Interrupt
-    told: list[str] = field(default_factory=list)
-    ready: tuple[nn.Module, str] | None = None
-    choice: Choice | None = None
+    recipe = "explain"
+    settings_class = ExplainSettings
+    nested = "ask.labels"
+    example = "--run RUN_FOLDER --ask.labels [pedestrian,pavement]"
+
+    loaded: tuple[nn.Module, str] | None = None
+    selection: Selection | None = None
+    warnings: list[str] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)  # pictures and tables written -> what they show
 
     def prepare(self) -> None:
         """Read the weights and try the settings, so that mistakes show before anything is written."""
         settings, images = self.settings, self.images
-        asked_classes(images, settings.ask)
-        self.ready = prepare_network(settings.subject(), images.num_classes)
-        network = random_network(settings.subject(), images.num_classes, 0, [])
-        check_methods(network, settings, self.fabric.device)
-        if self.ready is None:
+        named_labels(images, settings.ask)
+        self.loaded = load_network(settings, images.num_classes)
+        check_methods(random_network(settings.model, images.num_classes, 0, []), settings.maps, self.fabric.device)
+        if self.loaded is None:
             images.steps_per_epoch(settings.pretrain.batch_size)
         else:
-            self.choice = self._choose(self.ready[0].to(self.fabric.device).eval())
+            self.selection = self._select(self.loaded[0])
 
-    def _choose(self, network: nn.Module) -> Choice:
-        found, right = count_right(network, self.fabric.device, self.images)
-        return choose(self.settings, self.images, found, right)
+    def run(self) -> None:
+        """Network and controls; drawn images, measured images; tables, charts, summary."""
+        settings, images, device = self.settings, self.images, self.fabric.device
+        network, weights = self.loaded or train_network(self, self.folder / "training")
+        selection = self.selection or self._select(network)
+        networks = {TRAINED: network, **self._random_networks(selection)}
+        explainer = Explainer(settings, networks, device, self.stop_if_asked)
+        reader = ImageReader(settings, images, network, device)
+        measurements = [kind(explainer, images) for kind in MEASUREMENTS]
 
-    def everything(self) -> None:
-        """Network, controls, measurements, pictures, words."""
-        settings, device = self.settings, self.fabric.device
-        if self.ready is None:
-            training = (settings.subject(), self.folder / "training", self.fabric, self.images, self.progress)
-            self.ready = train_network(*training, self.stop)
-        network, about = self.ready
-        network = network.to(device).eval()
-        choice = self.choice or self._choose(network)
-        networks = {TRAINED: network, **self._controls(choice)}
-        meter = Meter(networks, settings, self.images.classes, device, self.images.ignore_index)
-        scenes = Scenes(settings, self.images, network, device)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", UserWarning)
-            drawn = [scenes.drawn(i, labels) for i, labels in choice.drawn.items()]
-            drawn += [scenes.file(path, choice.asked) for path in choice.files]
-            drawn = with_distinct_names(drawn)
-            shown = self._measure(meter, drawn, settings.maps.methods, keep=True)
-            many = [scenes.evaluation(i, choice.asked) for i in choice.measured] if settings.measure.images else []
-            measured = self._measure(meter, many, settings.measured_methods) if many else shown
-            curves = self._curves(meter, drawn, shown) if settings.curves.draw else ([], [])
-        self.told += dict.fromkeys(str(w.message).strip() for w in caught if issubclass(w.category, UserWarning))
-        least = settings.ask.least
-        self.told += [
-            f"{s.name}: none of the labels asked about is predicted on {least} pixels there: no maps are drawn of it"
-            for s in drawn
-            if not s.questions
-        ]
-        gallery, salient = Gallery(self.folder, settings, self.images, meter), list[Row]()
-        for scene, found in zip(drawn, shown):
-            gallery.panels(scene, found)
-            parts, objects = measure_salient(networks, scene, meter.names, device)
-            salient += parts
-            if objects is not None:
-                gallery.salient(scene, objects)
-            if settings.explorer and found.effects is not None:
-                write_explorer(self.folder, scene, found.effects, settings, self.images, about)
-        conclude(gallery, about, choice.asked, (many or drawn, measured), (drawn, shown), (*curves, salient), self.told)
-        self.progress.report((self.folder / "summary.md").read_text())
+        drawn, of_drawn = reader.drawn(selection), []
+        for image in self.each("drawn images", drawn, len(drawn)):
+            with self._collecting_warnings():
+                explanations = list(explainer.explain(image, settings.maps.methods))
+                of_drawn.append(measure(explanations, measurements))
+            for measurement in measurements:
+                self._save_figures(measurement.figures(explanations, of_drawn[-1]))
+            if settings.explorer:
+                write_explorer(self.folder, explanations[0], settings, images, weights)
+
+        chosen = selection.measured if settings.measure.images else []
+        measured, of_measured = [reader.evaluation(number, selection.labels) for number in chosen], []
+        everywhere = [measurement for measurement in measurements if not measurement.drawn_only]
+        for image in self.each("measured images", measured, len(measured)):
+            with self._collecting_warnings():
+                of_measured.append(self.measured(explainer, image, everywhere))
+
+        pooled = _pooled(of_drawn)
+        results = Results(
+            weights=weights,
+            labels=[images.classes[c] for c in selection.labels],
+            images=[image.name for image in measured or drawn],
+            drawn_images=[image.name for image in drawn],
+            measured=_pooled(of_measured) if measured else pooled,
+            drawn=pooled,
+        )
+        for image in (image for image in drawn if not image.regions):
+            missing = f"none of the labels asked about is predicted on {settings.ask.least} pixels there"
+            self.warnings.append(f"{image.name}: {missing}: no maps are drawn of it")
+        self._conclude(measurements, results)
+
+    def measured(
+        self, explainer: Explainer, image: ExplainedImage, measurements: Sequence[Measurement]
+    ) -> dict[str, Rows]:
+        """What is measured on one image, or what was before this run was stopped."""
+        path, methods = self.folder / "measured" / f"{image.file_name}.pt", self.settings.measured_methods
+        return load_or_compute(
+            path, lambda: measure(explainer.explain(image, methods), measurements), self.progress.report
+        )
+
+    def _conclude(self, measurements: Sequence[Measurement], results: Results) -> None:
+        for measurement in measurements:
+            for name, (rows, what) in measurement.tables(results).items():
+                results.tables[name] = rows
+                if rows:
+                    save_csv(self.folder / f"{name}.csv", rows)
+                    self.files[f"{name}.csv"] = what
+            self._save_figures(measurement.charts(results))
+        self.files["numbers.json"] = "all tables in one"
+        distinct = list(dict.fromkeys(self.warnings))
+        numbers = {"about": results.weights, "asked": results.labels, "measured": results.images}
+        numbers |= {"drawn": results.drawn_images, "warnings": distinct}
+        save_json(self.folder / "numbers.json", numbers | results.tables)
+        sections = [section for measurement in measurements if (section := measurement.section(results))]
+        text = summary(self.settings, results, sections, distinct, self.files)
+        write_atomically(self.folder / "summary.md", text.encode())
+        self.progress.report(text)
         self.progress.report(f"Summary, tables, pictures and pages: {self.folder}")
 
-    def _controls(self, choice: Choice) -> dict[str, nn.Module]:
-        """Networks with random weights, whose normalisation layers know the statistics of some of the images."""
-        some = (choice.measured or list(choice.drawn))[:32] or list(range(min(8, self.images.evaluated)))
+    def _select(self, network: nn.Module) -> Selection:
+        counts = count_predicted(network.to(self.fabric.device).eval(), self.fabric.device, self.images)
+        return select_images(self.settings, self.images, *counts)
+
+    def _random_networks(self, selection: Selection) -> dict[str, nn.Module]:
+        """The controls, whose normalisation layers know the statistics of some of the images."""
+        settings, classes = self.settings, self.images.num_classes
+        some = (selection.measured or list(selection.drawn))[:32] or list(range(min(8, self.images.evaluated)))
         batches = [batch for _, batch, _, _ in self.images.evaluation(batch_size=8, far=0.0, only=some)]
-        subject, classes = self.settings.subject(), self.images.num_classes
-        found: dict[str, nn.Module] = {}
-        for seed in self.settings.measure.random_seeds:
-            found[f"{RANDOM} {seed}"] = random_network(subject, classes, seed, batches).to(self.fabric.device)
-        return found
+        seeds = {f"{RANDOM} {seed}": seed for seed in settings.measure.random_seeds}
+        networks = {name: random_network(settings.model, classes, seed, batches) for name, seed in seeds.items()}
+        return {name: network.to(self.fabric.device) for name, network in networks.items()}
 
-    def _measure(
-        self, meter: Meter, scenes: Sequence[Scene], methods: Sequence[str], *, keep: bool = False
-    ) -> list[Found]:
-        found = []
-        self.progress.begin("drawn images" if keep else "measured images", 0, len(scenes))
-        try:
-            for number, scene in enumerate(scenes):
-                found.append(meter.measure(scene, methods, keep=True) if keep else self.measured(meter, scene, methods))
-                self.progress.advance(number + 1, {}, 0.0)
-                self._stop_if_asked()
-        finally:
-            self.progress.end()
-        return found
+    @contextmanager
+    def _collecting_warnings(self) -> Iterator[None]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            yield
+        self.warnings += [str(w.message).strip() for w in caught if issubclass(w.category, UserWarning)]
 
-    def measured(self, meter: Meter, scene: Scene, methods: Sequence[str]) -> Found:
-        """What is measured on one image, or what was before this run was stopped."""
-        path = self.folder / "measured" / f"{scene.slug}.pt"
-        try:
-            if path.exists():
-                return Found(**load_checkpoint(path))
-        except DamagedCheckpoint as error:
-            self.progress.report(f"damaged result: {error}; it is measured again")
-        found = meter.measure(scene, methods)
-        path.parent.mkdir(exist_ok=True)
-        save_checkpoint(path, {name: getattr(found, name) for name in ("shares", "profiles", "alone", "matrix")})
-        return found
-
-    def _curves(self, meter: Meter, scenes: Sequence[Scene], shown: Sequence[Found]) -> tuple[list[Row], list[Row]]:
-        areas, points = list[Row](), list[Row]()
-        for scene, found in zip(scenes, shown):
-            for question in scene.questions:
-                if question.kind != "label":
-                    continue
-                for method in self.settings.maps.methods:
-                    self._stop_if_asked()
-                    values = found.maps[TRAINED, method, question.kind, question.label]
-                    network = meter.networks[TRAINED]
-                    parts = measure_curves(network, meter, scene, question, method, values, self.settings)
-                    areas += parts[0]
-                    points += parts[1]
-        return areas, points
-
-    def _stop_if_asked(self) -> None:
-        if self.stop.asked:
-            raise KeyboardInterrupt
+    def _save_figures(self, figures: Iterable[Figure]) -> None:
+        for name, figure, what in figures:
+            save_figure(self.folder / f"{name}.png", figure)
+            self.files[f"{name}.png"] = what
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the recipe; the exit status is 0, 1 after a mistake of the user or a full disk, 130 when interrupted."""
-    return look("explain", arguments, build_parser, understand, Job)
+def measure(explanations: Iterable[Explanation], measurements: Sequence[Measurement]) -> dict[str, Rows]:
+    """The rows of one image, by measurement."""
+    rows: dict[str, Rows] = {measurement.name: [] for measurement in measurements}
+    for explanation in explanations:
+        for measurement in measurements:
+            rows[measurement.name] += measurement.measure(explanation)
+    return rows
 
 
-def understand(parser: ArgumentParser, parsed: Namespace) -> ExplainSettings:
-    """The settings, checked."""
-    ready = parser.instantiate(parsed)
-    return ExplainSettings(**{name: ready[name] for name in ExplainSettings.__dataclass_fields__})
+def _pooled(images: Sequence[dict[str, Rows]]) -> dict[str, Rows]:
+    return {name: [row for rows in images for row in rows[name]] for name in images[0]}

@@ -1,12 +1,11 @@
-"""What an explanation run can be told: dataclasses that become the YAML file and the command line."""
+"""The settings of an explanation run: dataclasses that become the YAML file and the command line."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from perpixel.checks import check_integer, check_number, check_option, complain
-from recipes.kit.settings import DataSettings, HardwareSettings, ModelSettings, Schedule, check_seeds
-from recipes.tracing.settings import FixationSettings, PictureSettings
+from recipes.kit.settings import AnalysisSettings, MeasureSettings, Schedule, pretraining
 
 INFLUENCE = "Influence"
 
@@ -111,7 +110,7 @@ class CurveSettings:
 
 
 @dataclass
-class DataSetSettings:
+class DataSetSettings(MeasureSettings):
     """What is measured over a data set.
 
     Args:
@@ -123,12 +122,6 @@ class DataSetSettings:
         least: A patch belongs to a class of the matrix where more than this share of its pixels does (0: any pixel).
         controls: Random choices of as many pixels, per class and image of the matrix.
         bins: Bins of the radial profiles.
-        far: Synthetic only: a body pixel counts as far when its evidence is at least so many pixels away.
-        view: Synthetic only: pixels whose evidence is further away than this are left out (60: the default network sees
-            63 pixels each way; null: none left out).
-        random_seeds: Seeds of the networks with random weights to compare with.
-        level: Level of the bootstrap intervals.
-        resamples: Draws of the bootstrap.
     """
 
     images: int = 8
@@ -137,87 +130,47 @@ class DataSetSettings:
     least: float = 0.25
     controls: int = 2
     bins: int = 10
-    far: float = 24.0
-    view: float | None = 60.0
-    random_seeds: list[int] = field(default_factory=lambda: [0])
-    level: float = 0.95
-    resamples: int = 1999
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_integer("measure.images", self.images, low=0)
         check_number("measure.least", self.least, low=0, high=1, open_high=True)
         check_integer("measure.controls", self.controls, low=1)
         check_integer("measure.bins", self.bins, low=2)
-        check_number("measure.far", self.far, low=0)
-        if self.view is not None:
-            check_number("measure.view", self.view, low=self.far)
-        check_seeds("measure.random_seeds", self.random_seeds)
-        check_number("measure.level", self.level, low=0, high=1, open_low=True, open_high=True)
-        check_integer("measure.resamples", self.resamples, low=100)
 
 
-def _pretraining() -> Schedule:
-    return Schedule(epochs=4, optimizer="adamw", lr=3e-3, bias_multiplier=1.0, head_multiplier=1.0, warmup=20)
+def _short_pretraining() -> Schedule:
+    return pretraining(epochs=4)
 
 
 @dataclass
-class ExplainSettings:
+class ExplainSettings(AnalysisSettings):
     """Which context decides which labels? Maps, matrix and curves of a network, beside one with random weights.
 
     Args:
-        name: Name of the run, and of its folder.
-        out: Folder the run folders go to.
-        folder: The run folder itself (null: out/name-date-time).
-        run: A run folder of recipes.finetune, whose data, model and weights are used (data and model settings given
-            beside it win). Without it: model.checkpoint or model.weights, or else a short training first.
-        part: Which weights of that run: seed0/control, seed0/loss, start and so on.
-        seed: Seed of the training, if there is one, and of random choices.
         backdrop: What stands behind regions and patches: photograph (the image), labels (pale colours of the predicted
             labels) or outlines (their borders on white): the last two show nothing of the image, for data whose images
             must not be published; maps by pixel, such as those of IntegratedGradients, trace its edges all the same.
         explorer: Whether to write a page (HTML) per drawn image in which any pixel can be asked.
-        data: Which images.
-        model: Which network.
-        pretrain: The training, where no weights are given.
         ask: Which labels of which images.
         maps: How the maps are made.
         curves: Deletion and insertion.
         measure: What is measured over the data.
-        hardware: Where it runs; one device.
     """
 
     name: str = "explain"
-    out: str = "runs"
-    folder: str | None = None
-    run: str | None = None
-    part: str = "seed0/control"
-    seed: int = 0
+    pretrain: Schedule = field(default_factory=_short_pretraining)
     backdrop: Literal["photograph", "labels", "outlines"] = "photograph"
     explorer: bool = True
-    data: DataSettings = field(default_factory=DataSettings)
-    model: ModelSettings = field(default_factory=ModelSettings)
-    pretrain: Schedule = field(default_factory=_pretraining)
     ask: AskSettings = field(default_factory=AskSettings)
     maps: MapSettings = field(default_factory=MapSettings)
     curves: CurveSettings = field(default_factory=CurveSettings)
     measure: DataSetSettings = field(default_factory=DataSetSettings)
-    hardware: HardwareSettings = field(default_factory=HardwareSettings)
 
     def __post_init__(self) -> None:
-        check_integer("seed", self.seed, low=0)
-        if self.run is not None and (self.model.checkpoint or self.model.weights):
-            came = f"run={self.run!r} and {self.model.checkpoint or self.model.weights!r}"
-            raise ValueError(complain("run, model.checkpoint, model.weights", "one of them", came, "Leave one out."))
-        if str(self.hardware.devices) != "1":
-            remedy = "Leave it out: one network is asked, on one device."
-            raise ValueError(complain("hardware.devices", "1", self.hardware.devices, remedy))
+        super().__post_init__()
         for method in self.measure.methods or ():
             check_option("measure.methods", method, self.maps.methods)
-
-    def subject(self, image: int | str = 0) -> FixationSettings:
-        """The same network and data, and one image, as recipes.fixations names them: its parts load all of these."""
-        names = ("name", "out", "folder", "run", "part", "seed", "data", "model", "pretrain", "hardware")
-        return FixationSettings(**{n: getattr(self, n) for n in names}, picture=PictureSettings(image=image))
 
     @property
     def measured_methods(self) -> list[str]:

@@ -1,89 +1,83 @@
 """python -m recipes.finetune: did the template-similarity loss help, against a control that differs in nothing else?"""
 
-import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 from lightning_fabric import Fabric
-from rich.console import Console
+from rich.markdown import Markdown
 from torch import nn
 
 import perpixel
 from perpixel.checks import complain
-from recipes.finetuning.comparison import Arms, compare, in_words, rich_table, save_comparison
-from recipes.finetuning.pictures import draw_curves, draw_predictions, telling_images
-from recipes.kit.command_line import CONFIG, Attempt, as_yaml, choose_folder, read_arguments, recipe_parser, set_threads
-from recipes.kit.images import Images
-from recipes.kit.interrupt import Interrupt
-from recipes.kit.networks import Weights, build_network, load_weights, select_layers, starting_weights, unwrap_weights
-from recipes.kit.progress import Progress
+from perpixel.evaluation import SegmentationScores
+from recipes.finetuning.pictures import draw_curves, draw_predictions, select_examples
+from recipes.finetuning.results import ARMS, compare_arms
+from recipes.finetuning.settings import FinetuneSettings
+from recipes.kit.job import Job
+from recipes.kit.networks import build_network, select_layers
 from recipes.kit.randomness import seed_everything
-from recipes.kit.scores import Scores
-from recipes.kit.settings import Schedule, Settings
-from recipes.training.checkpoints import LAST, DamagedCheckpoint, load_checkpoint, save_checkpoint, write_atomically
+from recipes.kit.settings import RunSettings, Schedule
+from recipes.kit.weights import Weights, load_weights, starting_weights
 from recipes.training.history import read_json_lines
 from recipes.training.sharding import choose_strategy
-from recipes.training.trainer import Stretch, Trainer
+from recipes.training.trainer import Training, train
 
-SCORES = "scores.pt"
-
-
-def build_parser() -> ArgumentParser:
-    """The command line: every field of Settings, and the options of the loss."""
-    example = "--config recipes/configs/camvid.yaml --data.root ../data/camvid"
-    parser = recipe_parser("finetune", Settings, nested="data.root", example=example)
-    parser.add_class_arguments(perpixel.TemplateSimilarityLoss, "loss", skip={"ignore_index"})
-    parser.set_defaults({"loss.weight": 0.05})
-    return parser
+Scores = dict[int, SegmentationScores]  # by seed
 
 
 @dataclass
-class Job:
-    """What every part of a run needs."""
+class FinetuneJob(Job):
+    """One start for all seeds, or one per seed; from it a control and a loss arm for each."""
 
-    settings: Settings
-    loss_options: dict[str, Any]
-    folder: Path
-    fabric: Fabric
-    images: Images
-    progress: Progress
-    stop: Interrupt
+    recipe = "finetune"
+    settings_class = FinetuneSettings
+    nested = "data.root"
+    example = "--config recipes/configs/camvid.yaml --data.root ../data/camvid"
+    skip = ("loss",)
+
+    settings: FinetuneSettings
     given: Weights | None = None
 
-    def loss(self) -> nn.Module:
-        """A fresh loss term, with nothing in its buffers."""
-        return perpixel.TemplateSimilarityLoss(**self.loss_options, ignore_index=self.settings.data.ignore_index)
+    @classmethod
+    def build_parser(cls) -> ArgumentParser:
+        """Every field of the settings, and the options of the loss."""
+        parser = super().build_parser()
+        parser.add_class_arguments(perpixel.TemplateSimilarityLoss, "loss", skip={"ignore_index"})
+        parser.set_defaults({"loss.weight": 0.05})
+        return parser
 
-    def run(self, stretch: Stretch) -> tuple[Scores, Weights]:
-        """Train a stretch, or read what it gave when it was finished before: scores and the weights they belong to."""
-        path = stretch.folder / SCORES
-        try:
-            if path.exists():
-                scores = Scores(**load_checkpoint(path))
-                return scores, unwrap_weights(load_checkpoint(stretch.folder / LAST), str(stretch.folder / LAST))
-        except (DamagedCheckpoint, FileNotFoundError) as error:
-            self.progress.report(f"damaged result: {error}; it is computed again")
-        trainer = Trainer(self.fabric, self.settings, self.images, stretch, self.progress, self.stop)
-        scores = trainer.run()
-        weights = {name: value.detach().cpu().clone() for name, value in trainer.evaluated.state_dict().items()}
-        if self.fabric.is_global_zero:
-            save_checkpoint(path, scores.state())
-        self.fabric.barrier()
-        return scores, weights
+    @classmethod
+    def read_settings(cls, parser: ArgumentParser, parsed: Namespace) -> FinetuneSettings:
+        """The settings, checked, with the options of the loss."""
+        settings = super().read_settings(parser, parsed)
+        options = {**parsed.loss.as_dict(), "template": settings.loss.template}
+        return replace(settings, loss=options)
+
+    @classmethod
+    def build_fabric(cls, settings: RunSettings) -> Fabric:
+        """One device or several."""
+        hardware = settings.hardware
+        return Fabric(
+            accelerator=hardware.accelerator,
+            devices=hardware.devices,
+            strategy=choose_strategy(hardware.strategy),
+            precision=hardware.precision,  # type: ignore[arg-type]
+        )
 
     def prepare(self) -> None:
         """Read the weights to start from and try the settings, so that mistakes show before anything is written."""
         settings, classes = self.settings, self.images.num_classes
         seed_everything(0)
         network = build_network(settings.model, classes)
-        chosen = starting_weights(settings.model)
-        if chosen is not None:
-            replace = settings.model.replace_head or bool(settings.model.weights)
-            new = load_weights(network, *chosen, replace_head=replace, num_classes=classes)
+        weights = starting_weights(settings.model)
+        if weights is not None:
+            may_replace = settings.model.replace_head or bool(settings.model.weights)
+            new = load_weights(network, *weights, replace_head=may_replace, num_classes=classes)
             if new:
-                self.progress.report(f"{', '.join(new)} start at random: {chosen[1]} knows another number of classes")
+                self.progress.report(f"{', '.join(new)} start at random: {weights[1]} knows another number of classes")
             self.given = network.state_dict()
         select_layers(network, settings.train.layers, settings.model.head)
         for schedule in (settings.pretrain, settings.train):
@@ -92,76 +86,90 @@ class Job:
                 raise ValueError(complain("ema", "null with fsdp", schedule.ema, remedy))
             self.images.steps_per_epoch(schedule.batch_size)
 
-    def start(self, seed: int) -> tuple[Scores, Weights]:
-        """The start of the arms of `seed`: given weights, or pre-training with cross-entropy alone."""
-        settings = self.settings
-        own = seed if settings.pretrain_per_seed else 0
-        folder = self.folder / (f"seed{seed}/start" if settings.pretrain_per_seed else "start")
-        name = f"seed {seed} · pre-training" if settings.pretrain_per_seed else "pre-training"
-        schedule = settings.pretrain
-        if self.given is not None:
-            name, schedule = "start", Schedule(epochs=0)
-        return self.run(Stretch(folder, name, own, schedule, self.given))
-
-    def everything(self) -> None:
+    def run(self) -> None:
         """Starts, arms, table and pictures."""
-        arms: dict[int, Arms] = {}
-        starts: dict[int, Scores] = {}
-        folders: dict[str, dict[int, Path]] = {"control": {}, "loss": {}}
-        shown: dict[str, Weights] = {}
-        for seed in self.settings.seeds:
-            scores, weights = self.start(seed)
-            if self.settings.pretrain_per_seed or not starts:
+        settings, shared = self.settings, not self.settings.pretrain_per_seed
+        starts: Scores = {}
+        arms: dict[str, Scores] = {arm: {} for arm in ARMS}
+        first: dict[str, Weights] = {}
+        for seed in settings.seeds:
+            scores, weights = self._train_start(seed)
+            if not shared or not starts:
                 starts[seed] = scores
-            found: dict[str, Scores] = {}
-            for arm, term in (("control", None), ("loss", self.loss)):
-                folders[arm][seed] = self.folder / f"seed{seed}" / arm
-                title = f"seed {seed} · {arm}"
-                stretch = Stretch(folders[arm][seed], title, seed, self.settings.train, weights, term)
-                found[arm], trained = self.run(stretch)
-                shown.setdefault(arm, trained)
-            arms[seed] = found
+            for arm, term in zip(ARMS, (None, self._build_loss)):
+                title, folder = f"seed {seed} · {arm}", self._folder(seed, arm)
+                training = Training(folder, title, seed, settings.train, weights, term)
+                arms[arm][seed], trained = self._train(training)
+                first.setdefault(arm, trained)
         if self.fabric.is_global_zero:
-            self._conclude(starts, arms, folders, shown)
+            self._save_results(starts, arms)
+            self._draw(starts, arms, first)
+            self.progress.report(f"\nTable, pictures, metrics and checkpoints: {self.folder}")
 
-    def _conclude(
-        self,
-        starts: dict[int, Scores],
-        arms: dict[int, Arms],
-        folders: dict[str, dict[int, Path]],
-        shown: dict[str, Weights],
-    ) -> None:
-        settings, console = self.settings, self.progress.console
+    def _folder(self, seed: int, arm: str) -> Path:
+        return self.folder / f"seed{seed}" / arm
+
+    def _build_loss(self) -> nn.Module:
+        """A fresh loss term, with nothing in its buffers."""
+        return perpixel.TemplateSimilarityLoss(**self.settings.loss, ignore_index=self.settings.data.ignore_index)
+
+    def _train_start(self, seed: int) -> tuple[SegmentationScores, Weights]:
+        """The start of the arms of `seed`: given weights, or pre-training with cross-entropy alone."""
+        per_seed = self.settings.pretrain_per_seed
+        title, schedule = "pre-training", self.settings.pretrain
+        if self.given is not None:
+            title, schedule = "start", Schedule(epochs=0)
+        elif per_seed:
+            title = f"seed {seed} · pre-training"
+        folder = self._folder(seed, "start") if per_seed else self.folder / "start"
+        return self._train(Training(folder, title, seed if per_seed else 0, schedule, self.given))
+
+    def _train(self, training: Training) -> tuple[SegmentationScores, Weights]:
+        settings = self.settings
+        return train(
+            self, replace(training, evaluation=settings.evaluation, checkpoint_every=settings.checkpoint_every)
+        )
+
+    def _histories(self) -> dict[str, dict[int, list[dict[str, Any]]]]:
+        """Rows per epoch by arm and seed."""
+        seeds = self.settings.seeds
+        return {arm: {s: read_json_lines(self._folder(s, arm) / "metrics.jsonl") for s in seeds} for arm in ARMS}
+
+    def _save_results(self, starts: Scores, arms: Mapping[str, Scores]) -> None:
+        settings = self.settings
         seconds = {
-            arm: [row["seconds"] for folder in by_seed.values() for row in read_json_lines(folder / "metrics.jsonl")]
-            for arm, by_seed in folders.items()
+            arm: [row["seconds"] for rows in by_seed.values() for row in rows]
+            for arm, by_seed in self._histories().items()
         }
-        comparison = compare(
+        results = compare_arms(
             starts,
             arms,
-            seconds,
-            classes=list(self.images.classes),
+            classes=self.images.classes,
+            seconds=seconds,
             evaluation=settings.evaluation,
-            loss=describe_loss(self.loss_options),
+            loss=describe_loss(settings.loss),
             shared_start=not settings.pretrain_per_seed,
         )
-        save_comparison(comparison, self.folder)
-        title = f"{settings.name}: {settings.model.name} on {settings.data.name}"
-        draw_curves(folders, starts, self.folder / "curves.png", title)
-        networks = {}
-        for arm, weights in shown.items():
-            networks[arm] = build_network(settings.model, self.images.num_classes)
-            networks[arm].load_state_dict(weights)
-        first = settings.seeds[0]
-        picks = telling_images(arms[first]["control"], arms[first]["loss"], settings.evaluation.pictures)
-        draw_predictions(networks, self.images, picks, self.folder / "predictions.png", f"{title}, seed {first}")
-        console.print(rich_table(comparison))
-        for sentence in in_words(comparison):
+        results.save(self.folder)
+        self.progress.console.print(Markdown("\n".join(results.table())))
+        for sentence in results.sentences():
             self.progress.report(f"- {sentence}")
-        self.progress.report(f"\nTable, pictures, metrics and checkpoints: {self.folder}")
+
+    def _draw(self, starts: Scores, arms: Mapping[str, Scores], first: Mapping[str, Weights]) -> None:
+        """Curves of all seeds, predictions of the first."""
+        settings, seed = self.settings, self.settings.seeds[0]
+        title = f"{settings.name}: {settings.model.name} on {settings.data.name}"
+        draw_curves(self.folder / "curves.png", self._histories(), starts, title)
+        networks = {}
+        for arm, weights in first.items():
+            networks[arm] = build_network(settings.model, self.images.num_classes).eval()
+            networks[arm].load_state_dict(weights)
+        examples = select_examples(arms["control"][seed], arms["loss"][seed], settings.evaluation.pictures)
+        path = self.folder / "predictions.png"
+        draw_predictions(path, networks, self.images, examples, f"{title}, seed {seed}")
 
 
-def describe_loss(options: dict[str, Any]) -> str:
+def describe_loss(options: Mapping[str, Any]) -> str:
     """The loss with the options that matter, such as "template similarity, weight 0.05, cosine, peak templates"."""
     parts = ["template similarity", f"weight {options['weight']:g}", str(options["similarity"])]
     parts += ["selective"] if options["selective"] else []
@@ -169,46 +177,3 @@ def describe_loss(options: dict[str, Any]) -> str:
     parts += [f"{options['template']} templates" if isinstance(options["template"], str) else "own templates"]
     momentum = options.get("running_momentum")
     return ", ".join(parts + ([f"running with momentum {momentum:g}"] if momentum is not None else []))
-
-
-def understand(parser: ArgumentParser, parsed: Namespace) -> tuple[Settings, dict[str, Any]]:
-    """Settings, and the loss' options, both checked."""
-    ready = parser.instantiate(parsed)
-    settings = Settings(**{name: ready[name] for name in Settings.__dataclass_fields__})
-    options = {**parsed.loss.as_dict(), "template": ready.loss.template}
-    return settings, options
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the recipe; the exit status is 0, 1 after a mistake of the user or a full disk, 130 when interrupted."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    console = Console(width=None if sys.stdout.isatty() else 118)
-    return Attempt(console, "python -m recipes.finetune").status(lambda attempt: _run(given, attempt))
-
-
-def _run(arguments: list[str], attempt: Attempt) -> None:
-    parser = build_parser()
-    parsed, resumed = read_arguments(parser, arguments)
-    settings, loss_options = understand(parser, parsed)
-    hardware = settings.hardware
-    set_threads(hardware)
-    fabric = Fabric(
-        accelerator=hardware.accelerator,
-        devices=hardware.devices,
-        strategy=choose_strategy(hardware.strategy),
-        precision=hardware.precision,  # type: ignore[arg-type]
-    )
-    fabric.launch()
-    chosen = resumed or choose_folder(settings.folder, settings.out, settings.name)
-    folder = Path(fabric.broadcast(str(chosen)))
-    progress = Progress(attempt.console, shown=fabric.is_global_zero)
-    job = Job(settings, loss_options, folder, fabric, Images(settings.data), progress, Interrupt())
-    job.prepare()
-    attempt.folder = folder
-    with job.stop:
-        if fabric.is_global_zero and resumed is None:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / CONFIG, as_yaml(parser, parsed).encode())
-        fabric.barrier()
-        progress.report(f"run folder: {folder}")
-        job.everything()

@@ -1,8 +1,7 @@
-"""What all recipes share as commands: a run folder that is never overwritten, --resume, mistakes told in a sentence."""
+"""A recipe as a command: --resume, threads, and an exit status with mistakes reported in a sentence."""
 
 import errno
 import os
-import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -12,54 +11,14 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
 from perpixel.checks import complain
+from recipes.kit.run_folder import CONFIG, DamagedCheckpoint
 from recipes.kit.settings import HardwareSettings
-from recipes.training.checkpoints import DamagedCheckpoint
 
-CONFIG = "config.yaml"
 MISTAKES = (ValueError, TypeError, FileNotFoundError, FileExistsError, DamagedCheckpoint, FloatingPointError)
 
 
-def recipe_parser(recipe: str, settings: type, *, nested: str, example: str) -> ArgumentParser:
-    """The command line of `python -m recipes.RECIPE`: --config, --resume and every field of the class `settings`."""
-    parser = ArgumentParser(
-        prog=f"python -m recipes.{recipe}",
-        allow_abbrev=False,
-        usage=f"%(prog)s [--config FILE] [--SETTING VALUE ...]    (settings below; nested ones as --{nested})",
-        description=(settings.__doc__ or "").split("Args:")[0].strip(),
-        epilog=f"Example: python -m recipes.{recipe} {example}",
-    )
-    parser.add_argument("--config", action="config", help="YAML file with settings; later arguments win.")
-    parser.add_argument("--resume", type=str | None, default=None, help="Run folder to continue, and nothing else.")
-    parser.add_class_arguments(settings)
-    return parser
-
-
-def as_yaml(parser: ArgumentParser, parsed: Namespace) -> str:
-    """Every setting, null ones too: left out, a null would come back as the default when the run is resumed."""
-    return parser.dump(parsed, skip_unset=False)
-
-
-def set_threads(hardware: HardwareSettings) -> None:
-    """The cores this process may use (fewer if torch was told so), shared among the devices of a CPU run."""
-    threads = hardware.threads
-    if threads is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        shared = int(hardware.devices) if hardware.accelerator == "cpu" and str(hardware.devices).isdigit() else 1
-        threads = max(1, min(torch.get_num_threads(), cores) // max(shared, 1))
-    torch.set_num_threads(threads)
-
-
-def choose_folder(folder: str | None, out: str, name: str) -> Path:
-    """The folder of a new run: `folder`, or out/name-date-time. FileExistsError where there is a run already."""
-    path = Path(folder) if folder else Path(out) / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if (path / CONFIG).exists() or (path.exists() and not path.is_dir()):
-        remedy = f"Continue it with --resume {path}, or choose another --folder."
-        raise FileExistsError(complain("folder", "a new or empty folder", f"{path}, which holds a run", remedy))
-    return path
-
-
 def read_arguments(parser: ArgumentParser, arguments: list[str]) -> tuple[Namespace, Path | None]:
-    """The settings, and the folder to resume: its settings are then those of the run."""
+    """The parsed settings, and the folder to resume: its settings are then those of the run."""
     parsed = parser.parse_args(arguments)
     if parsed.resume is None:
         return parsed, None
@@ -72,36 +31,47 @@ def read_arguments(parser: ArgumentParser, arguments: list[str]) -> tuple[Namesp
     return parser.parse_path(folder / CONFIG), folder
 
 
-class Attempt:
-    """One call of a command: `folder` is set once the run folder exists, and says where to continue."""
+def as_yaml(parser: ArgumentParser, parsed: Namespace) -> str:
+    """Every setting, null ones too: left out, a null would come back as the default when the run is resumed."""
+    return parser.dump(parsed, skip_unset=False)
+
+
+def set_threads(hardware: HardwareSettings) -> None:
+    """The cores this process may use (fewer if torch is set so), shared among the devices of a CPU run."""
+    threads = hardware.threads
+    if threads is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        shared = int(hardware.devices) if hardware.accelerator == "cpu" and str(hardware.devices).isdigit() else 1
+        threads = max(1, min(torch.get_num_threads(), cores) // max(shared, 1))
+    torch.set_num_threads(threads)
+
+
+class Command:
+    """One call of a recipe; `folder` is set once the run folder exists, and says where to continue."""
 
     def __init__(self, console: Console, command: str) -> None:
         self.console, self.command = console, command
         self.folder: Path | None = None
 
-    def status(self, body: Callable[["Attempt"], None]) -> int:
+    def status(self, body: Callable[["Command"], None]) -> int:
         """Do it; the exit status is 0, 1 after a mistake of the user or a full disk, 130 when interrupted."""
+        status = 1
         try:
             body(self)
+            return 0
         except KeyboardInterrupt:
-            told = "interrupted" if self.folder is None else f"interrupted; nothing is lost. {self._continue()}"
-            return self._fail(told, 130)
+            message, status = "interrupted" if self.folder is None else "interrupted; nothing is lost", 130
         except MISTAKES as mistake:
-            told = f"error: {mistake}"
+            message = f"error: {mistake}"
             if self.folder is not None:
                 (self.folder / "error.log").write_text(traceback.format_exc())
-                told += f"\nDetails: {self.folder / 'error.log'}. {self._continue()}"
-            return self._fail(told, 1)
+                message += f"\nDetails: {self.folder / 'error.log'}"
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT) or self.folder is None:
                 raise
-            return self._fail(f"error: {error.strerror or error}\n{self._continue()}", 1)
-        return 0
-
-    def _continue(self) -> str:
-        return f"Continue with: {self.command} --resume {self.folder}"
-
-    def _fail(self, told: str, status: int) -> int:
+            message = f"error: {error.strerror or error}"
+        if self.folder is not None:
+            message += f"\nContinue with: {self.command} --resume {self.folder}"
         style = "red" if status == 1 else None
-        self.console.print(told, style=style, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(message, style=style, markup=False, highlight=False, soft_wrap=True)
         return status

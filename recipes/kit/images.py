@@ -1,6 +1,8 @@
 """Training and evaluation images: which, in which order, and what was done to them, all functions of (seed, epoch)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from perpixel import data
 from perpixel.checks import complain
@@ -17,12 +20,11 @@ from recipes.kit.settings import DataSettings
 EvaluationBatch = tuple[Tensor, Tensor, Tensor, Tensor | None]  # indices, images, labels, far-body mask
 
 
-class _InMemory(Dataset[Any]):
-    """The first `count` samples of another data set (None: all), kept after they were first asked for if `keep`."""
+class _Samples(Dataset[Any]):
+    """`count` samples, number i made by `make(i)`; kept after they were first asked for if `keep`."""
 
-    def __init__(self, dataset: Any, *, count: int | None, keep: bool) -> None:
-        self.dataset, self.keep = dataset, keep
-        self.count = len(dataset) if count is None else min(count, len(dataset))
+    def __init__(self, make: Callable[[int], Any], count: int, *, keep: bool = False) -> None:
+        self.make, self.count, self.keep = make, count, keep
         self._kept: dict[int, Any] = {}
 
     def __len__(self) -> int:
@@ -30,45 +32,29 @@ class _InMemory(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         if not self.keep:
-            return self.dataset[index]
+            return self.make(index)
         if index not in self._kept:
-            self._kept[index] = self.dataset[index]
+            self._kept[index] = self.make(index)
         return self._kept[index]
 
 
-class _Transformed(Dataset[tuple[Tensor, Tensor]]):
-    """(image, labels) of another data set after `transforms`."""
-
-    def __init__(self, dataset: Any, transforms: Any) -> None:
-        self.dataset, self.transforms = dataset, transforms
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        image, labels, *_ = self.dataset[index]
-        image, labels = self.transforms(tv_tensors.Image(image), tv_tensors.Mask(labels))
-        return image.as_subclass(Tensor), labels.as_subclass(Tensor)
+def _transformed(dataset: Dataset[Any], transforms: Any, index: int) -> tuple[Tensor, Tensor]:
+    """Image and labels of a sample after `transforms`."""
+    image, labels, *_ = dataset[index]
+    image, labels = transforms(tv_tensors.Image(image), tv_tensors.Mask(labels))
+    return image.as_subclass(Tensor), labels.as_subclass(Tensor)
 
 
-class _ForEvaluation(Dataset[Any]):
-    """(index, image, labels, far-body mask) after `transforms`; the mask is left out of data without evidence masks."""
-
-    def __init__(self, dataset: Any, transforms: Any, far: float, confusable: Tensor | None) -> None:
-        self.dataset, self.far, self.confusable = dataset, far, confusable
-        self.transformed = _Transformed(dataset, transforms)
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> tuple[Any, ...]:
-        sample = (index, *self.transformed[index])
-        if self.confusable is None:
-            return sample
-        _, labels, evidence, instances = self.dataset[index]
-        distance = data.evidence_distance(instances, evidence)
-        far = (distance >= self.far) & distance.isfinite() & torch.isin(labels, self.confusable)
-        return (*sample, far)
+def _for_evaluation(
+    dataset: Dataset[Any], transforms: Any, confusable: Tensor | None, far: float, index: int
+) -> tuple[Any, ...]:
+    """index, image, labels, far-body mask; the mask is left out of data without evidence masks."""
+    sample = (index, *_transformed(dataset, transforms, index))
+    if confusable is None:
+        return sample
+    _, labels, evidence, instances = dataset[index]
+    distance = data.evidence_distance(instances, evidence)
+    return (*sample, (distance >= far) & distance.isfinite() & torch.isin(labels, confusable))
 
 
 class Images:
@@ -80,18 +66,9 @@ class Images:
     def __init__(self, settings: DataSettings) -> None:
         self.settings, self.ignore_index = settings, settings.ignore_index
         synthetic = settings.name == "synthetic"
-        keep = synthetic if settings.cache is None else settings.cache
-        self._train, self._val = (
-            _InMemory(self._source(split, count), count=count, keep=keep)
-            for split, count in (
-                (settings.train_split, settings.train_images),
-                (settings.eval_split, settings.eval_images),
-            )
-        )
-        source, other = self._train.dataset, self._val.dataset
-        for part, split in ((self._train, settings.train_split), (self._val, settings.eval_split)):
-            if not len(part):
-                raise ValueError(complain("data", "at least one image", f"none in {split!r}", "Check root and splits."))
+        self._keep = synthetic if settings.cache is None else settings.cache
+        source, self._train = self._part(settings.train_split, settings.train_images)
+        other, self._val = self._part(settings.eval_split, settings.eval_images)
         self.classes: tuple[str, ...] = tuple(source.classes)
         self.colors = torch.as_tensor(source.colors, dtype=torch.uint8)
         self.num_classes: int = source.num_classes
@@ -103,7 +80,14 @@ class Images:
         if synthetic:
             known = [c for pair in self.pairs if pair.kind == "confusable" for c in (pair.first, pair.second)]
             self._confusable = torch.tensor(known)
-        self._kept_masks: dict[float, Dataset[Any]] = {}
+        self._evaluation_sets: dict[float, Dataset[Any]] = {}
+
+    def _part(self, split: str, count: int | None) -> tuple[Any, _Samples]:
+        source = self._source(split, count)
+        length = len(source) if count is None else min(count, len(source))
+        if not length:
+            raise ValueError(complain("data", "at least one image", f"none in {split!r}", "Check root and splits."))
+        return source, _Samples(source.__getitem__, length, keep=self._keep)
 
     def _source(self, split: str, count: int | None) -> Any:
         settings, options = self.settings, dict(self.settings.options)
@@ -152,7 +136,7 @@ class Images:
             jitter=settings.jitter,
             ignore_index=self.ignore_index,
         )
-        dataset = data.Deterministic(_Transformed(self._train, transforms), seed)
+        dataset = data.Deterministic(_Samples(partial(_transformed, self._train, transforms), len(self._train)), seed)
         dataset.set_epoch(epoch)
         order = np.random.default_rng([seed, epoch]).permutation(len(self._train)).tolist()
         share = batch_size // world
@@ -172,10 +156,10 @@ class Images:
             yield index, images, labels, masks[0] if masks else None
 
     def _evaluation_set(self, far: float) -> Dataset[Any]:
-        if far not in self._kept_masks:
-            plain = _ForEvaluation(self._val, data.eval_transforms(), far, self._confusable)
-            self._kept_masks[far] = _InMemory(plain, count=None, keep=self._val.keep)
-        return self._kept_masks[far]
+        if far not in self._evaluation_sets:
+            make = partial(_for_evaluation, self._val, data.eval_transforms(), self._confusable, far)
+            self._evaluation_sets[far] = _Samples(make, len(self._val), keep=self._keep)
+        return self._evaluation_sets[far]
 
     def _load(self, dataset: Any, batches: list[list[int]]) -> Any:
         # A generator of its own: the loader would else draw from the global one, and a resumed epoch would draw twice.
@@ -186,6 +170,37 @@ class Images:
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),
         )
+
+    def picture(self, chosen: int | str, setting: str = "picture.image") -> tuple[Tensor, str]:
+        """Evaluation image number `chosen`, or that file brought to the size of the data: (1, 3, H, W), normalised.
+
+        Second its name. `setting` is for messages.
+        """
+        if isinstance(chosen, int):
+            if not 0 <= chosen < self.evaluated:
+                expected = f"below {self.evaluated}, the number of evaluation images, or a file"
+                raise ValueError(complain(setting, expected, chosen, "Choose another."))
+            _, image, _, _ = next(iter(self.evaluation(batch_size=1, far=0.0, only=[chosen])))
+            return image, f"{self.settings.name} image {chosen}"
+        from PIL import Image, ImageOps, UnidentifiedImageError
+
+        try:
+            with Image.open(chosen) as file:
+                image = pil_to_tensor(ImageOps.exif_transpose(file).convert("RGB")).float() / 255
+        except (UnidentifiedImageError, OSError) as error:
+            raise ValueError(complain(setting, "an image file", f"{chosen}: {error}", "Choose another.")) from error
+        labels, size = torch.zeros(image.shape[1:], dtype=torch.int64), self.settings.size
+        for transform in ([] if size is None else [ResizeTo(size)]) + [data.eval_transforms()]:
+            image, labels = transform(tv_tensors.Image(image), tv_tensors.Mask(labels))
+        return image.as_subclass(Tensor)[None], Path(chosen).name
+
+    def class_numbers(self, names: Collection[str], setting: str) -> list[int]:
+        """The numbers of these classes; ValueError where `setting` names one that there is not."""
+        known = {name: number for number, name in enumerate(self.classes)}
+        for name in names:
+            if name not in known:
+                raise ValueError(complain(setting, f"names among {', '.join(known)}", name, "Check the spelling."))
+        return [known[name] for name in names]
 
     def displayed(self, image: Tensor) -> Tensor:
         """A normalised image as it looks, in [0, 1]."""

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
@@ -16,7 +17,7 @@ class Progress:
         self.console, self.shown, self.every_seconds = console, shown, every_seconds
         self._bar: Bar | None = None
         self._task = TaskID(0)
-        self._title, self._first, self._steps, self._began, self._told = "", 0, 0, 0.0, 0.0
+        self._title, self._first, self._steps, self._began, self._reported = "", 0, 0, 0.0, 0.0
 
     def report(self, text: str) -> None:
         """A line that stays."""
@@ -24,9 +25,9 @@ class Progress:
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def begin(self, title: str, step: int, steps: int) -> None:
-        """Start a stretch of `steps`, of which `step` are done."""
+        """Start on `steps`, of which `step` are done."""
         self._title, self._first, self._steps = title, step, steps
-        self._began = self._told = time.monotonic()
+        self._began = self._reported = time.monotonic()
         if not self.shown or steps == 0:
             return
         if self.console.is_terminal:
@@ -34,25 +35,26 @@ class Progress:
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[told]}"),
+                TextColumn("{task.fields[text]}"),
                 TimeRemainingColumn(),
                 console=self.console,
                 transient=True,
             )
-            self._task = self._bar.add_task(title, total=steps, completed=step, told="")
+            self._task = self._bar.add_task(title, total=steps, completed=step, text="")
             self._bar.start()
         else:
             self.report(f"{title}: {f'continuing at step {step} of ' if step else ''}{steps} steps")
 
     def advance(self, step: int, terms: Mapping[str, float], images_per_second: float) -> None:
         """Show the newest loss terms and the speed."""
-        told = "  ".join(f"{name} {value:.3f}" for name, value in terms.items()) + f"  {images_per_second:.1f} images/s"
+        state = [f"{name} {value:.3f}" for name, value in terms.items()]
+        text = "  ".join([*state, f"{images_per_second:.1f} images/s"])
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, told=told)
-        elif time.monotonic() - self._told >= self.every_seconds:
-            self._told = time.monotonic()
-            left = (self._told - self._began) / max(step - self._first, 1) * (self._steps - step)
-            self.report(f"{self._title}: step {step}/{self._steps}  {told}  {_duration(left)} left")
+            self._bar.update(self._task, completed=step, text=text)
+        elif time.monotonic() - self._reported >= self.every_seconds:
+            self._reported = time.monotonic()
+            left = (self._reported - self._began) / max(step - self._first, 1) * (self._steps - step)
+            self.report(f"{self._title}: step {step}/{self._steps}  {text}  {timedelta(seconds=round(left))} left")
 
     def epoch(self, title: str, row: Mapping[str, Any], epochs: int) -> None:
         """A line per epoch."""
@@ -67,9 +69,3 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,9 +1,11 @@
-"""What a fine-tuning run can be told: dataclasses that become the YAML file and the command line."""
+"""The settings of runs: dataclasses that become the YAML file and the command line."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from perpixel.checks import check_integer, check_number, complain
+from perpixel.evaluation import BootstrapInterval, bootstrap_images
 
 
 @dataclass
@@ -191,50 +193,90 @@ class HardwareSettings:
     compile: bool = False
 
 
-def _pretraining() -> Schedule:
-    return Schedule(epochs=12, optimizer="adamw", lr=3e-3, bias_multiplier=1.0, head_multiplier=1.0, warmup=20)
-
-
-def _fine_tuning() -> Schedule:
-    return Schedule(epochs=4, optimizer="adamw", lr=1e-3, bias_multiplier=1.0, head_multiplier=1.0)
+def pretraining(epochs: int = 12) -> Schedule:
+    """The default schedule of a training from scratch with cross-entropy alone."""
+    return Schedule(epochs=epochs, optimizer="adamw", lr=3e-3, bias_multiplier=1.0, head_multiplier=1.0, warmup=20)
 
 
 @dataclass
-class Settings:
-    """Fine-tune a segmentation network with and without a template-similarity loss, and say whether the loss helped.
+class RunSettings:
+    """The settings of all recipes.
 
     Args:
         name: Name of the run, and of its folder.
         out: Folder the run folders go to.
         folder: The run folder itself (null: out/name-date-time).
-        seeds: Seeds of data order, augmentation and dropout; each trains one control and one loss arm.
-        pretrain_per_seed: Pre-train once per seed instead of one start for all.
-        checkpoint_every: Steps between checkpoints (one is also written after every epoch).
         data: Which images.
         model: Which network.
-        pretrain: The short cross-entropy training from scratch; skipped when model.weights or model.checkpoint says
-            where to start.
-        train: The fine-tuning, the same for control and loss.
-        evaluation: How they are compared.
+        pretrain: The training from scratch with cross-entropy alone, where no weights are given.
         hardware: Where it runs.
     """
 
-    name: str = "finetune"
+    name: str = "run"
     out: str = "runs"
     folder: str | None = None
-    seeds: list[int] = field(default_factory=lambda: [0])
-    pretrain_per_seed: bool = False
-    checkpoint_every: int = 100
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
-    pretrain: Schedule = field(default_factory=_pretraining)
-    train: Schedule = field(default_factory=_fine_tuning)
-    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    pretrain: Schedule = field(default_factory=pretraining)
     hardware: HardwareSettings = field(default_factory=HardwareSettings)
 
+
+@dataclass
+class AnalysisSettings(RunSettings):
+    """The settings of recipes that examine one network.
+
+    Args:
+        run: A run folder of recipes.finetune, whose data, model and weights are used (data and model settings given
+            beside it win). Without it: model.checkpoint or model.weights, or else a short training first.
+        part: Which weights of that run: seed0/control, seed0/loss, start and so on.
+        seed: Seed of the training, if there is one, and of random choices.
+        hardware: Where it runs; one device.
+    """
+
+    run: str | None = None
+    part: str = "seed0/control"
+    seed: int = 0
+
     def __post_init__(self) -> None:
-        check_integer("checkpoint_every", self.checkpoint_every, low=1)
-        check_seeds("seeds", self.seeds)
+        check_integer("seed", self.seed, low=0)
+        if self.run is not None and (self.model.checkpoint or self.model.weights):
+            came = f"run={self.run!r} and {self.model.checkpoint or self.model.weights!r}"
+            raise ValueError(complain("run, model.checkpoint, model.weights", "one of them", came, "Leave one out."))
+        if str(self.hardware.devices) != "1":
+            remedy = "Leave it out: this recipe runs on one device."
+            raise ValueError(complain("hardware.devices", "1", self.hardware.devices, remedy))
+
+
+@dataclass
+class MeasureSettings:
+    """What is measured over the evaluation images, with what controls and intervals.
+
+    Args:
+        far: Synthetic only: a body pixel counts as far when its evidence is at least so many pixels away.
+        view: Synthetic only: pixels whose evidence is further away than this are left out, since the network cannot see
+            it from there (60: the default network sees 63 pixels each way; null: none left out).
+        random_seeds: Seeds of the networks with random weights to compare with.
+        level: Level of the bootstrap intervals.
+        resamples: Draws of the bootstrap.
+    """
+
+    far: float = 24.0
+    view: float | None = 60.0
+    random_seeds: list[int] = field(default_factory=lambda: [0])
+    level: float = 0.95
+    resamples: int = 1999
+
+    def __post_init__(self) -> None:
+        check_number("measure.far", self.far, low=0)
+        if self.view is not None:
+            check_number("measure.view", self.view, low=self.far)
+        check_seeds("measure.random_seeds", self.random_seeds)
+        check_number("measure.level", self.level, low=0, high=1, open_low=True, open_high=True)
+        check_integer("measure.resamples", self.resamples, low=100)
+
+    def interval(self, statistic: Callable[[Any], Any], images: int) -> BootstrapInterval:
+        """`bootstrap_images` of a statistic of the weights of the images."""
+        return bootstrap_images(statistic, images, level=self.level, resamples=self.resamples)
 
 
 def check_seeds(setting: str, seeds: list[int]) -> None:

@@ -1,161 +1,144 @@
-"""On data that knows what decides each label: does the mass of the fixations lie there, and by more than chance?"""
+"""Data that knows what decides each label: does the mass lie there, and more than by chance? (evidence.csv)"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from perpixel.data import evidence_distance
-from perpixel.evaluation import BootstrapInterval, bootstrap_images
+from perpixel.evaluation import BootstrapInterval, ratio
+from perpixel.report import PointPanel, fixation_backdrop, interval_chart, point_sheet
+from recipes.kit.evidence import KINDS, EvidenceRegion, find_evidence_regions
 from recipes.kit.images import Images
-from recipes.tracing.settings import MeasureSettings
-from recipes.tracing.subject import Subject
+from recipes.kit.networks import random_network
+from recipes.kit.run_folder import save_figure
+from recipes.kit.tables import Row, format_cell, format_number, interval_columns, markdown_table, save_csv
+from recipes.tracing.network import TracedNetwork, known_rivals
+from recipes.tracing.pictures import point_panel
+from recipes.tracing.run import FixationRun, Report
+from recipes.tracing.settings import FixationMeasureSettings
 
 Floats = NDArray[np.float64]
-Row = dict[str, Any]
-# kind -> what is traced, and what its evidence is
-KINDS = {
-    "far body": "body pixels of confusable creatures far from the head, asked for their true class; evidence: the head",
-    "far body, swapped": "the same pixels asked for the relative, for which the head does not speak",
-    "far body, right": "those of the far body pixels that the network labels right",
-    "far body, mistaken": "those that it takes for the relative, still asked for their true class",
-    "local": "blossoms; evidence: the blossom itself, and nothing outside it",
-    "context": "tortoises and turtles; evidence: the ground around them, and nothing on them",
-    "whole mask": "all pixels of all objects; evidence: the whole mask, whosever it is",
-}
+Statistic = Callable[[Floats], Floats]
 SWAPPED = "far body, swapped"
 BY_NETWORK = ("far body, right", "far body, mistaken")  # kinds that depend on what the network labels
 
 
-@dataclass(frozen=True)
-class Trial:
-    """Pixels `start` (H, W) of an image, traced as `label`; is their mass on `evidence`, is it on `own` object?"""
-
-    kind: str
-    image: int
-    label: int
-    start: Tensor
-    evidence: Tensor
-    own: Tensor
-
-
-def find_trials(index: int, sample: Any, predicted: Tensor, images: Images, settings: MeasureSettings) -> list[Trial]:
-    """The trials of one image of the synthetic data; `predicted` (H, W) are the network's labels."""
-    kinds = {c: pair.kind for pair in images.pairs for c in (pair.first, pair.second)}
-    rival = {a: b for pair in images.pairs for a, b in ((pair.first, pair.second), (pair.second, pair.first))}
-    distance = evidence_distance(sample.instances, sample.evidence)
-    far = (distance >= settings.far) & (distance <= (settings.view or float("inf"))) & distance.isfinite()
-    trials = []
-    for number in sample.instances.unique().tolist():
-        own = sample.instances == number
-        label = int(sample.labels[own][0])
-        if kinds.get(label) == "local":
-            trials.append(Trial("local", index, label, own, own & sample.evidence, own))
-        elif kinds.get(label) == "context":
-            trials.append(Trial("context", index, label, own, sample.evidence & (sample.instances == 0), own))
-        elif kinds.get(label) == "confusable":
-            head, start, other = own & sample.evidence, own & far, rival[label]
-            trials.append(Trial("far body", index, label, start, head, own))
-            trials.append(Trial("far body, right", index, label, start & (predicted == label), head, own))
-            trials.append(Trial("far body, mistaken", index, label, start & (predicted == other), head, own))
-            trials.append(Trial("far body, swapped", index, other, start, head, own))
-    for label in sample.labels[sample.instances > 0].unique().tolist():
-        if label in kinds:
-            mine = (sample.labels == label) & (sample.instances > 0)
-            trials.append(Trial("whole mask", index, label, mine, sample.evidence, mine))
-    return [trial for trial in trials if bool(trial.start.any()) and bool(trial.evidence.any())]
+def report_evidence(run: FixationRun, network: TracedNetwork) -> Report:
+    """Measure and tell: evidence.csv, evidence.png, evidence_example.png."""
+    settings, images, device = run.settings, run.images, run.fabric.device
+    some = images.evaluation(batch_size=settings.measure.batch_size, far=0.0, only=run.indices[:32])
+    batches = [batch for _, batch, _, _ in some]
+    networks = {"trained": network}
+    for seed in settings.measure.random_seeds:
+        random = random_network(settings.model, images.num_classes, seed, batches).to(device)
+        networks[f"random#{seed}"] = TracedNetwork(random, settings.trace, device, "random weights")
+    rivals, sums = known_rivals(images, settings.trace), {}
+    for name, one in networks.items():  # a stage each, so that a stopped run loses little
+        title = f"evidence-{name.replace('#', '')}"
+        each = partial(run.each, title, total=len(run.indices), size=len)
+        measure = partial(measure_evidence, one, rivals, images, run.indices, settings.measure)
+        sums[name] = run.measured(title, partial(measure, trained=network, each=each))
+    rows = evidence_rows(pool_networks(sums), settings.measure)
+    save_csv(run.folder / "evidence.csv", rows)
+    chart = evidence_chart(rows, f"{run.subject}: mass on what decides the label")
+    save_figure(run.folder / "evidence.png", chart)
+    example = evidence_example(networks, rivals, images, run.indices, settings.measure)
+    if example is not None:
+        save_figure(run.folder / "evidence_example.png", example)
+    lines = evidence_lines(rows, settings.measure)
+    return Report([*lines, "![evidence.png](evidence.png)", "![example](evidence_example.png)"], {"rows": rows})
 
 
-def pack(trials: Iterable[Trial]) -> list[list[Trial]]:
-    """Rows of trials of one image with different labels and no common pixel: one trace follows a row of them."""
-    rows: list[list[Trial]] = []
-    for trial in trials:
+def pack(regions: Iterable[EvidenceRegion]) -> list[list[EvidenceRegion]]:
+    """Rows of regions of one image with different labels and no common pixel: one trace follows a row of them."""
+    rows: list[list[EvidenceRegion]] = []
+    for region in regions:
         for row in rows:
-            fits = row[0].image == trial.image and all(
-                t.label != trial.label and not bool((t.start & trial.start).any()) for t in row
+            fits = row[0].image == region.image and all(
+                t.label != region.label and not bool((t.start & region.start).any()) for t in row
             )
             if fits:
-                row.append(trial)
+                row.append(region)
                 break
         else:
-            rows.append([trial])
+            rows.append([region])
     return rows
 
 
-def trace_trials(subject: Subject, images: Mapping[int, Tensor], trials: Sequence[Trial], batch: int) -> list[Floats]:
-    """For every trial: pixels traced, mass that reached the image, on the evidence, on the own object; in order."""
+def trace_regions(
+    network: TracedNetwork, images: Mapping[int, Tensor], regions: Sequence[EvidenceRegion], batch: int
+) -> list[Floats]:
+    """For every region: pixels traced, mass that reached the image, on the evidence, on the own object; in order."""
     found: dict[int, Floats] = {}
-    rows = pack(trials)
+    rows = pack(regions)
     for part in (rows[i : i + batch] for i in range(0, len(rows), batch)):
         # Always `batch` rows, the last ones empty if need be: a network may be traced anew for every size of a batch.
-        start = torch.full((batch, *trials[0].start.shape), -1, dtype=torch.int64)
+        start = torch.full((batch, *regions[0].start.shape), -1, dtype=torch.int64)
         for n, row in enumerate(part):
-            for trial in row:
-                start[n][trial.start] = trial.label
+            for region in row:
+                start[n][region.start] = region.label
         shown = [images[row[0].image] for row in (*part, *[part[-1]] * (batch - len(part)))]
-        fix = subject.fixations(torch.stack(shown), start)
+        fix = network.fixations(torch.stack(shown), start)
         image, label, _, y, x = fix.points.cpu().unbind(1)
         mass = fix.mass.cpu()
         for n, row in enumerate(part):
-            for trial in row:
-                mine = (image == n) & (label == trial.label)
+            for region in row:
+                mine = (image == n) & (label == region.label)
                 held, at = mass[mine], (y[mine], x[mine])
-                on, own = ((held * mask[at]).sum() for mask in (trial.evidence, trial.own))
-                found[id(trial)] = np.array([float(trial.start.sum()), float(held.sum()), float(on), float(own)])
-    return [found[id(trial)] for trial in trials]
+                on, own = ((held * mask[at]).sum() for mask in (region.evidence, region.own))
+                found[id(region)] = np.array([float(region.start.sum()), float(held.sum()), float(on), float(own)])
+    return [found[id(region)] for region in regions]
 
 
 def measure_evidence(
-    networks: Mapping[str, Subject],
-    questions: Mapping[str, Mapping[int, int]],
+    network: TracedNetwork,
+    rivals: Mapping[int, int],
     images: Images,
     indices: Sequence[int],
-    settings: MeasureSettings,
-    told: Callable[[int], None] | None = None,
-    trained: Subject | None = None,
+    settings: FixationMeasureSettings,
+    *,
+    trained: TracedNetwork | None = None,
+    each: Callable[[list[list[int]]], Iterable[list[int]]] = iter,
 ) -> dict[str, Tensor]:
-    """Sums per image (N, 5) by "network|question|kind": pixels, mass, on evidence, on own object, mass × chance.
+    """Sums per image (N, 5) by "question|kind": pixels, mass, on evidence, on own object, mass × chance.
 
-    chance: the evidence's share of the image. trained: the network whose labels tell right from mistaken (None: the
-    first). Names that start alike up to "#" are pooled.
+    question: "class", or "rival", against `rivals`. chance: the evidence's share of the image. trained: the network
+    whose labels tell right from mistaken, where it is another; kinds that need them are then left out.
+    each: gives the groups of images one by one.
     """
-    trained = trained or next(iter(networks.values()))
-    asked = {(n, q): s.asking(rivals) for n, s in networks.items() for q, rivals in questions.items()}
+    labels = trained or network
+    questions = {"class": network.against({}), "rival": network.against(rivals)}
     sums: dict[str, Tensor] = {}
-    for place, group in enumerate([indices[i : i + 16] for i in range(0, len(indices), 16)]):
+    for group in each([list(indices[i : i + 16]) for i in range(0, len(indices), 16)]):
         shown = {i: x[0] for i, (_, x, _, _) in zip(group, images.evaluation(batch_size=1, far=0.0, only=group))}
-        trials: list[Trial] = []
+        regions: list[EvidenceRegion] = []
         for i in group:
-            predicted = trained.predict(shown[i][None])[0].cpu()
-            trials += find_trials(i, images.evaluation_sample(i), predicted, images, settings)
-        for (name, question), subject in asked.items():
-            some = [t for t in trials if networks[name] is trained or t.kind not in BY_NETWORK]
-            for trial, row in zip(some, trace_trials(subject, shown, some, settings.batch_size) if some else ()):
-                key = f"{name.split('#')[0]}|{question}|{trial.kind}"
-                total = sums.setdefault(key, torch.zeros(len(indices), 5, dtype=torch.float64))
-                chance = float(trial.evidence.double().mean())
-                total[place * 16 + group.index(trial.image)] += torch.tensor([*row, row[1] * chance])
-        if told is not None:
-            told(len(group))
+            regions += find_evidence_regions(images, i, labels.predict(shown[i][None])[0].cpu(), settings)
+        regions = [region for region in regions if labels is network or region.kind not in BY_NETWORK]
+        for question, asked in questions.items():
+            for region, row in zip(regions, trace_regions(asked, shown, regions, settings.batch_size)):
+                total = sums.setdefault(f"{question}|{region.kind}", torch.zeros(len(indices), 5, dtype=torch.float64))
+                chance = float(region.evidence.double().mean())
+                total[indices.index(region.image)] += torch.tensor([*row, row[1] * chance])
     return sums
 
 
-def _interval(settings: MeasureSettings, statistic: Any, images: int) -> BootstrapInterval:
-    return bootstrap_images(statistic, images, level=settings.level, resamples=settings.resamples)
+def pool_networks(sums: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Sums by "network|question|kind"; networks whose names are the same up to "#" are pooled."""
+    pooled: dict[str, Tensor] = {}
+    for name, found in sums.items():
+        for key, values in found.items():
+            key = f"{name.split('#')[0]}|{key}"
+            pooled[key] = pooled[key] + values if key in pooled else values
+    return pooled
 
 
-def _over(sums: Floats, part: int, whole: int) -> Callable[[Floats], Floats]:
-    def statistic(weights: Floats) -> Floats:
-        return _ratio(weights @ sums[:, part], weights @ sums[:, whole])
-
-    return statistic
-
-
-def evidence_rows(sums: Mapping[str, Tensor], settings: MeasureSettings) -> list[Row]:
+def evidence_rows(sums: Mapping[str, Tensor], settings: FixationMeasureSettings) -> list[dict[str, Any]]:
     """evidence.csv: a row per network, question and kind: share of mass on the evidence, chance, lift = share / chance.
 
     factor: the trained network's share over that of this row's network, same question and kind. change: this share over
@@ -169,34 +152,146 @@ def evidence_rows(sums: Mapping[str, Tensor], settings: MeasureSettings) -> list
     rows = []
     for key, table in tables.items():
         name, question, kind = key.split("|")
-        images = len(table)
-        share, own = (_interval(settings, _over(table, part, 1), images) for part in (2, 3))
-        lift = _interval(settings, _over(table, 2, 4), images)
+        images, (pixels, mass, _, _, by_chance) = len(table), (float(column.sum()) for column in table.T)
+        share, own, lift = (settings.interval(_share(table, *parts), images) for parts in ((2, 1), (3, 1), (2, 4)))
         row = {"network": name, "question": question, "kind": kind, "images": int((table[:, 0] > 0).sum())}
-        row |= {"pixels": float(table[:, 0].sum()), "share": 100 * share.value}
-        row |= {"share_low": 100 * share.low, "share_high": 100 * share.high}
-        row |= {"chance": 100 * float(table[:, 4].sum() / table[:, 1].sum()) if table[:, 1].sum() else float("nan")}
-        row |= {"lift": lift.value, "lift_low": lift.low, "lift_high": lift.high, "own": 100 * own.value}
+        row |= {"pixels": pixels, **interval_columns("share", share, 100)}
+        row |= {"chance": 100 * float(ratio(by_chance, mass))}
+        row |= {**interval_columns("lift", lift), "own": 100 * own.value}
         compared = {"factor": f"{trained}|{question}|{kind}", "change": f"{name}|class|{kind}"}
         compared["swap"] = f"{name}|{question}|{SWAPPED}" if kind == "far body" else key
         for what, other in compared.items():
-            found = BootstrapInterval(float("nan"), float("nan"), float("nan"), settings.level)
+            found = BootstrapInterval(np.nan, np.nan, np.nan, settings.level)
             if other != key and other in tables:
                 pair = (tables[other], table) if what == "factor" else (table, tables[other])
-                found = _interval(settings, _factor(*pair), images)
-            row |= {what: found.value, f"{what}_low": found.low, f"{what}_high": found.high}
+                found = settings.interval(_quotient(*pair), images)
+            row |= interval_columns(what, found)
         rows.append(row)
     return rows
 
 
-def _factor(one: Floats, other: Floats) -> Callable[[Floats], Floats]:
-    def statistic(weights: Floats) -> Floats:
-        return _ratio(_over(one, 2, 1)(weights), _over(other, 2, 1)(weights))
-
-    return statistic
+def _share(sums: Floats, part: int, whole: int) -> Statistic:
+    return lambda weights: ratio(weights @ sums[:, part], weights @ sums[:, whole])
 
 
-def _ratio(part: Floats, whole: Floats) -> Floats:
-    """NaN where the whole is nothing."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(whole > 0, part / whole, np.nan)
+def _quotient(one: Floats, other: Floats) -> Statistic:
+    return lambda weights: ratio(_share(one, 2, 1)(weights), _share(other, 2, 1)(weights))
+
+
+def evidence_lines(rows: Sequence[Row], settings: FixationMeasureSettings) -> list[str]:
+    """Experiment 4."""
+    networks = list(dict.fromkeys(r["network"] for r in rows))
+    head = ["pixels", "question", "network", "mass on evidence", "chance", "lift"]
+    head += ["trained / this", "rival / class", "own / relative"]
+    body = [
+        [r["kind"], r["question"], r["network"], format_cell(r, "share", 1), format_number(r["chance"], 1)]
+        + [format_cell(r, name) for name in ("lift", "factor", "change", "swap")]
+        for r in sorted(rows, key=lambda r: (list(KINDS).index(r["kind"]), r["question"], networks.index(r["network"])))
+    ]
+    limit = "" if settings.view is None else f" and at most {settings.view:g}"
+    return [
+        "## 4. Does the mass lie on what decides the label?",
+        "",
+        *markdown_table(head, body),
+        "",
+        *(f"- {kind}: {what}." for kind, what in KINDS.items()),
+        f"- Far: at least {settings.far:g}{limit} pixels from the evidence. Question *class*: what made the score of "
+        "the label high? *rival*: what put it above the score of the pair's other class?",
+        *(f"- {sentence}" for sentence in _sentences(rows, networks)),
+        "- Chance by area is a weak yardstick: heads are vivid, and random weights land on them too. Own class against "
+        "relative, and one question against the other, are compared within one network and on the same pixels: "
+        "vividness cannot make these factors.",
+    ]
+
+
+def _sentences(rows: Sequence[Row], networks: Sequence[str]) -> list[str]:
+    found = {(r["network"], r["question"], r["kind"]): r for r in rows}
+    trained, lines = networks[0], list[str]()
+    for question in ("class", "rival"):
+        for name in networks[1:]:
+            if row := found.get((name, question, "far body")):
+                verdict = _verdict(row, "factor", "more than random", "undecided")
+                lines.append(
+                    f"Far body, {question} question: the trained network's share on the head is "
+                    f"{format_cell(row, 'factor')} times that with {name} weights, which itself is "
+                    f"{format_cell(row, 'lift', 1)} times chance: {verdict}."
+                )
+    for name, kind in (*((name, "far body") for name in networks), (trained, "local")):
+        if row := found.get((name, "rival", kind)):
+            lines.append(
+                f"From the class to the rival question, {name}, {kind}: mass on the evidence times "
+                f"{format_cell(row, 'change')}: {_verdict(row, 'change', 'the question matters')}."
+            )
+    for question in ("class", "rival"):
+        for name in networks:
+            if row := found.get((name, question, "far body")):
+                lines.append(
+                    f"Far body, {question} question, {name}: asked for their own class, the pixels put "
+                    f"{format_cell(row, 'swap')} times as much mass on the head as asked for the relative: "
+                    f"{_verdict(row, 'swap', 'the head is evidence')}."
+                )
+    right, wrong = (found.get((trained, "rival", kind)) for kind in BY_NETWORK)
+    if right and wrong:
+        lines.append(
+            "Rival question, true class: where the trained network labels a far pixel right, "
+            f"{format_cell(right, 'share', 1)} % of the mass is on the head; where it takes the creature for its "
+            f"relative, {format_cell(wrong, 'share', 1)} %."
+        )
+    return lines
+
+
+def _verdict(row: Row, name: str, more: str, neither: str = "no difference shown") -> str:
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    if low != low:
+        return "undecided"
+    return more if low > 1 else "less" if high < 1 else neither
+
+
+def evidence_chart(rows: Sequence[Row], title: str) -> Figure:
+    """Lift of the mass on the evidence by kind and question, trained beside random weights."""
+    found = {(r["network"], r["kind"], r["question"]): (r["lift"], r["lift_low"], r["lift_high"]) for r in rows}
+    known = {(r["kind"], r["question"]) for r in rows}
+    kinds = [(kind, question) for kind in KINDS for question in ("class", "rival") if (kind, question) in known]
+    gap, lowest = (float("nan"),) * 3, 0.05  # a share of nothing has no place on a logarithmic axis
+    series = {
+        name: [tuple(max(v, lowest) for v in found.get((name, *kind), gap)) for kind in kinds]
+        for name in dict.fromkeys(r["network"] for r in rows)
+    }
+    names = [f"{kind}: {question} question" for kind, question in kinds]
+    unit = "mass on the evidence, times chance"
+    return interval_chart(names, series, xlabel=unit, title=title, log=True, line=1.0)
+
+
+def evidence_example(
+    networks: Mapping[str, TracedNetwork],
+    rivals: Mapping[int, int],
+    images: Images,
+    indices: Sequence[int],
+    settings: FixationMeasureSettings,
+) -> Figure | None:
+    """Far-body pixels of two creatures, under both questions, trained and with random weights; None without any."""
+    (_, network), (random, control) = list(networks.items())[:2]
+    shown, regions = {}, list[EvidenceRegion]()
+    for i, (_, image, _, _) in zip(indices, images.evaluation(batch_size=1, far=0.0, only=indices[:24])):
+        shown[i] = image
+        found = find_evidence_regions(images, i, network.predict(image)[0].cpu(), settings)
+        regions += [region for region in found if region.kind == "far body, right"]
+    panels, empty = [], torch.zeros(0)
+    for region in sorted(regions, key=lambda region: -int(region.start.sum()))[:2]:
+        image = shown[region.image]
+        backdrop = fixation_backdrop(images.displayed(image[0]), region.start.long(), images.colors)
+        name, rival = images.classes[region.label], images.classes[rivals[region.label]]
+        lines = [(region.start, "#ffffff"), (region.evidence, "#000000")]
+        panels.append(PointPanel("white: pixels asked; black: head", backdrop, empty, empty, empty, empty, None, lines))
+        for asked, question, title in (
+            (network, {}, f"why {name}?"),
+            (network, rivals, f"why {name}, not {rival}?"),
+            (control, rivals, f"{random.split('#')[0]}: not {rival}?"),
+        ):
+            fix = asked.against(question).fixations(image, torch.where(region.start, region.label, -1)[None])
+            panels.append(point_panel(title, backdrop, fix, [region.label], outlines=lines))
+    if not panels:
+        return None
+    vivid = torch.tensor([[235, 20, 130]], dtype=torch.uint8).expand(images.num_classes, 3)
+    note = "the larger a dot, the more of the pixels asked rest on it; creatures with the most such pixels"
+    return point_sheet(panels, classes=images.classes, colors=vivid, note=note, legend=False)

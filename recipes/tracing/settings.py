@@ -1,4 +1,4 @@
-"""What a fixation run can be told: dataclasses that become the YAML file and the command line."""
+"""The settings of a fixation run: dataclasses that become the YAML file and the command line."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Literal
 
 from perpixel.checks import check_integer, check_number, complain
 from perpixel.fixations import FixationRules, Share
-from recipes.kit.settings import DataSettings, HardwareSettings, ModelSettings, Schedule, check_seeds
+from recipes.kit.settings import AnalysisSettings, MeasureSettings
 
 Part = Literal["image", "shares", "counts", "evidence"]
 SHIFTS = ("full", "partial", "none")
@@ -82,7 +82,7 @@ class PictureSettings:
 
 
 @dataclass
-class MeasureSettings:
+class FixationMeasureSettings(MeasureSettings):
     """How much is measured.
 
     Args:
@@ -90,90 +90,47 @@ class MeasureSettings:
         batch_size: Images per step; 1 when sizes differ.
         units: Units per layer and image whose K is counted.
         unit_images: Images that units are taken from, at most.
-        far: Synthetic only: a body pixel counts as far when its evidence is at least so many pixels away.
-        view: Synthetic only: pixels whose evidence is further away than this are left out, since the network cannot see
-            it from there (60: the default network sees 63 pixels each way; null: none left out).
         random_seeds: Synthetic only: seeds of the networks with random weights to compare with.
-        level: Level of the bootstrap intervals.
-        resamples: Draws of the bootstrap.
     """
 
     images: int | None = None
     batch_size: int = 8
     units: int = 40
     unit_images: int = 50
-    far: float = 24.0
-    view: float | None = 60.0
     random_seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    level: float = 0.95
-    resamples: int = 1999
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.images is not None:
             check_integer("measure.images", self.images, low=2)
         for name in ("batch_size", "units", "unit_images"):
             check_integer(f"measure.{name}", getattr(self, name), low=1)
-        check_number("measure.far", self.far, low=0)
-        if self.view is not None:
-            check_number("measure.view", self.view, low=self.far)
-        check_seeds("measure.random_seeds", self.random_seeds)
-        check_number("measure.level", self.level, low=0, high=1, open_low=True, open_high=True)
-        check_integer("measure.resamples", self.resamples, low=100)
-
-
-def _pretraining() -> Schedule:
-    return Schedule(epochs=12, optimizer="adamw", lr=3e-3, bias_multiplier=1.0, head_multiplier=1.0, warmup=20)
 
 
 @dataclass
-class FixationSettings:
+class FixationSettings(AnalysisSettings):
     """Where do the labels of a network rest? Fixations of an image as pictures, and of a data set as numbers.
 
     Args:
-        name: Name of the run, and of its folder.
-        out: Folder the run folders go to.
-        folder: The run folder itself (null: out/name-date-time).
-        run: A run folder of recipes.finetune, whose data, model and weights are used (data and model settings given
-            beside it win). Without it: model.checkpoint or model.weights, or else a short training first.
-        part: Which weights of that run: seed0/control, seed0/loss, start and so on.
+        seed: Seed of the training, if there is one, and of the sample of units.
         do: What to do, of: image (pictures of one image), shares (mass on the object beside IoU, for three shifts),
             counts (how many inputs hold how much of a unit's activation), evidence (synthetic data: does the mass lie
             on what decides the label?).
-        seed: Seed of the training, if there is one, and of the sample of units.
-        data: Which images.
-        model: Which network.
-        pretrain: The training, where no weights are given.
         trace: How points are followed.
         picture: What is drawn.
         measure: How much is measured.
-        hardware: Where it runs; one device.
     """
 
     name: str = "fixations"
-    out: str = "runs"
-    folder: str | None = None
-    run: str | None = None
-    part: str = "seed0/control"
     do: list[Part] = field(default_factory=lambda: ["image", "shares", "counts", "evidence"])
-    seed: int = 0
-    data: DataSettings = field(default_factory=DataSettings)
-    model: ModelSettings = field(default_factory=ModelSettings)
-    pretrain: Schedule = field(default_factory=_pretraining)
     trace: TraceSettings = field(default_factory=TraceSettings)
     picture: PictureSettings = field(default_factory=PictureSettings)
-    measure: MeasureSettings = field(default_factory=MeasureSettings)
-    hardware: HardwareSettings = field(default_factory=HardwareSettings)
+    measure: FixationMeasureSettings = field(default_factory=FixationMeasureSettings)
 
     def __post_init__(self) -> None:
-        check_integer("seed", self.seed, low=0)
+        super().__post_init__()
         if not self.do:
             raise ValueError(complain("do", "at least one of image, shares, counts, evidence", "none", "Name one."))
-        if self.run is not None and (self.model.checkpoint or self.model.weights):
-            came = f"run={self.run!r} and {self.model.checkpoint or self.model.weights!r}"
-            raise ValueError(complain("run, model.checkpoint, model.weights", "one of them", came, "Leave one out."))
-        if str(self.hardware.devices) != "1":
-            remedy = "Leave it out: points are followed on one device."
-            raise ValueError(complain("hardware.devices", "1", self.hardware.devices, remedy))
         if isinstance(self.picture.image, str) and not Path(self.picture.image).is_file():
             remedy = "Check the path, or give the number of an evaluation image."
             raise FileNotFoundError(complain("picture.image", "an image file", self.picture.image, remedy))

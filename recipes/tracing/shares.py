@@ -1,72 +1,119 @@
-"""How much of the fixations' mass lies on the object, per class and shift, beside IoU and chance."""
+"""How much of the fixations' mass lies on the object, per class and shift, beside IoU and chance (shares.csv)."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import rankdata
+from torch import Tensor
 
-from perpixel.evaluation import BootstrapInterval, bootstrap_images, class_iou, confusion_matrices
+from perpixel.evaluation import BootstrapInterval, class_iou, confusion_matrices, ratio
+from perpixel.report import interval_chart
 from recipes.kit.images import EvaluationBatch
-from recipes.tracing.settings import SHIFTS, MeasureSettings
-from recipes.tracing.subject import Subject
+from recipes.kit.run_folder import save_figure
+from recipes.kit.tables import (
+    Row,
+    format_cell,
+    format_interval,
+    format_number,
+    interval_columns,
+    markdown_table,
+    save_csv,
+)
+from recipes.tracing.network import TracedNetwork
+from recipes.tracing.run import FixationRun, Report
+from recipes.tracing.settings import SHIFTS, FixationMeasureSettings
 
 Floats = NDArray[np.float64]
-Row = dict[str, Any]
-Measured = dict[str, Any]
+Statistic = Callable[[Floats], Floats]
 VOID = 255
 
 
-def measure_shares(
-    subject: Subject, batches: Iterable[EvaluationBatch], classes: int, ignore_index: int, told: Any = None
-) -> Measured:
-    """What the tables need of every image and class, float64 (N, C): all pixels predicted c are traced, void ones not.
+def report_shares(run: FixationRun, network: TracedNetwork) -> Report:
+    """Measure and tell: shares.csv, findings.csv, shares.png, shifts.png."""
+    images, batches = run.images, run.batches("shares", run.indices)
+    measure = partial(measure_shares, network, batches, images.num_classes, images.ignore_index)
+    shares = Shares(run.measured("shares", measure), run.settings.measure)
+    rows, findings = share_rows(shares, images.classes), share_findings(shares)
+    save_csv(run.folder / "shares.csv", rows)
+    save_csv(run.folder / "findings.csv", findings)
+    for name, figure in share_charts(rows, f"{run.subject}, {shares.images} images").items():
+        save_figure(run.folder / f"{name}.png", figure)
+    lines = [*object_lines(rows, findings), "", *shift_lines(findings, shares.lost)]
+    lines += ["![shares.png](shares.png)", "![shifts.png](shifts.png)"]
+    return Report(lines, {"rows": rows, "findings": findings})
 
-    object: pixels of c in the truth over all pixels; confusion: (N, C, C); by shift: mass, that reached the image; on:
-    the part of it on the object. dropped and jumped: mass that reached none, and that went through a global pooling.
+
+def measure_shares(
+    network: TracedNetwork, batches: Iterable[EvaluationBatch], classes: int, ignore_index: int
+) -> dict[str, Tensor]:
+    """What the tables need of every image and class; all pixels predicted c are traced, void ones not.
+
+    confusion: int64 (N, C, C); object: float64 (N, C), pixels of c in the truth over all pixels. Float64 by shift: mass
+    (N, 3, C), that reached the image; on, the part of it on the object. Per batch: lost (B, 3, 2), mass that reached
+    none, and that went through a global pooling; started (B,).
     """
-    found: dict[str, list[Any]] = {name: [] for name in ("confusion", "object", "index")}
-    by_shift: dict[str, dict[str, Any]] = {s: {"mass": [], "on": [], "dropped": 0.0, "jumped": 0.0} for s in SHIFTS}
-    started = 0.0
-    for index, images, labels, _ in batches:
-        predicted = subject.predict(images).cpu()
-        found["index"].append(index)
+    found: dict[str, list[Tensor]] = {name: [] for name in ("confusion", "object", "mass", "on", "lost", "started")}
+    for _, images, labels, _ in batches:
+        predicted = network.predict(images).cpu()
+        start = torch.where(labels == ignore_index, VOID, predicted)
+        mass, on, lost = list[Tensor](), list[Tensor](), []
+        for shift in SHIFTS:
+            fix = network.fixations(images, start, shift=shift)
+            image, label, _, y, x = fix.points.cpu().unbind(1)
+            held, empty = fix.mass.cpu(), torch.zeros(len(images) * classes, dtype=torch.float64)
+            for sums, values in ((mass, held), (on, held * (labels[image, y, x] == label))):
+                sums.append(empty.index_add(0, image * classes + label, values).view(-1, classes))
+            lost.append([fix.dropped, sum(fix.jumps.values())])
         found["confusion"].append(confusion_matrices(predicted, labels, classes, ignore_index=ignore_index))
         found["object"].append(torch.stack([(labels == c).double().mean((1, 2)) for c in range(classes)], 1))
-        start = torch.where(labels == ignore_index, VOID, predicted)
-        started += float((start != VOID).sum())
-        for shift, kept in by_shift.items():
-            fix = subject.fixations(images, start, shift=shift)
-            image, label, _, y, x = fix.points.cpu().unbind(1)
-            mass, place = fix.mass.cpu(), image * classes + label
-            on = mass * (labels[image, y, x] == label)
-            for name, values in (("mass", mass), ("on", on)):
-                total = values.new_zeros(len(images) * classes).index_add_(0, place, values)
-                kept[name].append(total.view(-1, classes))
-            kept["dropped"] += fix.dropped
-            kept["jumped"] += sum(fix.jumps.values())
-        if told is not None:
-            told(len(index))
-    shifts = {
-        shift: {**kept, "mass": torch.cat(kept["mass"]), "on": torch.cat(kept["on"])}
-        for shift, kept in by_shift.items()
-    }
-    return {**{name: torch.cat(parts) for name, parts in found.items()}, "shifts": shifts, "started": started}
+        found["mass"].append(torch.stack(mass, 1))
+        found["on"].append(torch.stack(on, 1))
+        found["lost"].append(torch.tensor([lost], dtype=torch.float64))
+        found["started"].append((start != VOID).sum()[None])
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+@dataclass(frozen=True)
+class MassOnObject:
+    """Statistics of one shift, of weights (R, N): how often each image counts. Arrays (N, C) of `measure_shares`."""
+
+    mass: Floats
+    on: Floats
+    object: Floats
+
+    def share(self, weights: Floats) -> Floats:
+        """(R, C): mass on the object over all mass of the class."""
+        return ratio(weights @ self.on, weights @ self.mass)
+
+    def chance(self, weights: Floats) -> Floats:
+        """(R, C): the share if every point fell anywhere in its image, |R| / HW, weighted by mass."""
+        return ratio(weights @ (self.mass * self.object), weights @ self.mass)
+
+    def lift(self, weights: Floats) -> Floats:
+        """(R, C): share / chance."""
+        return ratio(self.share(weights), self.chance(weights))
 
 
 class Shares:
-    """The statistics of `measure_shares`, as functions of weights (R, N): how often each image counts."""
+    """The statistics of `measure_shares`, as functions of weights (R, N): how often each image counts.
 
-    def __init__(self, measured: Measured, settings: MeasureSettings) -> None:
-        self.settings = settings
-        self.confusion = measured["confusion"].double().numpy()
-        self.object = measured["object"].numpy()
-        self.mass = {shift: kept["mass"].numpy() for shift, kept in measured["shifts"].items()}
-        self.on = {shift: kept["on"].numpy() for shift, kept in measured["shifts"].items()}
-        self.images, self.classes = self.object.shape
+    lost: by shift, the shares of the mass that were dropped, and that went through a global pooling.
+    """
+
+    def __init__(self, measured: Mapping[str, Tensor], settings: FixationMeasureSettings) -> None:
+        self.settings, self.confusion = settings, measured["confusion"].double().numpy()
+        self.images, self.classes = measured["object"].shape
+        mass, on = (measured[name].numpy() for name in ("mass", "on"))
+        parts = measured["object"].numpy()
+        self.by_shift = {s: MassOnObject(mass[:, n], on[:, n], parts) for n, s in enumerate(SHIFTS)}
+        lost = measured["lost"].sum(0) / max(float(measured["started"].sum()), 1.0)
+        self.lost: dict[str, list[float]] = dict(zip(SHIFTS, lost.tolist()))
 
     def iou(self, weights: Floats) -> Floats:
         """(R, C) in [0, 1]."""
@@ -76,40 +123,21 @@ class Shares:
     def start(self, weights: Floats) -> Floats:
         """(R, C): share of the pixels labelled c that lie on c (precision): the share if no point moved."""
         hits = self.confusion.diagonal(axis1=1, axis2=2)
-        return _ratio(weights @ hits, weights @ self.confusion.sum(1))
+        return ratio(weights @ hits, weights @ self.confusion.sum(1))
 
-    def share(self, weights: Floats, shift: str) -> Floats:
-        """(R, C): mass on the object over all mass of the class."""
-        return _ratio(weights @ self.on[shift], weights @ self.mass[shift])
-
-    def chance(self, weights: Floats, shift: str) -> Floats:
-        """(R, C): the share if every point fell anywhere in its image, |R| / HW, weighted by mass."""
-        return _ratio(weights @ (self.mass[shift] * self.object), weights @ self.mass[shift])
-
-    def interval(self, statistic: Any) -> BootstrapInterval:
-        """Of a statistic of the images."""
-        settings = self.settings
-        return bootstrap_images(statistic, self.images, level=settings.level, resamples=settings.resamples)
-
-    def correlation(self, values: Any, classes: Sequence[int]) -> BootstrapInterval:
-        """Spearman's, over `classes`, between IoU and `values(weights)` (R, C)."""
-        pick = list(classes)
-        return self.interval(lambda w: spearman(self.iou(w)[:, pick], values(w)[:, pick]))
-
-
-def _ratio(part: Floats, whole: Floats) -> Floats:
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(whole > 0, part / whole, np.nan)
+    def interval(self, statistic: Statistic) -> BootstrapInterval:
+        """Of a statistic (R,) of the images."""
+        return self.settings.interval(statistic, self.images)
 
 
 def spearman(one: Floats, other: Floats) -> Floats:
     """Rank correlation of every row of (R, C), ties at their mean rank; NaN where a value is missing or all tie."""
     ranks = [rankdata(values, axis=1) - (values.shape[1] + 1) / 2 for values in (one, other)]
     scale = np.sqrt((ranks[0] ** 2).sum(1) * (ranks[1] ** 2).sum(1))
-    return _ratio((ranks[0] * ranks[1]).sum(1), np.where(np.isfinite(scale), scale, 0.0))
+    return ratio((ranks[0] * ranks[1]).sum(1), np.where(np.isfinite(scale), scale, 0.0))
 
 
-def share_rows(shares: Shares, names: Sequence[str]) -> list[Row]:
+def share_rows(shares: Shares, names: Sequence[str]) -> list[dict[str, Any]]:
     """shares.csv: a row per shift and class; percent, lift = share / chance.
 
     low, high: ends of the intervals over images, NaN for a class predicted in fewer than two of them.
@@ -117,59 +145,131 @@ def share_rows(shares: Shares, names: Sequence[str]) -> list[Row]:
     once = np.ones((1, shares.images))
     iou, start = shares.iou(once)[0], shares.start(once)[0]
     rows = []
-    for shift in SHIFTS:
-        chance = shares.chance(once, shift)[0]
+    for shift, of in shares.by_shift.items():
+        chance = of.chance(once)[0]
         for c, name in enumerate(names):
-            images = int((shares.mass[shift][:, c] > 0).sum())
-            share = shares.interval(lambda w, c=c, shift=shift: shares.share(w, shift)[:, c])
-            lift = shares.interval(lambda w, c=c, s=shift: _ratio(shares.share(w, s)[:, c], shares.chance(w, s)[:, c]))
+            images = int((of.mass[:, c] > 0).sum())
+            share, lift = (shares.interval(_column(statistic, c)) for statistic in (of.share, of.lift))
             if images < 2:  # another draw of images has it or not, and tells nothing of the share
-                nan = float("nan")
-                share, lift = (replace(found, low=nan, high=nan) for found in (share, lift))
-            rows.append(
-                {
-                    "shift": shift,
-                    "class": name,
-                    "images": images,
-                    "pixels": float(shares.mass[shift][:, c].sum()),
-                    "iou": 100 * float(iou[c]),
-                    "started_on_object": 100 * float(start[c]),
-                    "share": 100 * share.value,
-                    "share_low": 100 * share.low,
-                    "share_high": 100 * share.high,
-                    "chance": 100 * float(chance[c]),
-                    "lift": lift.value,
-                    "lift_low": lift.low,
-                    "lift_high": lift.high,
-                }
-            )
+                share, lift = (replace(found, low=np.nan, high=np.nan) for found in (share, lift))
+            row = {"shift": shift, "class": name, "images": images, "pixels": float(of.mass[:, c].sum())}
+            row |= {"iou": 100 * float(iou[c]), "started_on_object": 100 * float(start[c])}
+            row |= interval_columns("share", share, 100) | {"chance": 100 * float(chance[c])}
+            rows.append(row | interval_columns("lift", lift))
     return rows
 
 
-def share_findings(shares: Shares) -> list[Row]:
+def _column(statistic: Statistic, column: int) -> Statistic:
+    return lambda weights: statistic(weights)[:, column]
+
+
+def _difference(one: Statistic, other: Statistic) -> Statistic:
+    return lambda weights: one(weights) - other(weights)
+
+
+def share_findings(shares: Shares) -> list[dict[str, Any]]:
     """findings.csv: rank correlations with IoU over the classes, means over the classes, what the shifts cost.
 
     Over classes that are predicted in at least two images.
     """
-    known = [c for c in range(shares.classes) if (shares.mass["full"][:, c] > 0).sum() > 1]
-    rows = []
+    full = shares.by_shift["full"]
+    known = ((full.mass > 0).sum(0) > 1).nonzero()[0]
+    found: dict[tuple[str, str], BootstrapInterval] = {}
 
-    def add(what: str, shift: str, interval: BootstrapInterval) -> None:
-        row = {"what": what, "shift": shift, "classes": len(known), "images": shares.images}
-        rows.append(row | {"value": interval.value, "low": interval.low, "high": interval.high})
+    def mean(values: Statistic, average: Callable[[Floats, int], Floats] = np.nanmean) -> BootstrapInterval:
+        return shares.interval(lambda w: 100 * average(values(w)[:, known], 1))
+
+    def correlation(values: Statistic) -> BootstrapInterval:
+        return shares.interval(lambda w: spearman(shares.iou(w)[:, known], values(w)[:, known]))
 
     if len(known) > 2:
-        add("spearman: IoU, start on the object", "", shares.correlation(shares.start, known))
-    for shift in SHIFTS:
+        found["spearman: IoU, start on the object", ""] = correlation(shares.start)
+    for shift, of in shares.by_shift.items():
         if len(known) > 2:
-            add("spearman: IoU, share", shift, shares.correlation(lambda w, s=shift: shares.share(w, s), known))
-        add("mean share", shift, shares.interval(lambda w, s=shift: 100 * np.nanmean(shares.share(w, s)[:, known], 1)))
-        add("mean chance", shift, shares.interval(lambda w, s=shift: 100 * shares.chance(w, s)[:, known].mean(1)))
-        if shift != "full":
-            add("mean share: minus full", shift, shares.interval(lambda w, s=shift: 100 * _gain(shares, w, s, known)))
-    add("mean start on the object", "", shares.interval(lambda w: 100 * np.nanmean(shares.start(w)[:, known], 1)))
-    return rows
+            found["spearman: IoU, share", shift] = correlation(of.share)
+        found["mean share", shift] = mean(of.share)
+        found["mean chance", shift] = mean(of.chance, np.mean)
+        if of is not full:
+            found["mean share: minus full", shift] = mean(_difference(of.share, full.share))
+    found["mean start on the object", ""] = mean(shares.start)
+    return [
+        {"what": what, "shift": shift, "classes": len(known), "images": shares.images}
+        | {"value": of.value, "low": of.low, "high": of.high}
+        for (what, shift), of in found.items()
+    ]
 
 
-def _gain(shares: Shares, weights: Floats, shift: str, known: list[int]) -> Floats:
-    return np.nanmean((shares.share(weights, shift) - shares.share(weights, "full"))[:, known], 1)
+def object_lines(rows: Sequence[Row], findings: Sequence[Row]) -> list[str]:
+    """Experiment 1."""
+    full = [row for row in rows if row["shift"] == "full"]
+    head = ("class", "IoU", "start on object", "mass on object", "chance", "lift")
+    body = []
+    for r in full:
+        iou, on, chance = (format_number(r[name], 1) for name in ("iou", "started_on_object", "chance"))
+        body.append([r["class"], iou, on, format_cell(r, "share", 1), chance, format_cell(r, "lift")])
+    above = ", ".join(r["class"] for r in full if r["lift_low"] > 1) or "none"
+    below = ", ".join(r["class"] for r in full if r["lift_high"] < 1) or "none"
+    lines = [
+        "## 1. Mass on the object, beside IoU",
+        "",
+        *markdown_table(head, body),
+        "",
+        "- Percent. Every pixel is traced from the class it is labelled; the object is that class in the truth. Chance "
+        "is the object's share of the image.",
+        f"- More mass on the object than chance: {above}; less: {below}.",
+    ]
+    found = {(f["what"], f["shift"]): f for f in findings}
+    start = found.get(("spearman: IoU, start on the object", ""))
+    if start is not None:
+        rank = found["spearman: IoU, share", "full"]
+        lines += [
+            f"- Rank correlation of IoU and mass on the object over n = {rank['classes']} classes: "
+            f"{_interval(rank, 2)}: {_sign(rank)}. That of IoU with the share of pixels that *start* on the object, "
+            f"which involves no fixations, is {_interval(start, 2)}.",
+            "- With so few classes a correlation says little: the interval is over images for these classes, not over "
+            "classes. Classes that are labelled well start on their object, so part of any correlation is no news.",
+        ]
+    return lines
+
+
+def shift_lines(findings: Sequence[Row], lost: Mapping[str, Sequence[float]]) -> list[str]:
+    """Experiment 2."""
+    found = {(f["what"], f["shift"]): f for f in findings}
+    head = ("shift", "mean share over classes", "minus full", "Spearman with IoU", "dropped", "through global pooling")
+    body = []
+    for shift in SHIFTS:
+        ranked, gain = found.get(("spearman: IoU, share", shift)), found.get(("mean share: minus full", shift))
+        parts = [_interval(found["mean share", shift]), "" if gain is None else _interval(gain)]
+        parts += ["–" if ranked is None else _interval(ranked, 2), *(f"{100 * part:.1f}" for part in lost[shift])]
+        body.append([shift, *parts])
+    lines = ["## 2. The three shifts", "", *markdown_table(head, body), ""]
+    for shift in ("partial", "none"):
+        gain = found["mean share: minus full", shift]
+        less = {"positive": "more", "negative": "less", "undecided": "neither clearly more nor less"}[_sign(gain)]
+        lines.append(f"- Shift {shift} leaves {less} mass on the object than full ({_interval(gain)} points).")
+    still = _interval(found["mean start on the object", ""])
+    return [*lines, f"- If no point moved at all, the mean share would be {still}: the mean precision."]
+
+
+def _interval(row: Row, digits: int = 1) -> str:
+    return format_interval(row["value"], row["low"], row["high"], digits)
+
+
+def _sign(row: Row) -> str:
+    return "positive" if row["low"] > 0 else "negative" if row["high"] < 0 else "undecided"
+
+
+def share_charts(rows: Sequence[Row], title: str) -> dict[str, Figure]:
+    """shares (shift full, beside IoU and chance) and shifts (the three shifts)."""
+    by_shift = {s: [r for r in rows if r["shift"] == s] for s in SHIFTS}
+    full, names = by_shift["full"], [r["class"] for r in by_shift["full"]]
+    interval = {s: [(r["share"], r["share_low"], r["share_high"]) for r in by_shift[s]] for s in SHIFTS}
+    chance = [r["chance"] for r in full]
+    marks = {"chance (the object's share of the image)": chance, "IoU": [r["iou"] for r in full]}
+    marks["pixels that start on the object"] = [r["started_on_object"] for r in full]
+    unit = "share of the fixations' mass on the object (%)"
+    shifts, mass = {f"shift {s}": interval[s] for s in SHIFTS}, {"mass on the object": interval["full"]}
+    return {
+        "shares": interval_chart(names, mass, marks=marks, xlabel=unit, title=title),
+        "shifts": interval_chart(names, shifts, marks={"chance": chance}, xlabel=unit, title=title),
+    }

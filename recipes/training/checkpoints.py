@@ -1,9 +1,6 @@
-"""Files that are whole or absent: atomic writes, checkpoints that are checked before they are trusted."""
+"""Checkpoints that are checked before they are trusted, and results that a stopped run need not compute again."""
 
-import errno
 import io
-import os
-import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,42 +8,9 @@ from typing import Any
 
 import torch
 
+from recipes.kit.run_folder import DamagedCheckpoint, write_atomically
+
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
-
-
-class DamagedCheckpoint(Exception):
-    """A checkpoint file whose content is not what was written."""
-
-
-def write_atomically(path: Path, data: bytes, *, keep_as: Path | None = None) -> None:
-    """Write `path` so that a kill or a full disk leaves the old file or the new one, never half of one.
-
-    `keep_as`: where the old file goes. OSError, naming what is missing, when the disk is full; the old file stays.
-    """
-    temporary = path.with_name(f".{path.name}.writing")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if keep_as is not None and path.exists():
-            os.replace(path, keep_as)
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(path.parent).free / 1e6
-            raise OSError(
-                error.errno,
-                f"no space left to write {path} ({len(data) / 1e6:.1f} MB needed, {free:.1f} MB free). What was there "
-                "before is intact: free some space, then continue with --resume",
-            ) from error
-        raise
 
 
 def save_checkpoint(path: Path, state: dict[str, Any], *, keep_as: Path | None = None) -> None:
@@ -77,7 +41,7 @@ def load_newest(folder: Path, report: Callable[[str], None]) -> dict[str, Any] |
     """The newest sound checkpoint of a folder, or None; each damaged one is reported."""
     for name, remedy in (
         (LAST, "the one before it is used"),
-        (PREVIOUS, "this stretch starts again from its beginning"),
+        (PREVIOUS, "this training starts again from its beginning"),
     ):
         path = folder / name
         if path.exists():
@@ -86,3 +50,16 @@ def load_newest(folder: Path, report: Callable[[str], None]) -> dict[str, Any] |
             except DamagedCheckpoint as damage:
                 report(f"damaged checkpoint: {damage}; {remedy}")
     return None
+
+
+def load_or_compute(path: Path, compute: Callable[[], dict[str, Any]], report: Callable[[str], None]) -> dict[str, Any]:
+    """What `compute` gives, kept in `path`; or what it gave before this run was stopped."""
+    try:
+        if path.exists():
+            return load_checkpoint(path)
+    except DamagedCheckpoint as error:
+        report(f"damaged result: {error}; it is computed again")
+    result = compute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(path, result)
+    return result

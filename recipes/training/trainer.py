@@ -1,6 +1,7 @@
-"""One stretch of training that can be killed at any moment and continued to the very same weights."""
+"""A training that can be killed at any moment and continued to the very same weights."""
 
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,28 +9,26 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.wrappers import _FabricOptimizer
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torchmetrics.aggregation import MeanMetric
 
-import perpixel
-from recipes.kit.images import Images
-from recipes.kit.interrupt import Interrupt
-from recipes.kit.networks import Weights, build_network, build_optimizer, select_layers, set_training
-from recipes.kit.progress import Progress
-from recipes.kit.randomness import random_state, seed_everything, set_random_state
-from recipes.kit.scores import Scores, check_agreement, evaluate
-from recipes.kit.settings import Schedule, Settings
-from recipes.training.checkpoints import BEST, LAST, PREVIOUS, load_newest, save_checkpoint
+from perpixel.checks import complain
+from perpixel.evaluation import SegmentationScores, score_images
+from recipes.kit.job import Job
+from recipes.kit.randomness import seed_everything
+from recipes.kit.run_folder import DamagedCheckpoint
+from recipes.kit.settings import EvaluationSettings, Schedule
+from recipes.kit.weights import Weights, unwrap_weights
+from recipes.training.checkpoints import BEST, LAST, PREVIOUS, load_checkpoint, load_newest, save_checkpoint
 from recipes.training.history import History, Row
-from recipes.training.sharding import is_sharded, set_whole, whole_optimizer, whole_weights
+from recipes.training.state import TrainingState
 
-FLUSH = 10  # steps between looks at the loss values: each look waits for the device
+FLUSH = 10  # steps between readings of the loss values: each waits for the device
+FORMAT, SCORES = "perpixel.training 2", "scores.pt"
 
 
 @dataclass
-class Stretch:
+class Training:
     """What to train: a schedule from `start` (None: random weights), with a loss term beside the base or without."""
 
     folder: Path
@@ -38,179 +37,101 @@ class Stretch:
     schedule: Schedule
     start: Weights | None = None
     term: Callable[[], nn.Module] | None = None
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    checkpoint_every: int = 100
 
 
-@dataclass
-class _Running:
-    """Counts within the epoch under way."""
+def train(job: Job, training: Training) -> tuple[SegmentationScores, Weights]:
+    """Train, or load what that gave when it was finished before: scores and the weights they belong to."""
+    path, last = training.folder / SCORES, training.folder / LAST
+    try:
+        if path.exists():
+            return SegmentationScores(**load_checkpoint(path)), unwrap_weights(load_checkpoint(last), str(last))
+    except (DamagedCheckpoint, FileNotFoundError) as error:
+        job.progress.report(f"damaged result: {error}; it is computed again")
+    trainer = Trainer(job, training)
+    scores = trainer.run()
+    weights = {name: value.detach().cpu().clone() for name, value in trainer.state.evaluated().state_dict().items()}
+    if job.fabric.is_global_zero:
+        save_checkpoint(path, vars(scores))
+    job.fabric.barrier()
+    return scores, weights
 
-    sums: dict[str, float] = field(default_factory=dict)
-    steps: int = 0
-    seconds: float = 0.0
+
+def _running_mean() -> MeanMetric:
+    return MeanMetric(nan_strategy="disable", sync_on_compute=False).set_dtype(torch.float64)
 
 
 class Trainer:
-    """Runs a `Stretch`; all its state is in the checkpoint, data order and augmentation come from (seed, epoch)."""
+    """Runs a `Training`; all its state is in the checkpoint, data order and augmentation come from (seed, epoch)."""
 
-    def __init__(
-        self, fabric: Fabric, settings: Settings, images: Images, stretch: Stretch, progress: Progress, stop: Interrupt
-    ) -> None:
-        self.fabric, self.settings, self.images, self.stretch = fabric, settings, images, stretch
-        self.progress, self.stop = progress, stop
-        schedule, hardware = stretch.schedule, settings.hardware
-        seed_everything(stretch.seed * 1000 + fabric.global_rank)
-        self.network = build_network(settings.model, images.num_classes)
-        if stretch.start is not None:
-            self.network.load_state_dict(stretch.start)
-        self.chosen, self.classifier = select_layers(self.network, schedule.layers, settings.model.head)
-        if hardware.channels_last:
-            self.network.to(memory_format=torch.channels_last)
-        self.network.to(fabric.device)
-        self.average = None
-        if schedule.ema is not None:
-            average = get_ema_multi_avg_fn(schedule.ema)
-            self.average = AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
-        terms = () if stretch.term is None else (stretch.term(),)
-        self.criterion = perpixel.attach(
-            self.network, *terms, head=settings.model.head, ignore_index=settings.data.ignore_index
-        )
-        self.criterion.to(fabric.device)
-        network = cast(nn.Module, torch.compile(self.network)) if hardware.compile else self.network
-        self.model = fabric.setup_module(network)
-        self.optimizer = build_optimizer(self.network, self.classifier, schedule)
-        self.wrapped_optimizer = cast(_FabricOptimizer, fabric.setup_optimizers(self.optimizer))
-        self.whole: nn.Module | None = None  # beside a sharded network: all of it, to evaluate and save
-        if is_sharded(fabric.strategy):
-            self.whole = build_network(settings.model, images.num_classes).to(fabric.device)
-        self.per_epoch = images.steps_per_epoch(schedule.batch_size)
-        self.steps = schedule.epochs * self.per_epoch
-        self.step, self.best = 0, -1.0
-        self.running, self.pending = _Running(), list[tuple[int, float, dict[str, Tensor]]]()
+    def __init__(self, job: Job, training: Training) -> None:
+        self.job, self.training, self.fabric = job, training, job.fabric
+        self.share: dict[str, Any] = {"rank": job.fabric.global_rank, "world": job.fabric.world_size}
+        schedule = training.schedule
+        self.per_epoch = job.images.steps_per_epoch(schedule.batch_size)
+        self.step, self.steps = 0, schedule.epochs * self.per_epoch
+        seed_everything(training.seed * 1000 + self.fabric.global_rank)
+        self.state = TrainingState(job, schedule, self.steps, training.start, training.term)
+        self.best = -1.0
+        self.means: dict[str, MeanMetric] = defaultdict(_running_mean)  # of the epoch: seconds and loss terms
+        self.pending: list[tuple[int, float, dict[str, Tensor]]] = []
         self.history: History | None = None
-        self.scores: Scores | None = None
+        self.scores: SegmentationScores | None = None
 
-    # -- state -----------------------------------------------------------------------------------------------------
-
-    def state(self) -> dict[str, Any]:
-        """Everything the rest of the training depends on."""
-        return {
-            "format": "perpixel.finetune 1",
-            "step": self.step,
-            "model": (self._gather_weights() or self.network).state_dict(),
-            "ema": self.average.state_dict() if self.average is not None else {},
-            "optimizer": whole_optimizer(self.network, self.optimizer) if self.whole else self.optimizer.state_dict(),
-            "criterion": self._gather(self.criterion.state_dict()),
-            "precision": self.fabric.strategy.precision.state_dict(),
-            "random": self._gather(random_state()),
-            "running": vars(self.running),
-            "best": self.best,
-            "history": self.history.epochs if self.history is not None else [],
-        }
-
-    def _load(self, state: dict[str, Any]) -> None:
-        self.step, self.best = state["step"], state["best"]
-        if self.whole is not None:
-            set_whole(self.network, self.optimizer, state["model"], state["optimizer"])
-        else:
-            self.network.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-        if self.average is not None:
-            self.average.load_state_dict(state["ema"])
-        self.criterion.load_state_dict(state["criterion"][self.fabric.global_rank])
-        self.fabric.strategy.precision.load_state_dict(state["precision"])
-        self.running = _Running(**state["running"])
-        set_random_state(state["random"][self.fabric.global_rank])
-
-    def _gather(self, value: Any) -> list[Any]:
-        if self.fabric.world_size == 1:
-            return [value]
-        gathered: list[Any] = [None] * self.fabric.world_size
-        torch.distributed.all_gather_object(gathered, value)
-        return gathered
-
-    def _save(self) -> None:
-        self._flush()
-        self._agree_on_buffers()
-        state = self.state()
-        if self.fabric.is_global_zero:
-            folder = self.stretch.folder
-            save_checkpoint(folder / LAST, state, keep_as=folder / PREVIOUS)
-        self.fabric.barrier()
-
-    # -- running ---------------------------------------------------------------------------------------------------
-
-    def run(self) -> Scores:
+    def run(self) -> SegmentationScores:
         """Train to the end, from the newest sound checkpoint if there is one; the scores of the last epoch."""
-        folder = self.stretch.folder
+        folder, progress = self.training.folder, self.job.progress
         if self.fabric.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)
         self.fabric.barrier()
-        found = load_newest(folder, self.progress.report)
-        if found is not None:
-            self._load(found)
+        checkpoint = load_newest(folder, progress.report)
+        if checkpoint is not None:
+            self._load(checkpoint)
         if self.fabric.is_global_zero:
-            self.history = History(folder, epochs=found["history"] if found else (), step=self.step)
-        self.progress.begin(self.stretch.title, self.step, self.steps)
+            self.history = History(folder, epochs=checkpoint["history"] if checkpoint else (), step=self.step)
+        progress.begin(self.training.title, self.step, self.steps)
         try:
-            if found is None:
+            if checkpoint is None:
                 self._save()
             while self.step < self.steps:
                 self._train_epoch()
-            return self.scores if self.scores is not None else self._evaluate()
+            return self.scores if self.scores is not None else self._evaluate()[0]
         finally:
-            self.progress.end()
-            self.criterion.remove()
+            progress.end()
+            self.state.criterion.remove()
             if self.history is not None:
                 self.history.close()
 
     def _train_epoch(self) -> None:
         epoch, done = divmod(self.step, self.per_epoch)
-        schedule = self.stretch.schedule
-        set_training(self.network, self.chosen)
-        batches = self.images.training(
-            seed=self.stretch.seed,
+        self.state.train()
+        batches = self.job.images.training(
+            seed=self.training.seed,
             epoch=epoch,
-            batch_size=schedule.batch_size,
+            batch_size=self.training.schedule.batch_size,
             skip=done,
-            rank=self.fabric.global_rank,
-            world=self.fabric.world_size,
+            **self.share,
         )
         began = time.perf_counter()
         for images, labels in batches:
-            self._train_step(images, labels)
-            now = time.perf_counter()
-            self.running.seconds += now - began
-            self.running.steps += 1
-            if self.step % FLUSH == 0 or self.step % self.per_epoch == 0:
+            rate = self.training.schedule.lr * self.training.schedule.factor(self.step, self.steps)
+            terms = self.state.step(images, labels)
+            self.step += 1
+            self.pending.append((self.step, rate, terms))
+            self.means["seconds"].update(time.perf_counter() - began)
+            at_end = self.step % self.per_epoch == 0
+            if self.step % FLUSH == 0 or at_end:
                 self._flush()
-            if self.step % self.settings.checkpoint_every == 0 and self.step % self.per_epoch:
+            if self.step % self.training.checkpoint_every == 0 and not at_end:
                 self._save()
-            if self.step % self.per_epoch:
+            if not at_end:
                 self._stop_if_asked(saved=False)
             began = time.perf_counter()
         self._finish_epoch(epoch + 1)
 
-    def _train_step(self, images: Tensor, labels: Tensor) -> None:
-        schedule = self.stretch.schedule
-        factor = schedule.factor(self.step, self.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["base_lr"] * factor
-        layout = torch.channels_last if self.settings.hardware.channels_last else torch.contiguous_format
-        images = self.fabric.to_device(images).contiguous(memory_format=layout)
-        loss = self.criterion(self.model(images), self.fabric.to_device(labels))
-        self.wrapped_optimizer.zero_grad()
-        self.fabric.backward(loss)
-        if schedule.clip is not None:
-            self.fabric.clip_gradients(self.model, self.wrapped_optimizer, max_norm=schedule.clip)
-        self.wrapped_optimizer.step()
-        if self.average is not None:
-            self.average.update_parameters(self.network)
-        self.step += 1
-        terms = {**self.criterion.terms, "total": loss.detach()}
-        self.pending.append((self.step, schedule.lr * factor, terms))
-
     def _flush(self) -> None:
-        """Bring the pending loss values to the host: epoch sums, step file, progress line."""
+        """Bring the pending loss values to the host: means of the epoch, step file, progress line."""
         if not self.pending:
             return
         names = list(self.pending[0][2])
@@ -218,83 +139,67 @@ class Trainer:
         if self.fabric.world_size > 1:
             values = cast(Tensor, self.fabric.all_reduce(values, reduce_op="mean"))
         rows: list[Row] = []
-        for (step, lr, _), numbers in zip(self.pending, values.tolist()):
-            row = dict(zip(names, numbers))
-            for name, number in row.items():
-                self.running.sums[name] = self.running.sums.get(name, 0.0) + number
-            rows.append({"step": step, "epoch": (step - 1) // self.per_epoch + 1, "lr": lr, **row})
+        for (step, rate, _), numbers in zip(self.pending, values.tolist()):
+            rows.append({"step": step, "epoch": (step - 1) // self.per_epoch + 1, "lr": rate})
+            for name, number in zip(names, numbers):
+                rows[-1][name] = number
+                self.means[name].update(number)
         self.pending.clear()
         if self.history is not None:
             self.history.add_steps(rows)
         for row in rows:
             if not np.isfinite(row["total"]):
-                told = ", ".join(f"{n} {row[n]:g}" for n in names)
+                terms = ", ".join(f"{n} {row[n]:g}" for n in names)
                 raise FloatingPointError(
-                    f"{self.stretch.title}: the loss is no longer finite at step {row['step']} ({told}). "
+                    f"{self.training.title}: the loss is no longer finite at step {row['step']} ({terms}). "
                     "Try a smaller --train.lr or --loss.weight, or --train.clip 1."
                 )
-        speed = self.running.steps * self.stretch.schedule.batch_size / max(self.running.seconds, 1e-9)
-        self.progress.advance(self.step, {n: rows[-1][n] for n in names}, speed)
+        self.job.progress.advance(self.step, {n: rows[-1][n] for n in names}, self._speed())
+
+    def _speed(self) -> float:
+        return self.training.schedule.batch_size / max(float(self.means["seconds"].compute()), 1e-9)
 
     def _finish_epoch(self, epoch: int) -> None:
-        steps, seconds = max(self.running.steps, 1), self.running.seconds
+        schedule = self.training.schedule
         row: Row = {
             "epoch": epoch,
             "step": self.step,
-            "lr": self.stretch.schedule.lr * self.stretch.schedule.factor(self.step - 1, self.steps),
-            "seconds": seconds,
-            "images_per_second": steps * self.stretch.schedule.batch_size / max(seconds, 1e-9),
-            **{f"train/{name}": value / steps for name, value in self.running.sums.items()},
+            "lr": schedule.lr * schedule.factor(self.step - 1, self.steps),
+            "seconds": float(self.means["seconds"].mean_value),
+            "images_per_second": self._speed(),
+            **{f"train/{name}": float(mean.compute()) for name, mean in self.means.items() if name != "seconds"},
         }
-        if epoch % self.settings.evaluation.every == 0 or self.step == self.steps:
-            self.scores = scores = self._evaluate()
-            row |= scores.row(list(self.images.classes))
-            if scores.miou > self.best:
-                self.best = scores.miou
+        if epoch % self.training.evaluation.every == 0 or self.step == self.steps:
+            self.scores, network = self._evaluate()
+            row |= self.scores.row(self.job.images.classes)
+            if self.scores.miou > self.best:
+                self.best = self.scores.miou
                 if self.fabric.is_global_zero:
-                    best = {"model": self.evaluated.state_dict(), "epoch": epoch, "miou": scores.miou}
-                    save_checkpoint(self.stretch.folder / BEST, best)
-        self.running = _Running()
+                    best = {"model": network.state_dict(), "epoch": epoch, "miou": self.best}
+                    save_checkpoint(self.training.folder / BEST, best)
+        self.means.clear()
         if self.history is not None:
             self.history.add_epoch(row)
-        self.progress.epoch(self.stretch.title, row, self.stretch.schedule.epochs)
+        self.job.progress.epoch(self.training.title, row, schedule.epochs)
         self._save()
         self._stop_if_asked(saved=True)
 
-    @property
-    def evaluated(self) -> nn.Module:
-        """The network whose scores count: the averaged one if there is one; of a sharded one all of it, as gathered."""
-        return self.average.module if self.average is not None else self.whole or self.network
-
-    def _gather_weights(self) -> nn.Module | None:
-        """Bring `whole` up to date, if there is one."""
-        if self.whole is not None:
-            self.whole.load_state_dict(whole_weights(self.network))
-        return self.whole
-
-    def _evaluate(self) -> Scores:
-        evaluation = self.settings.evaluation
-        self._agree_on_buffers()
-        self._gather_weights()
-        scores = evaluate(
-            self.evaluated,
-            self.images.evaluation(
-                batch_size=evaluation.batch_size,
-                far=evaluation.far,
-                rank=self.fabric.global_rank,
-                world=self.fabric.world_size,
-            ),
-            num_classes=self.images.num_classes,
-            ignore_index=self.settings.data.ignore_index,
+    def _evaluate(self) -> tuple[SegmentationScores, nn.Module]:
+        """The scores so far, and the network they belong to."""
+        evaluation, images, network = self.training.evaluation, self.job.images, self.state.evaluated()
+        scores = score_images(
+            network,
+            images.evaluation(batch_size=evaluation.batch_size, far=evaluation.far, **self.share),
+            images.num_classes,
+            ignore_index=images.ignore_index,
             boundary_share=evaluation.boundary_share,
             device=self.fabric.device,
             autocast=self.fabric.autocast,
         )
-        check_agreement(scores)
-        return scores
+        return scores, network
 
     def _stop_if_asked(self, *, saved: bool) -> None:
-        asked = self.stop.asked
+        asked = self.job.interrupt.asked
         if self.fabric.world_size > 1:
             if not saved and self.step % FLUSH:
                 return
@@ -304,9 +209,27 @@ class Trainer:
                 self._save()
             raise KeyboardInterrupt
 
-    def _agree_on_buffers(self) -> None:
-        """Give every process the statistics of the first, as DistributedDataParallel does before each forward pass."""
-        if self.fabric.world_size > 1:
-            for module in filter(None, (self.network, self.average)):
-                for buffer in module.buffers():
-                    torch.distributed.broadcast(buffer, 0)
+    def _save(self) -> None:
+        self._flush()
+        checkpoint = {
+            "format": FORMAT,
+            "step": self.step,
+            **self.state.state_dict(),
+            "means": {name: (float(mean.mean_value), float(mean.weight)) for name, mean in self.means.items()},
+            "best": self.best,
+            "history": self.history.epochs if self.history is not None else [],
+        }
+        if self.fabric.is_global_zero:
+            folder = self.training.folder
+            save_checkpoint(folder / LAST, checkpoint, keep_as=folder / PREVIOUS)
+        self.fabric.barrier()
+
+    def _load(self, checkpoint: dict[str, Any]) -> None:
+        if checkpoint["format"] != FORMAT:
+            remedy = "Finish the run with the version of the recipe that began it, or begin anew."
+            raise ValueError(complain("resume", f"checkpoints of format {FORMAT!r}", checkpoint["format"], remedy))
+        self.step, self.best = checkpoint["step"], checkpoint["best"]
+        self.state.load_state_dict(checkpoint)
+        for name, (total, weight) in checkpoint["means"].items():
+            self.means[name].mean_value += total
+            self.means[name].weight += weight

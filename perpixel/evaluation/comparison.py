@@ -1,0 +1,136 @@
+"""A control against a treatment, scored on the same images: differences, their intervals, and what they show."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+
+import numpy as np
+import torch
+
+from perpixel.checks import check_number, complain
+from perpixel.evaluation.per_image import SegmentationScores
+from perpixel.evaluation.segmentation import mean_iou, pixel_accuracy
+from perpixel.evaluation.statistics import BootstrapInterval, Floats, bootstrap_images, ratio
+
+Metric = Callable[[SegmentationScores, Floats], Floats]
+
+
+def _matrices(scores: SegmentationScores, weights: Floats) -> torch.Tensor:
+    classes = scores.confusion.shape[-1]
+    return torch.from_numpy(weights @ scores.confusion.flatten(1).double().numpy()).view(-1, classes, classes)
+
+
+def _boundary(scores: SegmentationScores, weights: Floats) -> Floats:
+    values = scores.boundary.numpy()
+    known = ~np.isnan(values)
+    return ratio(weights[:, known] @ values[known], weights[:, known].sum(1))
+
+
+def _far(scores: SegmentationScores, weights: Floats) -> Floats:
+    if scores.far is None:
+        return np.full(len(weights), np.nan)
+    return ratio(*(weights @ scores.far.double().numpy()).T)
+
+
+# name -> value in [0, 1] from scores and weights (R, N), how often each image counts
+METRICS: dict[str, Metric] = {
+    "mIoU": lambda scores, weights: mean_iou(_matrices(scores, weights)).numpy(),
+    "pixel accuracy": lambda scores, weights: pixel_accuracy(_matrices(scores, weights)).numpy(),
+    "boundary F": _boundary,
+    "far-body accuracy": _far,
+}
+
+
+def mean_score(metric: str, scores: Sequence[SegmentationScores]) -> float:
+    """Mean over networks (seeds) of one of METRICS on all images, in percent; NaN where it is undefined."""
+    return 100 * mean(float(METRICS[metric](one, np.ones((1, len(one.confusion))))[0]) for one in scores)
+
+
+@dataclass(frozen=True)
+class ScoreDifference:
+    """One metric in percent, means over the seeds; interval and per_seed: treatment minus control, in points."""
+
+    metric: str
+    control: float
+    treatment: float
+    interval: BootstrapInterval
+    per_seed: tuple[float, ...]
+
+    @property
+    def verdict(self) -> str:
+        """helped, hurt or undecided: whether the interval excludes zero, and on which side."""
+        if not self.interval.excludes_zero:
+            return "undecided"
+        return "helped" if self.interval.value > 0 else "hurt"
+
+    @property
+    def seed_interval(self) -> tuple[float, float] | None:
+        """`t_interval` of the mean over seeds, at the level of the interval over images."""
+        return t_interval(self.per_seed, self.interval.level)
+
+    def describe(self, treatment: str) -> str:
+        """A sentence: difference, interval over images, verdict."""
+        interval = self.interval
+        text = f"{self.metric}: {interval.value:+.2f} points, {_interval(interval.level, interval.low, interval.high)}"
+        if not interval.excludes_zero:
+            return f"{text} includes zero: undecided."
+        return f"{text} excludes zero: the {treatment} {self.verdict}."
+
+    def describe_seeds(self) -> str:
+        """A sentence on two or more seeds: each difference, mean, spread, and from three on `seed_interval`."""
+        text = f"{self.metric} by seed: {', '.join(f'{d:+.2f}' for d in self.per_seed)}; "
+        text += f"mean {mean(self.per_seed):+.2f}, standard deviation {stdev(self.per_seed):.2f}"
+        if self.seed_interval is not None:
+            low, high = self.seed_interval
+            verdict = "excludes zero" if low > 0 or high < 0 else "includes zero: another seed might tell another story"
+            text += f", {_interval(self.interval.level, low, high, 't-interval of the mean')}, which {verdict}"
+        return f"{text}. Better in {sum(d > 0 for d in self.per_seed)} of {len(self.per_seed)} seeds."
+
+
+def _interval(level: float, low: float, high: float, kind: str = "interval") -> str:
+    return f"{100 * level:g} % {kind} [{low:+.2f}, {high:+.2f}]"
+
+
+def compare_scores(
+    control: Sequence[SegmentationScores],
+    treatment: Sequence[SegmentationScores],
+    *,
+    level: float = 0.95,
+    resamples: int = 4999,
+) -> list[ScoreDifference]:
+    """The differences of all METRICS that are defined: both scored on the same resamples of the same images.
+
+    control, treatment: one or more networks each, the same seed at the same place. With several seeds their mean
+    difference is resampled. Errors: none, not equally many, not the same number of images.
+    """
+    if not control or len(control) != len(treatment) or len({len(s.confusion) for s in (*control, *treatment)}) > 1:
+        came = f"{len(control)} and {len(treatment)}, of {[len(s.confusion) for s in (*control, *treatment)]} images"
+        expected = "equally many scores, at least one, of the same images"
+        raise ValueError(complain("control, treatment", expected, came, "Score all networks on one set of images."))
+    images, result = len(control[0].confusion), []
+    for name, metric in METRICS.items():
+        values = mean_score(name, control), mean_score(name, treatment)
+        if np.isnan(values[0]):
+            continue
+
+        def differences(weights: Floats, metric: Metric = metric) -> Floats:
+            return np.stack([100 * (metric(b, weights) - metric(a, weights)) for a, b in zip(control, treatment)])
+
+        def mean_difference(weights: Floats, differences: Callable[[Floats], Floats] = differences) -> Floats:
+            return differences(weights).mean(0)
+
+        interval = bootstrap_images(mean_difference, images, level=level, resamples=resamples)
+        per_seed = tuple(differences(np.ones((1, images)))[:, 0].tolist())
+        result.append(ScoreDifference(name, *values, interval, per_seed))
+    return result
+
+
+def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
+    """Student's t interval of the mean; None for fewer than three values."""
+    check_number("level", level, low=0, high=1, open_low=True, open_high=True)
+    if len(values) < 3:
+        return None
+    from scipy.stats import t
+
+    reach = t.ppf(0.5 + level / 2, len(values) - 1) * stdev(values) / len(values) ** 0.5
+    return mean(values) - float(reach), mean(values) + float(reach)

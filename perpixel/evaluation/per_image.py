@@ -1,0 +1,117 @@
+"""A network scored image by image, so that two networks can be compared on any resample of the images."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from perpixel.borrow import borrowed
+from perpixel.checks import complain
+from perpixel.evaluation.segmentation import boundary_f_scores, class_iou, confusion_matrices, segmentation_metrics
+from perpixel.outputs import dense_logits, logits_at
+
+Batch = tuple[Tensor, Tensor, Tensor, Tensor | None]
+
+
+@dataclass
+class SegmentationScores:
+    """What a comparison needs of every image, in the order of their indices.
+
+    confusion int64 (N, C, C); boundary float64 (N,), the mean boundary F-score, NaN without boundaries; far int64
+    (N, 2), right and counted pixels of the far masks, or None where there are none; iou (C,) and pixel_accuracy over
+    all images.
+    """
+
+    confusion: Tensor
+    boundary: Tensor
+    far: Tensor | None
+    iou: Tensor
+    pixel_accuracy: float
+
+    @property
+    def miou(self) -> float:
+        """Mean of the classes' IoU over those that occur."""
+        return float(self.iou.nanmean())
+
+    @property
+    def boundary_f(self) -> float:
+        """Mean boundary F-score of the images."""
+        return float(self.boundary.nanmean())
+
+    @property
+    def far_body(self) -> float:
+        """Share of the far pixels labelled right; NaN without far masks."""
+        return float(self.far[:, 0].sum() / self.far[:, 1].sum()) if self.far is not None else float("nan")
+
+    def row(self, classes: Sequence[str] = ()) -> dict[str, float]:
+        """Flat numbers for a metrics file; "iou/NAME" for each of `classes`."""
+        row = {"miou": self.miou, "pixel_accuracy": self.pixel_accuracy, "boundary_f": self.boundary_f}
+        if self.far is not None:
+            row["far_body"] = self.far_body
+        return row | {f"iou/{name}": float(value) for name, value in zip(classes, self.iou)}
+
+
+def predict_labels(model: nn.Module, images: Tensor, size: tuple[int, int] | torch.Size | None = None) -> Tensor:
+    """Labels int64 (N, H, W): arg-max of the model's logits brought to `size` (None: that of the images)."""
+    return logits_at(dense_logits(model(images)).float(), images.shape[-2:] if size is None else size).argmax(1)
+
+
+def score_images(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    num_classes: int,
+    *,
+    ignore_index: int = 255,
+    boundary_share: float = 0.0075,
+    device: torch.device | None = None,
+    autocast: Callable[[], Any] = contextlib.nullcontext,
+) -> SegmentationScores:
+    """Scores of a model, borrowed in evaluation mode, over batches of (indices, images, labels, far mask or None).
+
+    indices: integer (N,), the places of the images in the data set; images: float (N, 3, H, W); labels: integer
+    (N, H, W), void where `ignore_index`; far mask: bool (N, H, W) of pixels to score on their own, such as those far
+    from what decides their label. device: None for that of the model. Over several processes each scores its share,
+    and all get the scores of the whole.
+    ValueError without any batch; RuntimeError if images got lost between processes. Needs torchmetrics.
+    """
+    if device is None:
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    total = segmentation_metrics(num_classes, ignore_index=ignore_index).to(device)
+    from torchmetrics.aggregation import CatMetric
+
+    # rows (index, boundary F, far right, far counted, confusion...) gathered over processes
+    per_image = CatMetric(nan_strategy="disable").to(device).set_dtype(torch.float64)  # in this order
+    with_far = False
+    with borrowed(model, device):
+        for indices, images, labels, far in batches:
+            images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+            with autocast():
+                predictions = predict_labels(model, images, labels.shape[-2:])
+            total.update(predictions, labels)
+            maps = (predictions, labels, num_classes)
+            confusion = confusion_matrices(*maps, ignore_index=ignore_index)
+            boundary = boundary_f_scores(*maps, share=boundary_share, ignore_index=ignore_index)
+            counts = torch.zeros(len(labels), 2, device=labels.device)
+            if far is not None:
+                with_far = True
+                counted = far.to(device) & (labels != ignore_index)
+                counts = torch.stack([(counted & (predictions == labels)).sum((1, 2)), counted.sum((1, 2))], 1)
+            columns = (indices[:, None], boundary.nanmean(1, keepdim=True), counts, confusion.flatten(1))
+            per_image.update(torch.cat([column.to(device).double() for column in columns], 1))
+    if not len(rows := per_image.compute()):
+        raise ValueError(complain("batches", "at least one batch", "none", "Check the data."))
+    rows, numbers = rows[rows[:, 0].argsort()].cpu(), total.compute()
+    scores = SegmentationScores(
+        confusion=rows[:, 4:].long().view(-1, num_classes, num_classes),
+        boundary=rows[:, 1],
+        far=rows[:, 2:4].long() if with_far else None,
+        iou=numbers["iou"].double().cpu(),
+        pixel_accuracy=float(numbers["pixel_accuracy"]),
+    )
+    own = class_iou(scores.confusion.sum(0))
+    if not torch.allclose(own, scores.iou, atol=1e-5, equal_nan=True):
+        raise RuntimeError(f"per-image confusion matrices give IoU {own.tolist()}, torchmetrics {scores.iou.tolist()}")
+    return scores

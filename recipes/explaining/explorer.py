@@ -1,0 +1,54 @@
+"""explorer-IMAGE.html: a page in which any pixel, region or class of a drawn image can be asked."""
+
+from pathlib import Path
+
+import torch
+
+from perpixel.report import context_explorer, fixation_backdrop
+from recipes.explaining.images import ExplainedImage
+from recipes.explaining.maps import Explanation
+from recipes.explaining.settings import ExplainSettings
+from recipes.kit.images import Images
+from recipes.kit.run_folder import write_atomically
+
+
+def write_explorer(
+    folder: Path, explanation: Explanation, settings: ExplainSettings, images: Images, weights: str
+) -> None:
+    """The page of one image; weights: where those of the network are from."""
+    image, effects = explanation.image, explanation.effects
+    display = image.display.clamp(0, 1)
+    if settings.backdrop != "photograph":
+        painted = fixation_backdrop(None, image.predicted, images.colors, style=settings.backdrop)
+        display = torch.from_numpy(painted).permute(2, 0, 1).float()
+    name = f"explorer-{image.file_name}.html"
+    temporary = folder / f".{name}.drawing"
+    hidden = f"baseline '{settings.maps.baselines}'"
+    try:
+        context_explorer(
+            temporary,
+            display,
+            effects.logits[0].cpu(),
+            effects.values[0].cpu(),
+            effects.boxes.cpu(),
+            classes=list(images.classes),
+            labels=image.truth,
+            palette=images.colors,
+            upsampling=effects.passes.upsampling,
+            title=f"{image.name}: which patches decide?",
+            note=f"{settings.model.name}, weights from {weights}; patches hidden one by one ({hidden}).",
+            start=_first_pixel(image),
+            ignore_index=images.ignore_index,
+        )
+        write_atomically(folder / name, temporary.read_bytes())
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _first_pixel(image: ExplainedImage) -> tuple[int, int] | None:
+    """Row and column of a pixel in the first region asked about; None without one."""
+    inside = image.regions[0].mask.nonzero() if image.regions else torch.zeros(0, 2)
+    if not len(inside):
+        return None
+    y, x = inside[(inside - inside.double().mean(0)).square().sum(1).argmin()].tolist()
+    return y, x

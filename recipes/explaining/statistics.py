@@ -1,0 +1,89 @@
+"""Means over images with bootstrap intervals, their differences to the controls, and these in words."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perpixel.evaluation import BootstrapInterval, ratio
+from recipes.explaining.maps import RANDOM, TRAINED
+from recipes.explaining.settings import DataSetSettings
+from recipes.kit.tables import Row, format_cell, interval_columns
+
+Floats = NDArray[np.float64]
+Statistic = Callable[[Floats], Floats]  # of weights (R, images): how often each image counts
+ALL = "all"
+FEWEST = 5  # images that an interval needs
+
+
+def pooled_name(network: str) -> str:
+    """The name under which networks are pooled: "random weights 1" is one of the "random weights"."""
+    return RANDOM if network.startswith(RANDOM) else network
+
+
+def difference(one: Statistic, other: Statistic) -> Statistic:
+    """The difference of two statistics on the same draw of images."""
+    return lambda weights: one(weights) - other(weights)
+
+
+def with_interval(
+    name: str, statistic: Statistic, images: int, seen: int, settings: DataSetSettings
+) -> dict[str, float]:
+    """`interval_columns` over images; without ends where fewer than FEWEST are `seen`, have anything to say."""
+    if seen < FEWEST:
+        value = float(statistic(np.ones((1, images)))[0])
+        return interval_columns(name, BootstrapInterval(value, np.nan, np.nan, settings.level))
+    return interval_columns(name, settings.interval(statistic, images))
+
+
+class Means:
+    """Means of a column over the regions of images, as functions of how often each image counts."""
+
+    def __init__(self, rows: Iterable[Row], images: Sequence[str]) -> None:
+        self.rows, self.place, self.images = list(rows), {name: i for i, name in enumerate(images)}, len(images)
+
+    def of(self, column: str, wanted: Mapping[str, Any]) -> Statistic:
+        """Mean of a column over the rows with the `wanted` values ("network" pooled); NaN entries count nowhere."""
+        sums, counts = np.zeros(self.images), np.zeros(self.images)
+        for row in self.rows:
+            value = row[column]
+            fits = all((pooled_name(row[k]) if k == "network" else row[k]) == v for k, v in wanted.items())
+            if fits and value == value:
+                sums[self.place[row["image"]]] += value
+                counts[self.place[row["image"]]] += 1
+        return lambda weights: ratio(weights @ sums, weights @ counts)
+
+    def seen(self, wanted: Mapping[str, Any]) -> tuple[int, int]:
+        """How many regions, and in how many images: rows of the explained network."""
+        fit = [r for r in self.rows if all(r[k] == v for k, v in {**wanted, "network": TRAINED}.items())]
+        return len(fit), len({r["image"] for r in fit})
+
+
+def labels_in(rows: Sequence[Row]) -> list[str]:
+    """ALL, and the labels that were asked about, in the order they come."""
+    return [ALL, *dict.fromkeys(r["label"] for r in rows if r["kind"] == "label")]
+
+
+def of_network(rows: Sequence[Row], network: str, *keys: str) -> dict[tuple[Any, ...], Row]:
+    """The rows of one (pooled) network by the values of these columns; of equal ones, the last."""
+    return {tuple(r[k] for k in keys): r for r in rows if pooled_name(r["network"]) == network}
+
+
+def count(number: int, what: str) -> str:
+    """ "1 image", "2 images"."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def interval_text(row: Row, name: str, unit: str = "", *, sign: bool = False) -> str:
+    """Value and interval of a row: "1.20 [0.90, 1.51]"; without ends where there are none."""
+    return format_cell(row, name, 1 if unit else 2, sign=sign, unit=unit, missing="undefined")
+
+
+def verdict(row: Row, name: str, more: str, less: str) -> str:
+    """`more` or `less` where the interval excludes zero, else "undecided"."""
+    if row[name] != row[name]:
+        return "undefined"
+    if row[f"{name}_low"] != row[f"{name}_low"]:
+        return f"fewer than {FEWEST} images: no interval"
+    return more if row[f"{name}_low"] > 0 else less if row[f"{name}_high"] < 0 else "undecided"

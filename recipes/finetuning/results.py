@@ -1,0 +1,113 @@
+"""Control against loss as files: the table, all numbers, and in words what they do and do not show."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from perpixel.evaluation import ScoreDifference, SegmentationScores, compare_scores, mean_score
+from recipes.kit.run_folder import write_atomically
+from recipes.kit.settings import EvaluationSettings
+from recipes.kit.tables import format_ends, format_number, markdown_table, save_json
+
+ARMS = ("control", "loss")
+HEADINGS = ("", "start", *ARMS, "difference", "interval", "verdict")
+
+
+@dataclass
+class Results:
+    """Differences of all metrics beside the score of the start, seconds per epoch of the arms, what was compared.
+
+    iou: class -> arm -> percent, mean over the seeds.
+    """
+
+    differences: list[ScoreDifference]
+    start: dict[str, float]
+    seconds: dict[str, float]
+    seeds: list[int]
+    images: int
+    loss: str
+    shared_start: bool
+    iou: dict[str, dict[str, float]]
+
+    @property
+    def heading(self) -> str:
+        """What was compared, in a line."""
+        seeds = f"{len(self.seeds)} seeds" if len(self.seeds) > 1 else "1 seed"
+        return f"control (cross-entropy alone) against loss ({self.loss}); {self.images} images, {seeds}"
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """The cells under HEADINGS."""
+        rows: list[tuple[str, ...]] = []
+        for d in self.differences:
+            scores = (format_number(value) for value in (self.start[d.metric], d.control, d.treatment))
+            ends = format_ends(d.interval.low, d.interval.high, sign=True)
+            rows.append((d.metric, *scores, format_number(d.interval.value, sign=True), ends, d.verdict))
+        control, loss = (self.seconds[arm] for arm in ARMS)
+        numbers = (format_number(control), format_number(loss), format_number(loss - control, sign=True))
+        return [*rows, ("seconds per epoch", "", *numbers, "", "")]
+
+    def sentences(self) -> list[str]:
+        """What the table shows: the verdict on mIoU first, then what the interval covers and what not."""
+        text = [difference.describe("loss") for difference in self.differences]
+        covers = f"The interval covers the choice of the {self.images} evaluation images, for these trained networks"
+        if len(self.seeds) == 1:
+            return [*text, f"{covers}; it does not cover the luck of a training run. For that: --seeds [0,1,2]."]
+        shared = " All seeds share one start, so neither covers the luck of pre-training." if self.shared_start else ""
+        text.append(self.differences[0].describe_seeds())
+        return [*text, f"{covers}; the spread over seeds is the luck of fine-tuning.{shared}"]
+
+    def table(self) -> list[str]:
+        """The lines of the table, in Markdown."""
+        return [self.heading, "", *markdown_table(HEADINGS, self.rows(), left=(0, 6)), ""]
+
+    def save(self, folder: Path) -> None:
+        """table.md and results.json."""
+        lines = [*self.table(), *(f"- {sentence}" for sentence in self.sentences()), ""]
+        ious = ((name, *(format_number(iou[arm]) for arm in ARMS)) for name, iou in self.iou.items())
+        lines += markdown_table(("IoU", *ARMS), ious)
+        write_atomically(folder / "table.md", ("\n".join(lines) + "\n").encode())
+        content = {"lines": [self._line(d) for d in self.differences], **asdict(self), "words": self.sentences()}
+        save_json(folder / "results.json", {k: v for k, v in content.items() if k not in ("differences", "start")}, 2)
+
+    def _line(self, difference: ScoreDifference) -> dict[str, object]:
+        return {
+            "metric": difference.metric,
+            "start": self.start[difference.metric],
+            "control": difference.control,
+            "loss": difference.treatment,
+            "interval": asdict(difference.interval),
+            "per_seed": difference.per_seed,
+            "verdict": difference.verdict,
+            "seed_interval": difference.seed_interval,
+        }
+
+
+def compare_arms(
+    starts: Mapping[int, SegmentationScores],
+    arms: Mapping[str, Mapping[int, SegmentationScores]],
+    *,
+    classes: tuple[str, ...],
+    seconds: Mapping[str, Sequence[float]],
+    evaluation: EvaluationSettings,
+    loss: str,
+    shared_start: bool,
+) -> Results:
+    """The results of a run; starts: by seed; arms: "control" and "loss", each by seed; seconds: of their epochs."""
+    scores = {arm: list(arms[arm].values()) for arm in ARMS}
+    differences = compare_scores(
+        scores["control"], scores["loss"], level=evaluation.level, resamples=evaluation.resamples
+    )
+    iou = {arm: 100 * torch.stack([s.iou for s in scores[arm]]).nanmean(0) for arm in ARMS}
+    return Results(
+        differences=differences,
+        start={d.metric: mean_score(d.metric, list(starts.values())) for d in differences},
+        seconds={arm: median(seconds[arm]) if seconds[arm] else float("nan") for arm in ARMS},
+        seeds=list(arms["control"]),
+        images=len(scores["control"][0].confusion),
+        loss=loss,
+        shared_start=shared_start,
+        iou={name: {arm: float(iou[arm][i]) for arm in ARMS} for i, name in enumerate(classes)},
+    )

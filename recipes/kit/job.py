@@ -1,0 +1,151 @@
+"""What all recipes have in common as jobs: from the command line to a run folder, the same steps in the same order."""
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import yaml  # type: ignore[import-untyped]
+from jsonargparse import ArgumentParser, Namespace
+from lightning_fabric import Fabric
+from rich.console import Console
+
+from perpixel.checks import complain
+from recipes.kit.command_line import Command, as_yaml, read_arguments, set_threads
+from recipes.kit.images import Images
+from recipes.kit.interrupt import Interrupt
+from recipes.kit.progress import Progress
+from recipes.kit.run_folder import CONFIG, choose_folder, write_atomically
+from recipes.kit.settings import AnalysisSettings, DataSettings, RunSettings
+
+Item = TypeVar("Item")
+STARTS = ("model.weights", "model.weights_backbone", "model.checkpoint", "model.replace_head")
+
+
+@dataclass
+class Job:
+    """One run of a recipe; a subclass names the recipe and its settings, and says what is prepared and done.
+
+    recipe: NAME of `python -m recipes.NAME`; nested, example: a nested setting and arguments, for --help; skip: fields
+    of the settings that a subclass adds to the parser itself.
+    """
+
+    recipe: ClassVar[str]
+    settings_class: ClassVar[type[RunSettings]]
+    nested: ClassVar[str]
+    example: ClassVar[str]
+    skip: ClassVar[tuple[str, ...]] = ()
+
+    settings: Any
+    folder: Path
+    fabric: Fabric
+    images: Images
+    progress: Progress
+    interrupt: Interrupt
+
+    @classmethod
+    def build_parser(cls) -> ArgumentParser:
+        """The command line: --config, --resume and every field of the settings."""
+        command = f"python -m recipes.{cls.recipe}"
+        parser = ArgumentParser(
+            prog=command,
+            allow_abbrev=False,
+            usage=f"%(prog)s [--config FILE] [--SETTING VALUE ...]    (settings below; nested ones as --{cls.nested})",
+            description=(cls.settings_class.__doc__ or "").split("Args:")[0].strip(),
+            epilog=f"Example: {command} {cls.example}",
+        )
+        parser.add_argument("--config", action="config", help="YAML file with settings; later arguments win.")
+        parser.add_argument("--resume", type=str | None, default=None, help="Run folder to continue, and nothing else.")
+        parser.add_class_arguments(cls.settings_class, skip=set(cls.skip))
+        return parser
+
+    @classmethod
+    def read_settings(cls, parser: ArgumentParser, parsed: Namespace) -> Any:
+        """The settings, checked."""
+        ready = parser.instantiate(parsed)
+        return cls.settings_class(**{field.name: ready[field.name] for field in fields(cls.settings_class)})
+
+    @classmethod
+    def build_fabric(cls, settings: RunSettings) -> Fabric:
+        """The devices to run on: one."""
+        hardware = settings.hardware
+        return Fabric(accelerator=hardware.accelerator, devices=1, precision=hardware.precision)  # type: ignore[arg-type]
+
+    def prepare(self) -> None:
+        """Read weights and try the settings, so that mistakes show before anything is written."""
+        raise NotImplementedError
+
+    def run(self) -> None:
+        """Everything else."""
+        raise NotImplementedError
+
+    def stop_if_asked(self) -> None:
+        """KeyboardInterrupt after Ctrl-C, between two steps."""
+        if self.interrupt.asked:
+            raise KeyboardInterrupt
+
+    def each(
+        self, title: str, items: Iterable[Item], total: int, size: Callable[[Item], int] = lambda _: 1
+    ) -> Iterator[Item]:
+        """The items, each of `size` images of the `total`, with a progress bar; stops between two where asked to."""
+        done, began = 0, time.monotonic()
+        self.progress.begin(title, 0, total)
+        try:
+            for item in items:
+                yield item
+                done += size(item)
+                self.progress.advance(done, {}, done / max(time.monotonic() - began, 1e-9))
+                self.stop_if_asked()
+        finally:
+            self.progress.end()
+
+
+def run_recipe(job: type[Job], arguments: list[str] | None = None) -> int:
+    """Run the recipe; the exit status is 0, 1 after a mistake of the user or a full disk, 130 when interrupted."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    console = Console(width=None if sys.stdout.isatty() else 118)
+    return Command(console, f"python -m recipes.{job.recipe}").status(lambda command: _run(job, given, command))
+
+
+def _run(kind: type[Job], arguments: list[str], command: Command) -> None:
+    parser = kind.build_parser()
+    parsed, resumed = read_arguments(parser, arguments)
+    if resumed is None and getattr(parsed, "run", None) is not None:
+        parser.set_defaults(settings_of_run(Path(parsed.run)))
+        parsed, _ = read_arguments(parser, arguments)
+    settings = kind.read_settings(parser, parsed)
+    set_threads(settings.hardware)
+    fabric = kind.build_fabric(settings)
+    fabric.launch()
+    folder = Path(fabric.broadcast(str(resumed or choose_folder(settings.folder, settings.out, settings.name))))
+    progress = Progress(command.console, shown=fabric.is_global_zero)
+    job = kind(settings, folder, fabric, Images(_data_needed(settings)), progress, Interrupt())
+    job.prepare()
+    command.folder = folder
+    with job.interrupt:
+        if fabric.is_global_zero and resumed is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / CONFIG, as_yaml(parser, parsed).encode())
+        fabric.barrier()
+        progress.report(f"run folder: {folder}")
+        job.run()
+
+
+def _data_needed(settings: RunSettings) -> DataSettings:
+    """The data of the run; the training part need not exist where a network is only examined."""
+    data, model = settings.data, settings.model
+    if isinstance(settings, AnalysisSettings) and (settings.run is not None or model.checkpoint or model.weights):
+        return replace(data, train_split=data.eval_split, train_images=data.eval_images)
+    return data
+
+
+def settings_of_run(run: Path) -> dict[str, Any]:
+    """Data and model of a run of recipes.finetune, as defaults; what its network started from is left out."""
+    if not (run / CONFIG).is_file():
+        expected = "a run folder of recipes.finetune"
+        raise FileNotFoundError(complain("run", expected, f"{run}, without {CONFIG}", "Check the path."))
+    written = yaml.safe_load((run / CONFIG).read_text())
+    settings = {f"{part}.{name}": value for part in ("data", "model") for name, value in written[part].items()}
+    return {name: value for name, value in settings.items() if name not in STARTS}

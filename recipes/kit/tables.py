@@ -1,0 +1,86 @@
+"""Numbers as files and as text: JSON, CSV, Markdown tables, a value with its interval."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from perpixel.evaluation import BootstrapInterval
+from recipes.kit.run_folder import write_atomically
+
+Row = Mapping[str, Any]
+
+
+def json_ready(value: Any) -> Any:
+    """`value` with null for NaN and infinities, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: json_ready(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_ready(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def json_lines(rows: Iterable[Row]) -> str:
+    """A line of JSON per row."""
+    return "".join(json.dumps(json_ready(row)) + "\n" for row in rows)
+
+
+def save_json(path: Path, content: Any, indent: int | None = None) -> None:
+    """`json_ready` content as a file."""
+    write_atomically(path, (json.dumps(json_ready(content), indent=indent) + "\n").encode())
+
+
+def save_csv(path: Path, rows: Sequence[Row]) -> None:
+    """All rows, numbers in full; NaN and what a row does not have as empty cells."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()} for row in rows)
+    write_atomically(path, text.getvalue().encode())
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
+    """The lines of a table; the columns `left` are aligned to the left, the others to the right."""
+    rule = "".join("|---" if column in left else "|---:" for column in range(len(head))) + "|"
+    return [f"| {' | '.join(head)} |", rule, *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def format_number(value: float, digits: int = 2, *, sign: bool = False, missing: str = "–") -> str:
+    """ "1.20", with `sign` "+1.20", `missing` for NaN."""
+    return missing if math.isnan(value) else f"{value:{'+' if sign else ''}.{digits}f}"
+
+
+def format_ends(low: float, high: float, digits: int = 2, *, sign: bool = False) -> str:
+    """ "[0.90, 1.51]"."""
+    return f"[{format_number(low, digits, sign=sign)}, {format_number(high, digits, sign=sign)}]"
+
+
+def format_interval(
+    value: float,
+    low: float,
+    high: float,
+    digits: int = 2,
+    *,
+    sign: bool = False,
+    unit: str = "",
+    missing: str = "–",
+) -> str:
+    """ "1.20 [0.90, 1.51]", the unit behind the value; without ends where they are NaN, `missing` for NaN."""
+    if math.isnan(value):
+        return missing
+    ends = "" if math.isnan(low) else f" {format_ends(low, high, digits, sign=sign)}"
+    return format_number(value, digits, sign=sign) + unit + ends
+
+
+def format_cell(row: Row, name: str, digits: int = 2, *, sign: bool = False, unit: str = "", missing: str = "–") -> str:
+    """`format_interval` of the columns NAME, NAME_low and NAME_high of a row."""
+    ends = row[f"{name}_low"], row[f"{name}_high"]
+    return format_interval(row[name], *ends, digits, sign=sign, unit=unit, missing=missing)
+
+
+def interval_columns(name: str, interval: BootstrapInterval, factor: float = 1.0) -> dict[str, float]:
+    """The columns NAME, NAME_low and NAME_high of a row, times `factor`."""
+    return {name: factor * interval.value, f"{name}_low": factor * interval.low, f"{name}_high": factor * interval.high}

@@ -1,0 +1,95 @@
+"""The network whose labels are traced, and the rival classes it is asked about."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from perpixel.checks import complain
+from perpixel.evaluation import predict_labels
+from perpixel.fixations import Fixations, fixations
+from perpixel.outputs import dense_logits
+from recipes.kit.images import Images
+from recipes.kit.networks import select_layers
+from recipes.tracing.settings import TraceSettings
+
+
+@dataclass(frozen=True)
+class TracedNetwork:
+    """A network in evaluation mode, and how its points are followed.
+
+    weights: where they are from, in words. followed: the network that points go through, where it is another.
+    """
+
+    network: nn.Module
+    trace: TraceSettings
+    device: torch.device
+    weights: str = ""
+    followed: nn.Module | None = None
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Tensor:
+        """Labels (N, H, W) on the device."""
+        return predict_labels(self.network, images.to(self.device))
+
+    def fixations(self, images: Tensor, start: Tensor, *, shift: str | None = None, record: bool = False) -> Fixations:
+        """Fixations of the labels `start`, by the settings of the run."""
+        return fixations(
+            self.network if self.followed is None else self.followed,
+            images.to(self.device),
+            start=start.to(self.device),
+            k=self.trace.count,
+            shift=shift or self.trace.shift,
+            rules=self.trace.fixation_rules,
+            record=record,
+        )
+
+    def against(self, rivals: Mapping[int, int]) -> "TracedNetwork":
+        """The same network asked what put each class above its rival; without rivals, what made its score high."""
+        return replace(self, followed=rival_logits(self.network, rivals) if rivals else None)
+
+
+def rival_logits(network: nn.Module, rivals: Mapping[int, int]) -> nn.Module:
+    """A copy whose logit c is the network's logit c minus logit rivals[c]; those of classes without rival stay.
+
+    Done in the weights of the classifier, so that a contribution to the new logit is the difference of contributions:
+    what speaks for both classes cancels. ValueError if the logits are not a linear function of the classifier's output.
+    """
+    result = copy.deepcopy(network)
+    name = select_layers(copy.deepcopy(network), "head")[1]
+    mine = torch.tensor(sorted(rivals))
+    other = torch.tensor([rivals[c] for c in sorted(rivals)])
+    with torch.no_grad():
+        for parameter in result.get_submodule(name).parameters(recurse=False):
+            parameter[mine] = parameter[mine] - parameter[other]
+        like = next(network.parameters())
+        probe = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(like)
+        expected = dense_logits(network(probe)).clone()
+        expected[:, mine] = expected[:, mine] - expected[:, other]
+        found = dense_logits(result(probe))
+    if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
+        came = f"{name}, after which the network is not linear"
+        raise ValueError(complain("trace.question", "a classifier that gives the logits", came, "Ask: class."))
+    return result
+
+
+def known_rivals(images: Images, trace: TraceSettings) -> dict[int, int]:
+    """Class -> rival: those of the settings, or the pairs of the synthetic data."""
+    if trace.rivals:
+        classes, rivals = (images.class_numbers(names, "trace.rivals") for names in zip(*trace.rivals.items()))
+        return dict(zip(classes, rivals))
+    found = {pair.first: pair.second for pair in images.pairs}
+    return found | {second: first for first, second in found.items()}
+
+
+def asked_rivals(images: Images, trace: TraceSettings) -> dict[int, int]:
+    """The rivals to ask about: none for the class question."""
+    if trace.question == "class":
+        return {}
+    rivals = known_rivals(images, trace)
+    if not rivals:
+        remedy = "Example: --trace.rivals '{car: bicyclist}'."
+        raise ValueError(complain("trace.rivals", "a rival for some class", "none known for this data", remedy))
+    return rivals

@@ -1,0 +1,42 @@
+"""The network of a job: that of a run folder, of a checkpoint, or one trained first with cross-entropy alone."""
+
+from pathlib import Path
+
+from torch import nn
+
+from perpixel.checks import complain
+from recipes.kit.job import Job
+from recipes.kit.networks import build_network
+from recipes.kit.randomness import seed_everything
+from recipes.kit.settings import AnalysisSettings
+from recipes.kit.weights import load_weights, starting_weights, unwrap_weights
+from recipes.training.checkpoints import LAST, load_checkpoint
+from recipes.training.trainer import Training, train
+
+
+def load_network(settings: AnalysisSettings, num_classes: int) -> tuple[nn.Module, str] | None:
+    """The network with the weights the settings name, and where they are from; None where it must be trained first."""
+    seed_everything(settings.seed)
+    network = build_network(settings.model, num_classes)
+    if settings.run is not None:
+        path = Path(settings.run) / settings.part / LAST
+        if not path.is_file():
+            known = [str(p.parent.relative_to(settings.run)) for p in sorted(Path(settings.run).rglob(LAST))]
+            raise FileNotFoundError(complain("part", f"one of {', '.join(known) or 'none'}", settings.part, "Choose."))
+        weights, source = unwrap_weights(load_checkpoint(path), str(path)), f"{settings.part} of {settings.run}"
+    else:
+        given = starting_weights(settings.model)
+        if given is None:
+            return None
+        weights, source = given
+    load_weights(network, weights, source, replace_head=False, num_classes=num_classes)
+    return network, source
+
+
+def train_network(job: Job, folder: Path) -> tuple[nn.Module, str]:
+    """A network trained by `pretrain` in `folder`, and how; continues where it was stopped."""
+    schedule = job.settings.pretrain
+    scores, weights = train(job, Training(folder, "training", job.settings.seed, schedule))
+    network = build_network(job.settings.model, job.images.num_classes).to(job.fabric.device)
+    network.load_state_dict(weights)
+    return network, f"a training of {schedule.epochs} epochs with cross-entropy, {100 * scores.miou:.1f} mIoU"

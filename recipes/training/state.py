@@ -1,0 +1,127 @@
+"""All that a training step changes, and so all that a checkpoint holds of the model."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from lightning_fabric.wrappers import _FabricOptimizer
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import perpixel
+from recipes.kit.job import Job
+from recipes.kit.networks import build_network, select_layers
+from recipes.kit.randomness import random_state, set_random_state
+from recipes.kit.settings import Schedule
+from recipes.kit.weights import Weights
+from recipes.training.optimizer import build_optimizer, build_scheduler, set_training
+from recipes.training.sharding import is_sharded, set_whole, whole_optimizer, whole_weights
+
+
+class TrainingState:
+    """Network, average of its weights, criterion, optimizer and learning rates, on one process or several.
+
+    start: weights to start from (None: random ones); term: makes a loss term beside the base; steps: of the schedule.
+    """
+
+    def __init__(
+        self, job: Job, schedule: Schedule, steps: int, start: Weights | None, term: Callable[[], nn.Module] | None
+    ) -> None:
+        self.fabric, self.schedule, self.layout = job.fabric, schedule, torch.contiguous_format
+        model, hardware, device = job.settings.model, job.settings.hardware, job.fabric.device
+        self.network = build_network(model, job.images.num_classes)
+        if start is not None:
+            self.network.load_state_dict(start)
+        self.trained, classifier = select_layers(self.network, schedule.layers, model.head)
+        if hardware.channels_last:
+            self.layout = torch.channels_last
+            self.network.to(memory_format=torch.channels_last)
+        self.network.to(device)
+        self.average = None
+        if schedule.ema is not None:
+            average = get_ema_multi_avg_fn(schedule.ema)
+            self.average = AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
+        terms = () if term is None else (term(),)
+        self.criterion = perpixel.attach(
+            self.network, *terms, head=model.head, ignore_index=job.settings.data.ignore_index
+        ).to(device)
+        network = cast(nn.Module, torch.compile(self.network)) if hardware.compile else self.network
+        self.model = self.fabric.setup_module(network)
+        self.optimizer = build_optimizer(self.network, classifier, schedule)
+        self.scheduler = build_scheduler(self.optimizer, schedule, steps)
+        self.wrapped_optimizer = cast(_FabricOptimizer, self.fabric.setup_optimizers(self.optimizer))
+        self.whole: nn.Module | None = None  # beside a sharded network: all of it, to evaluate and save
+        if is_sharded(self.fabric.strategy):
+            self.whole = build_network(model, job.images.num_classes).to(device)
+
+    def step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """One step on this process' share of a batch; the loss terms and their "total", still on the device."""
+        images = self.fabric.to_device(images).contiguous(memory_format=self.layout)
+        loss = self.criterion(self.model(images), self.fabric.to_device(labels))
+        self.wrapped_optimizer.zero_grad()
+        self.fabric.backward(loss)
+        if self.schedule.clip is not None:
+            self.fabric.clip_gradients(self.model, self.wrapped_optimizer, max_norm=self.schedule.clip)
+        self.wrapped_optimizer.step()
+        self.scheduler.step()
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+        return {**self.criterion.terms, "total": loss.detach()}
+
+    def train(self) -> None:
+        """Training mode for the layers that train."""
+        set_training(self.network, self.trained)
+
+    def evaluated(self) -> nn.Module:
+        """The network whose scores count, the same on all processes: the average of its weights if there is one."""
+        self._broadcast_buffers()
+        self._gather_weights()
+        return self.average.module if self.average is not None else self.whole or self.network
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint; every process must ask."""
+        self._broadcast_buffers()
+        return {
+            "model": (self._gather_weights() or self.network).state_dict(),
+            "ema": self.average.state_dict() if self.average is not None else {},
+            "optimizer": whole_optimizer(self.network, self.optimizer) if self.whole else self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "criterion": self._gather(self.criterion.state_dict()),
+            "precision": self.fabric.strategy.precision.state_dict(),
+            "random": self._gather(random_state()),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
+        rank = self.fabric.global_rank
+        if self.whole is not None:
+            set_whole(self.network, self.optimizer, state["model"], state["optimizer"])
+        else:
+            self.network.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["ema"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.criterion.load_state_dict(state["criterion"][rank])
+        self.fabric.strategy.precision.load_state_dict(state["precision"])
+        set_random_state(state["random"][rank])
+
+    def _gather_weights(self) -> nn.Module | None:
+        """Bring `whole` up to date, if there is one."""
+        if self.whole is not None:
+            self.whole.load_state_dict(whole_weights(self.network))
+        return self.whole
+
+    def _gather(self, value: Any) -> list[Any]:
+        if self.fabric.world_size == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.fabric.world_size
+        torch.distributed.all_gather_object(gathered, value)
+        return gathered
+
+    def _broadcast_buffers(self) -> None:
+        """Give every process the statistics of the first, as DistributedDataParallel does before each forward pass."""
+        if self.fabric.world_size > 1:
+            for module in filter(None, (self.network, self.average)):
+                for buffer in module.buffers():
+                    torch.distributed.broadcast(buffer, 0)
