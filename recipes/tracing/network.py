@@ -13,7 +13,7 @@ from perpixel.fixations import Fixations, fixations
 from perpixel.outputs import dense_logits
 from recipes.kit.images import Images
 from recipes.kit.networks import select_layers
-from recipes.tracing.settings import TraceSettings
+from recipes.tracing.settings import Shift, TraceSettings
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,9 @@ class TracedNetwork:
         """Labels (N, H, W) on the device."""
         return predict_labels(self.network, images.to(self.device))
 
-    def fixations(self, images: Tensor, start: Tensor, *, shift: str | None = None, record: bool = False) -> Fixations:
+    def fixations(
+        self, images: Tensor, start: Tensor, *, shift: Shift | None = None, record: bool = False
+    ) -> Fixations:
         """Fixations of the labels `start`, by the settings of the run."""
         return fixations(
             self.network if self.followed is None else self.followed,

@@ -2,14 +2,15 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from perpixel.checks import check_integer, check_number, complain
 from perpixel.fixations import FixationRules, Share
 from recipes.kit.settings import AnalysisSettings, MeasureSettings
 
 Part = Literal["image", "shares", "counts", "evidence"]
-SHIFTS = ("full", "partial", "none")
+Shift = Literal["full", "partial", "none"]
+SHIFTS: tuple[Shift, ...] = get_args(Shift)
 
 
 @dataclass
@@ -28,7 +29,7 @@ class TraceSettings:
 
     rules: Literal["modern", "seg-unravel"] = "modern"
     select: Literal["channel", "element"] = "channel"
-    shift: Literal["full", "partial", "none"] = "full"
+    shift: Shift = "full"
     k: int | float | Literal["resolution"] = 1
     question: Literal["class", "rival"] = "class"
     rivals: dict[str, str] = field(default_factory=dict)

@@ -29,7 +29,7 @@ def normalise(units: Units, step: Step) -> Moves:
     weight = None if step.conventions.published else step.argument("weight", position)
     if weight is None:
         return same(units, step)
-    negative = weight.detach().cpu().numpy().ravel() < 0
+    negative = (weight.detach() < 0).cpu().numpy().ravel()
     if not negative.any():
         return same(units, step)
     by_element = isinstance(step.module, nn.LayerNorm) or operation(step.node) == "layer_norm"

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from perpixel.weighting import SalientParts, salient_parts
+from perpixel import SalientParts, salient_parts
 from recipes.explaining.maps import RANDOM, TRAINED, Explanation
 from recipes.explaining.measurements.measurement import Figure, Measurement, Results, Rows, Section, Tables
 from recipes.explaining.statistics import of_network
