@@ -28,7 +28,14 @@ from torch.nn import functional as F
 import perpixel
 from benchmarks.timing import metadata, peak_extra_bytes, synchronise
 
-TARGETS = {"LargeFOV-VGG16": 0.06, "deeplabv3_resnet50": 0.10, "deeplabv3_mobilenet_v3_large": 0.10, "loop": 12.0}
+MOBILE = "deeplabv3_mobilenet_v3_large"
+TARGETS = {
+    "LargeFOV-VGG16": 0.06,
+    "deeplabv3_resnet50": 0.06,
+    MOBILE: 0.12,
+    f"{MOBILE}, side 97, K 3": 40.0,
+    "loop": 20.0,
+}
 
 
 def large_fov(size: int) -> nn.Sequential:
@@ -225,11 +232,10 @@ def main() -> None:
     size, repeats = (161, 2) if arguments.quick else (321, 5)
     results: dict[str, object] = {"metadata": metadata(device)}
     print(results["metadata"])
-    cases: dict[str, tuple] = {name: (name, 1, size, {}) for name in TARGETS if name != "loop"}
-    mobile = "deeplabv3_mobilenet_v3_large"
-    cases |= {f"{mobile}, side {s}": (mobile, 1, s, {}) for s in ((97,) if arguments.quick else (161, 641))}
-    cases |= {f"{mobile}, batch {n}": (mobile, n, size, {}) for n in ((2,) if arguments.quick else (2, 4))}
-    cases |= {f"{mobile}, side 97, K {k}": (mobile, 1, 97, {"k": k}) for k in (1, 2, 3)}
+    cases: dict[str, tuple] = {name: (name, 1, size, {}) for name in TARGETS if name != "loop" and "," not in name}
+    cases |= {f"{MOBILE}, side {s}": (MOBILE, 1, s, {}) for s in ((97,) if arguments.quick else (161, 641))}
+    cases |= {f"{MOBILE}, batch {n}": (MOBILE, n, size, {}) for n in ((2,) if arguments.quick else (2, 4))}
+    cases |= {f"{MOBILE}, side 97, K {k}": (MOBILE, 1, 97, {"k": k}) for k in (1, 2, 3)}
     for title, (name, n, side, settings) in cases.items():
         found = beyond(name, n, side, device, 1 if settings.get("k", 1) > 1 else repeats, **settings)
         results[title] = found

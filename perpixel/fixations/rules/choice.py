@@ -6,13 +6,12 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from perpixel.fixations.points import Array, Units
 from perpixel.fixations.rules.step import Conventions, Count, Share
-from perpixel.fixations.rules.values import beside, highest, signs
+from perpixel.fixations.rules.values import Block, beside, highest, host, signed
 
-ELEMENTS = 1 << 17  # contributions looked at at once: few enough to stay in a core's cache
+ELEMENTS = 1 << 18  # contributions looked at at once: few enough to stay in a core's cache
 _FEW = 8  # up to here taking the highest k times costs less than sorting
 
 
@@ -50,35 +49,34 @@ class Products(Protocol):
     """What P windows give, contributions or inputs, (P, T, C); computed no further than asked for."""
 
     shape: tuple[int, int, int]
-    dtype: torch.dtype
 
-    def whole(self) -> Tensor:
+    def whole(self) -> Block:
         """All of it, for the caller to write over."""
 
-    def sums(self) -> Tensor:
+    def sums(self) -> Block:
         """Added up over the taps, (P, C), for the caller to write over."""
 
     def of(self, channel: Array) -> Array:
-        """The channels (P, K) of every window, (P, K, T)."""
+        """The channels (P, K) of every window, (P, K, T), for the caller to write over."""
 
 
 class Given:
     """What is computed already: (P, T), of one channel each."""
 
-    def __init__(self, given: Tensor) -> None:
-        self.given, self.shape, self.dtype = given[:, :, None], (*given.shape, 1), given.dtype
+    def __init__(self, given: Array) -> None:
+        self.given, self.shape = given[:, :, None], (*given.shape, 1)
 
-    def whole(self) -> Tensor:
+    def whole(self) -> Array:
         """(P, T, 1)."""
         return self.given
 
-    def sums(self) -> Tensor:
+    def sums(self) -> Array:
         """(P, 1)."""
         return self.given.sum(1)
 
     def of(self, channel: Array) -> Array:
-        """(P, K, T)."""
-        return self.given.transpose(1, 2).cpu().numpy()
+        """(P, 1, T)."""
+        return self.given.transpose(0, 2, 1)
 
 
 def choose_in_slices(count: int, elements: int, choose_some: Callable[[slice], Chosen]) -> Chosen:
@@ -113,34 +111,26 @@ def choose(
     `minus` (P,), what is smallest is looked for.
     """
     count, length, channels = products.shape
-    valid = None if conventions.published else valid
-    sign = None if minus is None else signs(minus, products.dtype)
+    invalid = None if conventions.published or valid is None else ~valid
     if conventions.elements or channels == 1:
-        given = products.whole()
-        if sign is not None:
-            given.mul_(beside(sign, given)[:, None, None])
-        if valid is not None:
-            given.masked_fill_(~beside(valid, given)[:, :, None], -torch.inf)
-        place, part, score = _highest(given.view(count, -1), k)
+        given = signed(products.whole(), minus)
+        if invalid is not None:
+            given[beside(invalid, given)] = -np.inf
+        place, part, score = _highest(given.reshape(count, -1), k)
         tap, channel = (place, np.zeros(place.shape, np.int64)) if channels == 1 else np.divmod(place, channels)
     else:
-        sums = products.sums()
-        if sign is not None:
-            sums.mul_(beside(sign, sums)[:, None])
-        channel, part, score = _highest(sums, k, last=conventions.published)
+        channel, part, score = _highest(signed(products.sums(), minus), k, last=conventions.published)
         tap = np.zeros(channel.shape, np.int64)
         if length > 1 and fixed is None:
-            of_channel = products.of(channel)
-            if sign is not None:
-                of_channel *= sign[:, None, None]
-            if valid is not None:
-                np.copyto(of_channel, -np.inf, where=~valid[:, None])
+            of_channel = signed(products.of(channel), minus)
+            if invalid is not None:
+                np.copyto(of_channel, -np.inf, where=invalid[:, None])
             tap = of_channel.argmax(2)
     if fixed is not None:
         tap = np.full_like(tap, fixed)
-        if valid is not None:
-            tap[:] = valid.argmax(1)[:, None]
-    some: Array | None = None if valid is None else np.any(valid, axis=1)
+        if invalid is not None:
+            tap[:] = invalid.argmin(1)[:, None]
+    some = None if invalid is None else ~np.all(invalid, axis=1)
     if part is None and (some is None or some.all()):
         return Chosen(None, tap[:, 0], channel[:, 0], None, score)
     keep = np.ones_like(tap, np.bool_) if part is None else part > 0
@@ -150,20 +140,21 @@ def choose(
     return Chosen(window, tap[keep], channel[keep], None if part is None else part[keep], score)
 
 
-def _highest(scores: Tensor, k: Count, *, last: bool = False) -> tuple[Array, Array | None, Array]:
+def _highest(scores: Block, k: Count, *, last: bool = False) -> tuple[Array, Array | None, Array]:
     """The k highest of scores (P, C), which are written over: their places (P, k), parts (P, k) of the mass or None for
     k = 1, and the highest (P,). Of equal ones the first, or the last."""
     place, high = highest(scores, last=last)
     if k == 1:
         return place[:, None], None, high
     if isinstance(k, Share) or k > _FEW:
-        ordered = (scores.flip(1) if last else scores).sort(dim=1, descending=True, stable=True)
-        ranks, places = ordered.values.cpu().numpy(), ordered.indices.cpu().numpy()
+        given = torch.as_tensor(scores)
+        ordered = (given.flip(1) if last else given).sort(dim=1, descending=True, stable=True)
+        ranks, places = host(ordered.values), host(ordered.indices)
         places = scores.shape[1] - 1 - places if last else places
     else:
-        found = [(place, high)]
+        found, window = [(place, high)], np.arange(len(place))
         while len(found) < min(k, scores.shape[1]):
-            scores.scatter_(1, beside(found[-1][0], scores)[:, None], -torch.inf)
+            scores[beside(window, scores), beside(found[-1][0], scores)] = -np.inf
             found.append(highest(scores, last=last))
         places, ranks = (np.stack(of, 1) for of in zip(*found))
     finite = np.isfinite(ranks)

@@ -11,6 +11,7 @@ from perpixel.fixations.points import Array, Units
 from perpixel.fixations.rules.choice import ELEMENTS, Chosen, choose, choose_in_slices
 from perpixel.fixations.rules.geometry import Window, WindowTable, centre_of, pair, tap_order
 from perpixel.fixations.rules.step import Moves, Step
+from perpixel.fixations.rules.values import Block, block
 from perpixel.fixations.rules.windows import Inputs
 
 _PROBES = 64  # elements of a weight that tell whether it was changed behind autograd's back
@@ -39,10 +40,10 @@ def linear(units: Units, step: Step) -> Moves:
     length, outputs = value.shape[-1], weight.shape[0]
     index = step.index(units)
     place = index // outputs
-    rows = value.detach().reshape(-1, length).to(weight.dtype)
+    rows = block(value.reshape(-1, length).contiguous())
     row = place + step.image(units) * (rows.shape[0] // value.shape[0])
     inputs = Inputs(rows, row[:, None], None)
-    chosen = _choose(units, inputs, weight[:, None].detach(), index - place * outputs, step)
+    chosen = _choose(units, inputs, block(weight[:, None].contiguous()), index - place * outputs, step)
     moved = chosen.move(units, chosen.of(units.pixel), chosen.of(units.channel), _value(inputs, chosen, step))
     return [(source, step.at_index(moved, chosen.of(place) * length + chosen.channel, source))]
 
@@ -72,9 +73,7 @@ def _weigh(units: Units, step: Step, *, transposed: bool) -> Moves:
     return [(source, chosen.move(units, chosen.tap_of(taps.pixel), channel, value))]
 
 
-def _choose(
-    units: Units, inputs: Inputs, weight: Tensor, output: Array, step: Step, fixed: int | None = None
-) -> Chosen:
+def _choose(units: Units, inputs: Inputs, weight: Block, output: Array, step: Step, fixed: int | None = None) -> Chosen:
     valid = inputs.valid
 
     def choose_some(part: slice) -> Chosen:
@@ -86,7 +85,7 @@ def _choose(
     if valid is not None and load * len(units) > ELEMENTS:
         load = -(-load * int(np.count_nonzero(valid)) // valid.size)  # what is not valid is not looked at
     chosen = choose_in_slices(len(units), load, choose_some)
-    step.check(chosen.score, step.operands[0])
+    step.watch(chosen.score, step.operands[0])
     return chosen
 
 
@@ -123,15 +122,14 @@ def _kernel(step: Step, transposed: bool) -> _Kernel:
 
 def _of_layer(step: Step) -> Tensor:
     weight: Tensor = step.argument("weight", 1)
-    weight = weight.detach() if weight.requires_grad else weight
-    return weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight
+    return weight.detach() if weight.requires_grad else weight
 
 
 @dataclass(frozen=True)
 class _LaidOut:
     """A weight laid out, and by what to tell whether it still is that weight; `some`, a view of it, equals `probe`."""
 
-    laid: Tensor
+    laid: Block
     order: list[int]
     version: int
     pointer: int
@@ -144,13 +142,13 @@ class _LaidOut:
         return same and self.order is order and torch.equal(self.some, self.probe)
 
 
-def _laid_out(step: Step, kernel: _Kernel, transposed: bool) -> Tensor:
+def _laid_out(step: Step, kernel: _Kernel, transposed: bool) -> Block:
     """The weight as (outputs, taps in order, channels per group), kept with the trace while it does not change."""
     weight, order = _of_layer(step), kernel.order
     kept = step.run.trace.weights.get(step.node)
     if kept is not None and kept.holds(weight, order):
         return kept.laid
-    laid = _lay_out(weight, kernel.groups, order, transposed)
+    laid = block(_lay_out(weight, kernel.groups, order, transposed))
     memory = weight if weight.is_contiguous() else weight.movedim(1, -1)
     if weight.device.type == "cpu" and step.node.op == "call_module" and memory.is_contiguous():
         some = memory.view(-1)[:: max(1, weight.numel() // _PROBES)]

@@ -45,7 +45,7 @@ def join(units: Units, step: Step) -> Moves:
     if len(joined) == 1:
         return [_onto(joined[0][0], _turned(units, joined[0][1], step), step)]
     values = np.stack([step.read(node, units) * np.float32(factor) for node, factor in joined])
-    step.check(values, joined[0][0])
+    step.watch(values, joined[0][0])
     if units.minus is not None:
         values = np.where(units.minus, -values, values)
     winner = values.argmax(0)

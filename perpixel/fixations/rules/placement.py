@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from perpixel.fixations.points import Array, Units
 from perpixel.fixations.rules.pooling import adaptive_pool
 from perpixel.fixations.rules.step import Moves, Step
-from perpixel.fixations.rules.values import pick
+from perpixel.fixations.rules.values import block, pick
 from perpixel.fixations.trace.in_place import operation
 from perpixel.upsampling import axis_matrix
 
@@ -82,7 +82,7 @@ def rearrange(units: Units, step: Step) -> Moves:
     if not kept_batch or tuple(numbers.shape) != after:
         raise step.refuse(f"images of shape {before} become {after}, which mixes them")
     image = step.image(units)
-    found = pick(numbers.reshape(-1), step.index(units) + image * math.prod(after[1:])).astype(np.int64) - 1
+    found = pick(block(numbers.reshape(-1)), step.index(units) + image * math.prod(after[1:])).astype(np.int64) - 1
     index = found - image * size
     if ((found >= 0) & ((index < 0) | (index >= size))).any():
         raise step.refuse("it moves elements from one image to another")

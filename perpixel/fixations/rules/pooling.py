@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 
 from perpixel.fixations.points import Array, Units
 from perpixel.fixations.rules.choice import Chosen, Given, choose, choose_in_slices
@@ -88,12 +87,12 @@ def _strongest(units: Units, step: Step, length: int, taps: Callable[[slice], Ta
         if found.valid is not None:
             inputs[~found.valid] = 0
         minus = None if units.minus is None else units.minus[part]
-        chosen = choose(Given(torch.from_numpy(inputs)), minus, found.valid, step.conventions, step.k)
+        chosen = choose(Given(inputs), minus, found.valid, step.conventions, step.k)
         pixels.append(chosen.tap_of(found.pixel))
         return chosen
 
     chosen = choose_in_slices(len(units), length, choose_some)
-    step.check(chosen.score, source)
+    step.watch(chosen.score, source)
     return [(source, chosen.move(units, np.concatenate(pixels), chosen.of(units.channel)))]
 
 

@@ -13,7 +13,7 @@ from torch.fx.node import Node, map_arg
 from perpixel.checks import check_number, complain
 from perpixel.fixations.points import Array, Units
 from perpixel.fixations.rules.geometry import Window, WindowTable
-from perpixel.fixations.rules.values import Values, pick
+from perpixel.fixations.rules.values import Values, block, pick
 from perpixel.fixations.trace.run import Run
 
 Moves = list[tuple[Node, Units]]
@@ -118,11 +118,15 @@ class Step:
             return np.full(len(units), float(value))
         if len(shape) > 1 and value.shape == torch.Size(shape):
             return Values.of(value).at(units.pixel, units.channel)
+        if value.ndim == len(shape) and value.shape == (*shape[:2], *[1] * (value.ndim - 2)):  # a value per channel
+            return pick(block(value.reshape(-1)), self.image(units) * shape[1] + units.channel)
         place = np.unravel_index(self.index(units), shape[1:])
         index = [np.broadcast_to(self.image(units), len(units)), *place][len(shape) - value.ndim :]
         index = [i if size > 1 else np.zeros_like(i) for i, size in zip(index, value.shape)]
-        row = value.detach().reshape(-1)
-        return pick(row, np.ravel_multi_index(index, value.shape) if index else np.zeros(len(units), np.int64))
+        return pick(
+            block(value.reshape(-1)),
+            np.ravel_multi_index(index, value.shape) if index else np.zeros(len(units), np.int64),
+        )
 
     def table(self, window: Window, order: list[int]) -> WindowTable:
         """Where the windows of the result lie in its first operand; kept for runs on images of this size."""
@@ -143,7 +147,7 @@ class Step:
             )
         )
 
-    def check(self, scores: Array, node: Node) -> None:
+    def watch(self, scores: Array, node: Node) -> None:
         """ValueError naming `node`, at the end of the walk at the latest, if scores taken from it are not numbers."""
         self.run.watch(node, scores)
 

@@ -1,7 +1,12 @@
-"""Reading tensors where units are: places come and answers go as numpy arrays, the tensors stay on their device."""
+"""Reading tensors where units are. Places come and answers go as numpy arrays, wherever the tensor is.
+
+What lies on the CPU is handled as numpy arrays, which cost least where steps are small; what lies on another device as
+tensors there. Both know the same operators, so that what differs is in this file.
+"""
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,45 +14,77 @@ from torch import Tensor
 
 from perpixel.fixations.points import Array
 
-_SIGNS = {torch.float32: np.array([1, -1], np.float32), torch.float64: np.array([1.0, -1.0])}
+Block = Any  # a numpy array, or a tensor on another device
+_SIGNS = np.array([1, -1], np.float32)
 
 
-def beside(array: Array, values: Tensor) -> Tensor:
-    """The array as a tensor on the device of `values`; on the CPU it shares the array's memory."""
-    tensor = torch.from_numpy(array)
-    return tensor if values.device.type == "cpu" else tensor.to(values.device)
+def block(values: Tensor) -> Block:
+    """A contiguous tensor as what is computed with; in float32 where it is coarser."""
+    values = values.detach() if values.requires_grad else values
+    values = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+    return values.numpy() if values.device.type == "cpu" else values
 
 
-def pick(values: Tensor, index: Array) -> Array:
-    """The elements of a contiguous tensor at these places of its memory; float32 where the tensor is coarser."""
-    if values.device.type == "cpu" and values.dtype not in (torch.float16, torch.bfloat16):
-        return values.numpy().ravel().take(index)
-    found = values.view(-1)[beside(index, values)]
-    return (found.float() if found.dtype in (torch.float16, torch.bfloat16) else found).cpu().numpy()
+def beside(array: Array, like: Block) -> Block:
+    """The array where `like` is."""
+    return array if isinstance(like, np.ndarray) else torch.from_numpy(array).to(like.device)
 
 
-def rows(values: Tensor, index: Array) -> Tensor:
-    """The rows of values (R, C) at these places."""
-    if values.device.type == "cpu":  # numpy takes two thirds of the time
-        return torch.from_numpy(values.numpy().take(index, axis=0))
-    return values.index_select(0, beside(index, values))
+def host(values: Block) -> Array:
+    """The values as an array."""
+    return values if isinstance(values, np.ndarray) else values.cpu().numpy()
 
 
-def highest(scores: Tensor, *, last: bool = False) -> tuple[Array, Array]:
+def pick(values: Block, index: Array) -> Array:
+    """The elements of contiguous values at these places of their memory."""
+    if isinstance(values, np.ndarray):
+        return values.ravel().take(index)
+    return values.view(-1)[beside(index, values)].cpu().numpy()
+
+
+def rows(values: Block, index: Array) -> Block:
+    """The rows of values (R, C) at these places, in memory of their own."""
+    return values.take(index, axis=0) if isinstance(values, np.ndarray) else values[beside(index, values)]
+
+
+def added_up(given: Block) -> Block:
+    """given (P, T, C) added up over T."""
+    if given.shape[1] == 1:
+        return given.reshape(given.shape[0], -1)
+    if isinstance(given, np.ndarray):  # torch adds up faster
+        return torch.from_numpy(given).sum(1).numpy()
+    return given.sum(1)
+
+
+def added_up_at(place: Array, given: Block, count: int) -> Block:
+    """given (M, C) added up at each of `count` places."""
+    tensor = torch.from_numpy(given) if isinstance(given, np.ndarray) else given
+    index = torch.from_numpy(place).to(tensor.device)
+    total = tensor.new_zeros(count, given.shape[1]).index_add_(0, index, tensor)
+    return total.numpy() if isinstance(given, np.ndarray) else total
+
+
+def signed(given: Block, minus: Array | None) -> Block:
+    """given (P, ...), written over, with the other sign where `minus` (P,)."""
+    if minus is not None:
+        given *= beside(_SIGNS.take(minus).reshape(-1, *[1] * (given.ndim - 1)), given)
+    return given
+
+
+def highest(scores: Block, *, last: bool = False) -> tuple[Array, Array]:
     """The first (or last) place of the highest of each row of scores (P, C), and the highest; NaN counts as such."""
-    if scores.device.type == "cpu":  # numpy's arg-max takes a tenth of the time of torch's
-        rows = scores.numpy()
-        place = rows.shape[1] - 1 - rows[:, ::-1].argmax(1) if last else rows.argmax(1)
-        return place, rows.ravel().take(np.arange(0, rows.size, rows.shape[1]) + place)
+    if isinstance(scores, np.ndarray):
+        place = scores.shape[1] - 1 - scores[:, ::-1].argmax(1) if last else scores.argmax(1)
+        return place, scores.ravel().take(np.arange(0, scores.size, scores.shape[1]) + place)
     place = scores.shape[1] - 1 - scores.flip(1).argmax(1) if last else scores.argmax(1)
-    return place.cpu().numpy(), scores.gather(1, place[:, None])[:, 0].cpu().numpy()
+    return host(place), host(scores.gather(1, place[:, None])[:, 0])
 
 
 @dataclass(slots=True)
 class Values:
     """A tensor (N, C, ...) in one row, copied only if it must be; together: whether the channels of a pixel lie so."""
 
-    row: Tensor
+    row: Block
     channels: int
     places: int
     together: bool
@@ -55,13 +92,12 @@ class Values:
     @staticmethod
     def of(x: Tensor) -> "Values":
         """Those of `x`."""
-        x = x.detach() if x.requires_grad else x
         channels, places = x.shape[1] if x.ndim > 1 else 1, math.prod(x.shape[2:])
         if x.ndim > 2:
             spread = x.movedim(1, -1)
             if spread.is_contiguous():
-                return Values(spread.view(-1), channels, places, True)
-        return Values(x.reshape(-1), channels, places, False)
+                return Values(block(spread).reshape(-1), channels, places, True)
+        return Values(block(x.reshape(-1)), channels, places, False)
 
     def index(self, pixel: Array, channel: Array) -> Array:
         """Where the values at these pixels and channels lie."""
@@ -74,8 +110,3 @@ class Values:
     def at(self, pixel: Array, channel: Array) -> Array:
         """The values there."""
         return pick(self.row, self.index(pixel, channel))
-
-
-def signs(minus: Array, dtype: torch.dtype) -> Array:
-    """-1 where `minus`, else +1."""
-    return _SIGNS[dtype].take(minus)

@@ -9,7 +9,7 @@ from torch import Tensor
 from perpixel.fixations.points import Array
 from perpixel.fixations.rules.choice import Chosen
 from perpixel.fixations.rules.geometry import Taps
-from perpixel.fixations.rules.values import Values, beside, pick, rows
+from perpixel.fixations.rules.values import Block, Values, added_up, added_up_at, beside, block, pick, rows
 
 _SMALL = 1 << 16  # inputs that are quicker read where they lie than copied pixel by pixel, each once
 
@@ -18,29 +18,27 @@ _SMALL = 1 << 16  # inputs that are quicker read where they lie than copied pixe
 class Inputs:
     """The inputs that P windows look at: rows (R, C), the channels of a group each, at `index` (P, T)."""
 
-    rows: Tensor
+    rows: Block
     index: Array
     valid: Array | None
 
     @staticmethod
     def of(x: Tensor, taps: Taps, group: Array | None, per_group: int) -> "Inputs":
         """Those of x (N, channels, H, W), for windows in these groups of channels; None: there is one group."""
-        if x.dtype in (torch.float16, torch.bfloat16):
-            x = x.float()
         values = Values.of(x)
         if per_group == 1:
             channel = np.zeros((1, 1), np.int64) if group is None else group[:, None]
-            return Inputs(values.row.view(-1, 1), values.index(taps.pixel, channel), taps.valid)
+            return Inputs(values.row.reshape(-1, 1), values.index(taps.pixel, channel), taps.valid)
         row, index = (values.row, taps.pixel) if values.together else _rows(x, taps.pixel)
         if group is not None:
             index = index * (values.channels // per_group) + group[:, None]
-        return Inputs(row.view(-1, per_group), index, taps.valid)
+        return Inputs(row.reshape(-1, per_group), index, taps.valid)
 
     def at(self, chosen: Chosen) -> Array:
         """The inputs that were chosen."""
         return pick(self.rows, chosen.tap_of(self.index) * self.rows.shape[1] + chosen.channel)
 
-    def weighed(self, part: slice, weight: Tensor, output: Array) -> "Weighed | WeighedWhereValid":
+    def weighed(self, part: slice, weight: Block, output: Array) -> "Weighed | WeighedWhereValid":
         """Weight x input of some windows, for weights (outputs, T, C) and the outputs (P,) of these windows."""
         index, output = self.index[part], output[part]
         if self.valid is None:
@@ -49,25 +47,25 @@ class Inputs:
         if weight.shape[2] > 1:
             return WeighedWhereValid(self.rows, index, weight, output, valid)
         products = Weighed(self.rows, index, weight, output)
-        products.given.masked_fill_(beside(~valid, weight)[:, :, None], 0)
+        products.given[beside(~valid, products.given)] = 0
         return products
 
 
 class Weighed:
     """Weight x input of P windows, see `choice.Products`."""
 
-    def __init__(self, values: Tensor, index: Array, weight: Tensor, output: Array) -> None:
-        self.shape, self.dtype = (len(index), weight.shape[1], weight.shape[2]), weight.dtype
-        self.given = rows(values, index.ravel()).view(self.shape)
-        self.given.mul_(rows(weight, output))
+    def __init__(self, inputs: Block, index: Array, weight: Block, output: Array) -> None:
+        self.shape = (len(index), weight.shape[1], weight.shape[2])
+        self.given = rows(inputs, index.ravel()).reshape(self.shape)
+        self.given *= rows(weight, output)
 
-    def whole(self) -> Tensor:
+    def whole(self) -> Block:
         """(P, T, C)."""
         return self.given
 
-    def sums(self) -> Tensor:
+    def sums(self) -> Block:
         """(P, C)."""
-        return self.given.squeeze(1) if self.shape[1] == 1 else self.given.sum(1)
+        return added_up(self.given)
 
     def of(self, channel: Array) -> Array:
         """(P, K, T), for channels (P, K)."""
@@ -79,25 +77,22 @@ class Weighed:
 class WeighedWhereValid:
     """The same, computed at valid taps only; 0 at the others."""
 
-    def __init__(self, values: Tensor, index: Array, weight: Tensor, output: Array, valid: Array) -> None:
-        self.shape, self.dtype = (len(index), weight.shape[1], weight.shape[2]), weight.dtype
+    def __init__(self, inputs: Block, index: Array, weight: Block, output: Array, valid: Array) -> None:
+        self.shape = (len(index), weight.shape[1], weight.shape[2])
         length, channels = self.shape[1:]
         self.place = valid.ravel().nonzero()[0]
         self.window = self.place // length
         row = self.place + ((output - np.arange(len(output))) * length).take(self.window)
-        self.given = rows(values, index.ravel().take(self.place))
-        self.given.mul_(rows(weight.view(-1, channels), row))
+        self.given = rows(inputs, index.ravel().take(self.place))
+        self.given *= rows(weight.reshape(-1, channels), row)
 
-    def whole(self) -> Tensor:
+    def whole(self) -> Block:
         """(P, T, C)."""
-        whole = self.given.new_zeros(self.shape)
-        whole.view(-1, self.shape[2]).index_copy_(0, beside(self.place, whole), self.given)
-        return whole
+        return added_up_at(self.place, self.given, self.shape[0] * self.shape[1]).reshape(self.shape)
 
-    def sums(self) -> Tensor:
+    def sums(self) -> Block:
         """(P, C)."""
-        sums = self.given.new_zeros(self.shape[0], self.shape[2])
-        return sums.index_add_(0, beside(self.window, sums), self.given)
+        return added_up_at(self.window, self.given, self.shape[0])
 
     def of(self, channel: Array) -> Array:
         """(P, K, T), for channels (P, K)."""
@@ -109,12 +104,12 @@ class WeighedWhereValid:
         return found.reshape(count, length, -1).transpose(0, 2, 1)
 
 
-def _rows(x: Tensor, pixel: Array) -> tuple[Tensor, Array]:
+def _rows(x: Tensor, pixel: Array) -> tuple[Block, Array]:
     """The rows (M, C) of the pixels of x that `pixel` names, and the index into them."""
     images, channels, height, width = x.shape
     places, count = height * width, pixel.size
     if 2 * count >= images * places:
-        return x.permute(0, 2, 3, 1).reshape(-1, channels).contiguous(), pixel
+        return block(x.permute(0, 2, 3, 1).reshape(-1, channels).contiguous()), pixel
     found, index = pixel.ravel(), np.arange(count).reshape(pixel.shape)
     if count * channels > _SMALL:  # each pixel once
         mark = np.zeros(images * places, np.bool_)
@@ -123,8 +118,7 @@ def _rows(x: Tensor, pixel: Array) -> tuple[Tensor, Array]:
         place = np.empty(images * places, np.int64)
         place[found] = np.arange(len(found))
         index = place[pixel]
+    at = torch.from_numpy(found).to(x.device)
     if images == 1:
-        return x[0].flatten(1).index_select(1, beside(found, x)).t().contiguous(), index
-    image = found // places
-    chosen = x.flatten(2).transpose(1, 2)[beside(image, x), beside(found - image * places, x)]
-    return chosen.contiguous(), index
+        return block(x[0].flatten(1).index_select(1, at).t().contiguous()), index
+    return block(x.flatten(2).transpose(1, 2)[at // places, at % places].contiguous()), index
