@@ -16,7 +16,7 @@ from perpixel.attribution.faithfulness.randomised_weights import randomised_weig
 from perpixel.attribution.measures.evidence import evidence_share, pointing
 
 
-def test_baselines_that_matter_are_told_from_those_that_do_not() -> None:
+def test_baselines_that_matter_differ_from_those_that_do_not() -> None:
     model, images = Linear(), torch.randn(2, 1, 6, 6, dtype=torch.float64)
 
     def blind(_: nn.Module, x: Tensor, baseline: Tensor) -> Tensor:
@@ -79,9 +79,8 @@ def test_evidence_share_and_pointing_by_hand() -> None:
     values = torch.tensor([[[1.0, -3.0], [4.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]], [[2.0, 2.0], [1.0, 2.0]]])
     evidence = torch.tensor([[[False, True], [False, False]], [[True, False]] * 2, [[True, True], [False, False]]])
     share = evidence_share(values, evidence)
-    torch.testing.assert_close(
-        share.share, torch.tensor([3 / 8, torch.nan, 4 / 7], dtype=torch.float64), equal_nan=True
-    )
+    expected = torch.tensor([3 / 8, torch.nan, 4 / 7], dtype=torch.float64)
+    torch.testing.assert_close(share.share, expected, equal_nan=True)
     torch.testing.assert_close(share.chance, torch.tensor([0.25, 0.5, 0.5], dtype=torch.float64))
     assert float(share.density[0]) == pytest.approx(1.5)
     assert evidence_share(values, evidence, part="positive").share[0] == 0
@@ -124,10 +123,9 @@ def test_evidence_of_channels_and_of_nothing() -> None:
     assert float(pointing(values, evidence).hit) == 0  # the channels' sum is (0, 1)
     for found in (evidence_share(values, ~evidence & evidence), pointing(values, ~evidence & evidence)):
         assert bool(found.chance.isnan().all())
-    with pytest.raises(ValueError, match="evidence: expected a bool tensor"):
-        evidence_share(values, evidence.long())
-    with pytest.raises(ValueError, match="evidence: expected a bool tensor"):
-        pointing(values, evidence[:, :, :1])
+    for wrong in (evidence.long(), evidence[:, :, :1]):
+        with pytest.raises(ValueError, match="evidence: expected a bool tensor"):
+            pointing(values, wrong)
     with pytest.raises(ValueError, match="values: expected finite values"):
         pointing(values / 0, evidence)
     with pytest.raises(ValueError, match="part: expected one of"):
@@ -147,15 +145,12 @@ def toy() -> tuple[Pooled, Tensor, Tensor, Tensor, Tensor]:
     return model, images, label, labels > 0, marker
 
 
-def test_trained_network_is_told_from_a_random_one(toy: tuple[Pooled, Tensor, Tensor, Tensor, Tensor]) -> None:
+def test_trained_network_differs_from_a_random_one(toy: tuple[Pooled, Tensor, Tensor, Tensor, Tensor]) -> None:
     model, images, label, region, marker = toy
     explainer = GradientTimesInput(label, region)
     values = explainer(model, images)
     how: dict[str, Any] = {"region": region, "explainer": explainer, "baselines": "zero", "patch": 2, "steps": 10}
     found = faithfulness(model, images, values, label, samples=6, **how)
-    assert found.randomised is not None
-    assert found.infidelity is not None
-    assert found.sensitivity is not None
     random = found.randomised.reset
     mine, theirs = (evidence_share(v, marker, where=~region) for v in (values, random))
     assert float(mine.share.mean()) > 2 * float(mine.chance.mean())
@@ -181,7 +176,6 @@ def test_infidelity_is_zero_for_exact_values_and_their_multiples() -> None:
     how: dict[str, Any] = {"region": region, "baselines": "zero", "samples": 8, "seeds": 1, "steps": 1}
     for factor in (1.0, 7.0):
         found = faithfulness(model, images, factor * exact, 0, **how).infidelity
-        assert found is not None
         torch.testing.assert_close(found.value, torch.zeros(3, dtype=torch.float64), atol=1e-9, rtol=0)
         assert bool((found.shuffled > 0.01).all())
     one = faithfulness(model, images[[1]], exact[[1]], 0, **{**how, "region": region[[1]]}).infidelity
@@ -204,9 +198,8 @@ def test_attribution_of_explain_brings_its_own_question_and_explainer() -> None:
     assert found.baseline_sensitivity is not None
     torch.testing.assert_close(found.completeness.gap, asked.delta.double())
     torch.testing.assert_close(found.context_share, asked.context_share())
-    named = faithfulness(
-        model, images, asked.values, LABEL, region=region, score="margin", explainer="Saliency", steps=4
-    )
+    how: dict[str, Any] = {"region": region, "score": "margin", "explainer": "Saliency", "steps": 4}
+    named = faithfulness(model, images, asked.values, LABEL, **how)
     assert named.baseline_sensitivity is None  # it has none
     assert named.randomised is not None
     torch.testing.assert_close(named.deletion.scores["margin"], found.deletion.scores["margin"])

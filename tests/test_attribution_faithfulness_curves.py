@@ -62,9 +62,8 @@ def slow_curve(
 def test_curves_are_those_of_a_slow_loop(size: tuple[int, int], patch: Any) -> None:
     model, images, values, region = case(size)
     baseline = torch.randn_like(images)
-    found = faithfulness(
-        model, images, values, LABEL, region=region, patch=patch, baselines=baseline, steps=1000, seeds=1, batch_size=7
-    )
+    how: dict[str, Any] = {"patch": patch, "baselines": baseline, "steps": 1000, "seeds": 1, "batch_size": 7}
+    found = faithfulness(model, images, values, LABEL, region=region, **how)
     sides = (1, 1) if patch is None else (patch, patch) if isinstance(patch, int) else patch
     for curve in (found.deletion, found.insertion):
         for n in range(2):
@@ -122,10 +121,9 @@ def test_best_order_is_best_among_all_orders_of_a_small_image() -> None:
     exact = images * model.weight.detach()
     how: dict[str, Any] = {"region": region, "baselines": "zero", "seeds": 1, "steps": 5}
     areas = []
-    for order in itertools.permutations(range(6)):
-        values = torch.tensor(order, dtype=torch.float64).view(1, 2, 3)
-        if order[0] == 0:
-            areas.append(float(faithfulness(model, images, values, 0, **how).deletion.area("logit")))
+    for order in itertools.permutations(range(5)):
+        values = torch.tensor((9, *order), dtype=torch.float64).view(1, 2, 3)
+        areas.append(float(faithfulness(model, images, values, 0, **how).deletion.area("logit")))
     best = float(faithfulness(model, images, exact, 0, **how).deletion.area("logit"))
     assert len(areas) == 120
     assert best == pytest.approx(min(areas))
@@ -140,12 +138,10 @@ def same(first: Curve, second: Curve, take: slice = slice(None)) -> None:
 
 def test_only_the_order_of_the_values_counts() -> None:
     model, images, values, region = case()
-    values = values.sum(1)
-    plain, bent = (
-        faithfulness(model, images, v, LABEL, region=region, steps=9) for v in (values, (3 * values + 1).exp())
-    )
-    for first, second in ((plain.deletion, bent.deletion), (plain.insertion, bent.insertion)):
-        same(first, second)
+    forms = (values.sum(1), (3 * values.sum(1) + 1).exp())
+    plain, bent = (faithfulness(model, images, v, LABEL, region=region, steps=9) for v in forms)
+    same(plain.deletion, bent.deletion)
+    same(plain.insertion, bent.insertion)
 
 
 @pytest.mark.parametrize("batch_size", [1, 64])
@@ -157,13 +153,11 @@ def test_a_batch_equals_its_images_alone(batch_size: int) -> None:
     for n in range(2):
         one = faithfulness(model, images[[n]], values[[n]], int(label[n]), region=region[[n]], **how)
         at = slice(n, n + 1)
-        assert one.deletion.fraction.shape[1] <= both.deletion.fraction.shape[1]
-        for first, second in ((both.deletion, one.deletion), (both.insertion, one.insertion)):
-            same(first, second, at)
+        same(both.deletion, one.deletion, at)
+        same(both.insertion, one.insertion, at)
         torch.testing.assert_close(both.object_alone.kept[at], one.object_alone.kept)
-        torch.testing.assert_close(
-            both.object_alone.kept_elsewhere[:, at], one.object_alone.kept_elsewhere, equal_nan=True
-        )
+        elsewhere = both.object_alone.kept_elsewhere[:, at]
+        torch.testing.assert_close(elsewhere, one.object_alone.kept_elsewhere, equal_nan=True)
         torch.testing.assert_close(both.context_share[at], one.context_share)
 
 
@@ -171,9 +165,8 @@ def test_ties_fall_in_an_order_of_no_direction() -> None:
     model, images, _, region = case()
     flat = torch.zeros(2, 6, 6, dtype=torch.float64)
     rows = flat - torch.arange(6, dtype=torch.float64)[:, None]
-    found, again, ordered = (
-        faithfulness(model, images, v, LABEL, region=region, steps=9) for v in (flat, flat.clone() + 1, rows)
-    )
+    maps = (flat, flat + 1, rows)
+    found, again, ordered = (faithfulness(model, images, v, LABEL, region=region, steps=9) for v in maps)
     same(found.deletion, again.deletion)
     assert not torch.allclose(found.deletion.scores["logit"], ordered.deletion.scores["logit"])
 

@@ -95,7 +95,7 @@ def test_what_is_over_the_cap_goes_to_a_file_that_goes_with_it(tmp_path: Path) -
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_an_error_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_room(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -104,7 +104,7 @@ def test_a_full_disk_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest
         influence(small(), images_of(1, SIZE), patch=8, memory_cap=0, storage=tmp_path)
     assert not list(tmp_path.iterdir())
     with pytest.raises(OSError, match="storage: expected room for"):
-        storage.allocate((1 << 60,), torch.float32, torch.device("cpu"), 0, tmp_path)
+        storage.Storage(memory_cap=0, storage=tmp_path).allocate((1 << 60,), torch.zeros(()))
     with pytest.raises(FileNotFoundError):
         influence(small(), images_of(1, SIZE), patch=8, memory_cap=0, storage=tmp_path / "none")
 
