@@ -123,9 +123,9 @@ def test_evidence_of_channels_and_of_nothing() -> None:
     assert float(pointing(values, evidence).hit) == 0  # the channels' sum is (0, 1)
     for found in (evidence_share(values, ~evidence & evidence), pointing(values, ~evidence & evidence)):
         assert bool(found.chance.isnan().all())
-    for wrong in (evidence.long(), evidence[:, :, :1]):
+    for check, wrong in ((evidence_share, evidence.long()), (pointing, evidence[:, :, :1])):
         with pytest.raises(ValueError, match="evidence: expected a bool tensor"):
-            pointing(values, wrong)
+            check(values, wrong)
     with pytest.raises(ValueError, match="values: expected finite values"):
         pointing(values / 0, evidence)
     with pytest.raises(ValueError, match="part: expected one of"):

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from influence_cases import SIZE, images_of, scattered_labels, small
+from influence_cases import SIZE, images_of, scattered_labels, small, small_case
 from torch import Tensor, nn
 
 from perpixel.attribution.influence.class_matrix import ClassMatrix
@@ -15,7 +15,7 @@ from perpixel.attribution.influence.result import Influence
 
 @pytest.fixture
 def found() -> Influence:
-    return influence(small(double=True), images_of(2, SIZE).double(), patch=8, baselines="mean")
+    return influence(*small_case(), patch=8, baselines="mean")
 
 
 def slow_class_matrix(
@@ -37,7 +37,7 @@ def slow_class_matrix(
 
 @pytest.mark.parametrize("least", [0.0, 0.3])
 def test_class_matrix_hides_each_class_at_once(least: float) -> None:
-    model, images, labels = small(double=True), images_of(2, SIZE).double(), scattered_labels()
+    (model, images), labels = small_case(), scattered_labels()
     found = influence(model, images, patch=5, baselines="mean", batch_size=3)
     matrix = found.class_matrix(labels, least=least)
     hidden = {}
@@ -62,7 +62,7 @@ def test_class_matrix_hides_each_class_at_once(least: float) -> None:
 
 
 def test_class_matrix_of_segments_hides_the_class_itself() -> None:
-    model, images, labels = small(double=True), images_of(2, SIZE).double(), scattered_labels()
+    (model, images), labels = small_case(), scattered_labels()
     found = influence(model, images, by="segments", segments=connected_segments(labels))
     hidden = {(n, k): labels[n] == k for n in range(2) for k in range(3) if (labels[n] == k).any()}
     values, counts = slow_class_matrix(model, images, labels, hidden, torch.zeros_like(images))

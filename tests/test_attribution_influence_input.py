@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from influence_cases import SIZE, Net, WritesIntoInput, images_of, scattered_labels, small
+from influence_cases import SIZE, Net, WritesIntoInput, images_of, scattered_labels, small, small_case
 from model_state import assert_same, snapshot
 from torch import Tensor, nn
 
@@ -14,7 +14,7 @@ from perpixel.attribution.influence.result import Influence
 
 @pytest.fixture
 def found() -> Influence:
-    return influence(small(double=True), images_of(2, SIZE).double(), patch=8, baselines="mean")
+    return influence(*small_case(), patch=8, baselines="mean")
 
 
 @pytest.mark.parametrize("failing", [False, True])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from influence_cases import SIZE, images_of, small
+from influence_cases import SIZE, images_of, small, small_case
 from torch import Tensor, nn
 
 from perpixel.attribution.influence import storage
@@ -16,7 +16,7 @@ from perpixel.attribution.influence.result import Influence
 
 @pytest.fixture
 def found() -> Influence:
-    return influence(small(double=True), images_of(2, SIZE).double(), patch=8, baselines="mean")
+    return influence(*small_case(), patch=8, baselines="mean")
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9, 1.0])
@@ -72,7 +72,7 @@ def test_context_leaves_out_what_touches_the_region(found: Influence) -> None:
 
 
 def test_what_is_over_the_cap_goes_to_a_file_that_goes_with_it(tmp_path: Path) -> None:
-    model, images = small(), images_of(2, SIZE)
+    model, images = small_case(dtype=torch.float32)
     kept = influence(model, images, patch=8)
     size = kept.values.numel() * 4
     assert influence(model, images, patch=8, memory_cap=size, storage=tmp_path).file is None
@@ -111,7 +111,7 @@ def test_a_full_disk_is_an_error_before_the_work(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize(("dtype", "slack"), [(torch.float16, 2e-3), (torch.bfloat16, 2e-2), (torch.float64, 1e-6)])
 def test_other_types_to_keep(dtype: torch.dtype, slack: float) -> None:
-    model, images = small(), images_of(2, SIZE)
+    model, images = small_case(dtype=torch.float32)
     exact, found = influence(model, images, patch=8), influence(model, images, patch=8, dtype=dtype, device="cpu")
     assert found.values.dtype == dtype
     region = torch.rand(2, *SIZE) > 0.5
@@ -130,7 +130,7 @@ def test_progress_is_shown_where_asked(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_inside_inference_mode_under_autocast_and_channels_last() -> None:
-    model, images = small(), images_of(2, SIZE)
+    model, images = small_case(dtype=torch.float32)
     expected = influence(model, images, patch=8)
     region = torch.rand(2, *SIZE) > 0.5
     with torch.inference_mode():
