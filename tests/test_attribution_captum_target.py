@@ -1,6 +1,7 @@
 """`RegionTarget`: its scores, its frozen regions, its errors."""
 
 import copy
+import itertools
 from typing import Any
 
 import captum.attr as ca
@@ -97,13 +98,11 @@ def test_a_linear_network_has_its_weights_as_gradient() -> None:
     net, x, region = Linear(), images(), regions()
     expected = torch.zeros_like(x)
     weights = net.conv.weight
-    for n in range(3):
-        for y, column in region[n].nonzero().tolist():
-            for dy in range(3):
-                for dx in range(3):
-                    row, place = y + dy - 1, column + dx - 1
-                    if 0 <= row < SIZE[0] and 0 <= place < SIZE[1]:
-                        expected[n, :, row, place] += weights[LABELS[n], :, dy, dx].detach()
+    for n, y, column in region.nonzero().tolist():
+        for dy, dx in itertools.product(range(3), range(3)):
+            row, place = y + dy - 1, column + dx - 1
+            if 0 <= row < SIZE[0] and 0 <= place < SIZE[1]:
+                expected[n, :, row, place] += weights[LABELS[n], :, dy, dx].detach()
     target = RegionTarget(net, LABELS, region)
     torch.testing.assert_close(ca.Saliency(target).attribute(x, abs=False), expected)
     for kind in (ca.InputXGradient, ca.IntegratedGradients, ca.DeepLift, ca.LRP):

@@ -7,7 +7,7 @@ import torch
 from influence_cases import SIZE, images_of, scattered_labels, small, small_case
 from torch import Tensor, nn
 
-from perpixel.attribution.influence.class_matrix import ClassMatrix
+from perpixel.attribution.influence.class_matrix import ClassMatrix, _jobs
 from perpixel.attribution.influence.influence import influence
 from perpixel.attribution.influence.patches import connected_segments
 from perpixel.attribution.influence.result import Influence
@@ -72,8 +72,6 @@ def test_class_matrix_of_segments_hides_the_class_itself() -> None:
 
 
 def test_controls_hide_as_many_pixels_and_follow_the_seed(found: Influence) -> None:
-    from perpixel.attribution.influence.class_matrix import _jobs
-
     for units in (found.units, influence(small(), images_of(2, SIZE), by="segments").units):
         jobs = list(_jobs(units, scattered_labels(), 4, 255, 0.0, 3, 7))
         for at in range(0, len(jobs), 4):
@@ -91,9 +89,8 @@ def test_controls_hide_as_many_pixels_and_follow_the_seed(found: Influence) -> N
     without = found.class_matrix(labels, controls=0)
     assert without.control.isnan().all()
     assert not without.control_counts.any()
-    torch.testing.assert_close(
-        found.class_matrix().values, found.class_matrix(found.predictions).values, equal_nan=True
-    )
+    predicted = found.class_matrix(found.predictions)
+    torch.testing.assert_close(found.class_matrix().values, predicted.values, equal_nan=True)
 
 
 def test_class_matrix_refuses_a_model_that_has_changed() -> None:

@@ -63,9 +63,8 @@ def test_context_leaves_out_what_touches_the_region(found: Influence) -> None:
             touches = bool(region[n, top:bottom, left:right].any())
             assert bool(found.touching(region)[n].flatten()[number]) == touches
             assert float(outside[n].flatten()[number]) == (0.0 if touches else float(whole[n].flatten()[number]))
-    torch.testing.assert_close(
-        found.context_share(1, region), outside.abs().sum((1, 2)) / whole.abs().sum((1, 2)), rtol=1e-6, atol=0
-    )
+    share = outside.abs().sum((1, 2)) / whole.abs().sum((1, 2))
+    torch.testing.assert_close(found.context_share(1, region), share, rtol=1e-6, atol=0)
     left_out = found.context_only(1, region, fill=torch.nan)
     assert torch.equal(left_out.isnan(), found.touching(region))
     assert torch.equal(found.touching(region[0])[1], found.touching(region)[0])
@@ -117,9 +116,8 @@ def test_other_types_to_keep(dtype: torch.dtype, slack: float) -> None:
     region = torch.rand(2, *SIZE) > 0.5
     for score in ("logit", "margin"):
         expected = exact.of(1, region, score)
-        torch.testing.assert_close(
-            found.of(1, region, score), expected, rtol=slack, atol=slack * float(expected.abs().max())
-        )
+        atol = slack * float(expected.abs().max())
+        torch.testing.assert_close(found.of(1, region, score), expected, rtol=slack, atol=atol)
 
 
 def test_progress_is_shown_where_asked(capsys: pytest.CaptureFixture[str]) -> None:
