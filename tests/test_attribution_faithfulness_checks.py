@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from attribution_nets import LABEL, Conv, GradientTimesInput, Linear, Pooled, marked, region_of, trained
+from attribution_nets import LABEL, Conv, GradientTimesInput, Linear, Pooled, case, marked, region_of, trained
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
@@ -38,8 +38,7 @@ def test_baselines_that_matter_differ_from_those_that_do_not() -> None:
 
 
 def test_object_alone_is_the_image_with_its_context_replaced() -> None:
-    model, images = Conv().eval(), torch.randn(2, 2, 8, 8, dtype=torch.float64)
-    region = region_of(images)
+    model, images, _, region = case((8, 8))
     found = object_alone(model, images, LABEL, region, baselines="zero", seeds=2)
     with torch.no_grad():
         before = model(images)["out"]
@@ -59,8 +58,7 @@ def test_object_alone_is_the_image_with_its_context_replaced() -> None:
 def test_the_piece_elsewhere_has_the_shape_but_not_the_place_of_the_object() -> None:
     model, images = Conv().eval(), 1 + torch.rand(1, 2, 8, 8, dtype=torch.float64)
     region = torch.zeros(1, 8, 8, dtype=torch.bool)
-    region[0, 2:5, 2:4] = True
-    region[0, 2, 4] = True
+    region[0, 2:5, 2:4] = region[0, 2, 4] = True
     model.keep = True
     object_alone(model, images, LABEL, region, baselines="zero", seeds=4)
     object_seen, *pieces = [(image != 0).any(0) for image in torch.cat(model.seen)[2:]]
@@ -97,8 +95,7 @@ def test_evidence_share_and_pointing_by_hand() -> None:
 
 
 def test_what_explain_gives_can_be_passed_on_whole() -> None:
-    model, images = Conv().eval(), torch.randn(2, 2, 8, 8, dtype=torch.float64)
-    region = region_of(images)
+    model, images, _, region = case((8, 8))
 
     def explainer(network: nn.Module, x: Tensor, **options: Any) -> Any:
         return explain(network, x, LABEL, region=region, method="InputXGradient", **options)
@@ -187,8 +184,7 @@ def test_infidelity_is_zero_for_exact_values_and_their_multiples() -> None:
 
 
 def test_attribution_of_explain_brings_its_own_question_and_explainer() -> None:
-    model, images = Conv().eval(), torch.randn(2, 2, 8, 8, dtype=torch.float64)
-    region = region_of(images)
+    model, images, _, region = case((8, 8))
     asked = explain(model, images, LABEL, region=region, score="margin", n_steps=4)
     found = faithfulness(model, images, asked, steps=4, stages=1)
     assert found.label.tolist() == [LABEL, LABEL]

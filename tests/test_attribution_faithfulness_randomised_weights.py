@@ -50,7 +50,7 @@ def varied() -> tuple[Varied, Tensor, GradientTimesInput]:
     model.train()
     for _ in range(3):
         model(images)
-    return model.eval(), images, GradientTimesInput(LABEL, region_of(images))
+    return model.eval(), images, GradientTimesInput(LABEL, region_of(images), steps=2)
 
 
 def test_layers_are_reset_from_the_output_down_and_the_rest_is_named() -> None:

@@ -52,10 +52,11 @@ class Method:
         self.given = None if inspect.isclass(found) else found
         self.kind: type = found if inspect.isclass(found) else type(found)
         if issubclass(self.kind, attr.NeuronAttribution) or self.kind.__name__ in ("LayerActivation", "Attribution"):
-            came = f"{self.kind.__name__}, which explains no score"
-            raise ValueError(
-                complain("method", "a method that explains the score of a region", came, "Use it with captum.")
+            expected, came = (
+                "a method that explains the score of a region",
+                f"{self.kind.__name__}, which explains no score",
             )
+            raise ValueError(complain("method", expected, came, "Use it with captum."))
         own = self.parameters()
         self.noise = self.noise or any(name in options and name not in own for name in NOISE)
         self._check(options)

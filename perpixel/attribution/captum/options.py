@@ -90,12 +90,10 @@ def _groups(method: Method, images: Tensor, bases: list[Tensor | None], given: d
 
 
 def _most(images: Tensor) -> int:
-    """How many images of this size go into one forward pass."""
     return max(1, min(ROWS, PIXELS // images.shape[-2:].numel()))
 
 
 def _options(method: Method, images: Tensor, given: dict[str, Any]) -> dict[str, Any]:
-    """What is given, and sound values for what is not."""
     most = _most(images)
     rows = max(1, most // len(images))
     own, kind = method.parameters(), method.kind.__name__

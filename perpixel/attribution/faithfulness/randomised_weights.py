@@ -96,10 +96,8 @@ def randomised_weights(
             "own instead of the one it is given, or the method does not look at the weights.",
             stacklevel=2,
         )
-    names, correlation, magnitude = zip(*found)
-    return RandomisedWeights(
-        mode, names, torch.stack(correlation), torch.stack(magnitude), kept, trained, now, mass, left
-    )
+    names, signed, absolute = zip(*found)
+    return RandomisedWeights(mode, names, torch.stack(signed), torch.stack(absolute), kept, trained, now, mass, left)
 
 
 def rank_correlation(first: Tensor, second: Tensor, where: Tensor | None = None) -> Tensor:
@@ -119,7 +117,6 @@ def rank_correlation(first: Tensor, second: Tensor, where: Tensor | None = None)
 
 
 def _detached_copy(model: nn.Module) -> nn.Module:
-    """A deep copy of the network inside `model`, without gradients, in evaluation mode."""
     model = unwrap(check_model(model))
     try:
         with torch.inference_mode(False):
@@ -132,7 +129,6 @@ def _detached_copy(model: nn.Module) -> nn.Module:
 
 
 def _own_tensors(module: nn.Module) -> list[Tensor]:
-    """A module's own parameters and buffers, not those of its children."""
     return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
 
 
