@@ -44,12 +44,10 @@ def test_object_alone_is_the_image_with_its_context_replaced() -> None:
         before = model(images)["out"]
         alone = model(torch.where(region[:, None], images, 0.0))["out"]
     for n in range(2):
-        kept = (alone[n].argmax(0) == LABEL)[region[n]].double().mean()
-        drop = (before[n, LABEL] - alone[n, LABEL])[region[n]].mean()
-        margin = [(z[n, LABEL] - z[n, [0, 2]].amax(0))[region[n]].mean() for z in (before, alone)]
-        assert float(found.kept[n]) == pytest.approx(float(kept))
-        assert float(found.logit_drop[n]) == pytest.approx(float(drop))
-        assert float(found.margin_drop[n]) == pytest.approx(float(margin[0] - margin[1]))
+        margins = [(z[n, LABEL] - z[n, [0, 2]].amax(0))[region[n]].mean() for z in (before, alone)]
+        torch.testing.assert_close(found.kept[n], (alone[n].argmax(0) == LABEL)[region[n]].double().mean())
+        torch.testing.assert_close(found.logit_drop[n], (before[n, LABEL] - alone[n, LABEL])[region[n]].mean())
+        torch.testing.assert_close(found.margin_drop[n], margins[0] - margins[1])
     assert found.kept_elsewhere.shape == (2, 2)
     nothing_hidden = object_alone(model, images, LABEL, region, baselines=images.clone())
     torch.testing.assert_close(nothing_hidden.kept, nothing_hidden.kept_before)

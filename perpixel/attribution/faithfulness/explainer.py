@@ -1,4 +1,4 @@
-"""What makes an attribution again, for another network or another baseline, and the checked maps that it gives."""
+"""What explains another network, or from another baseline, as an attribution was made; its maps, checked."""
 
 import inspect
 from collections.abc import Callable
