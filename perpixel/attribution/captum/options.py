@@ -124,8 +124,8 @@ def _patches(kind: str, own: tuple[str, ...], images: Tensor, given: dict[str, A
         return dict.fromkeys(("sliding_window_shapes", "strides"), (images.shape[1], fine, fine))
     if "feature_mask" not in own or given.get("feature_mask") is not None:
         return {}
-    coarse = {"ShapleyValues": 2, "FeatureAblation": 0, "FeaturePermutation": 0}.get(kind, 4)
-    mask = _squares(images.shape[-2:], -(-short // coarse) if coarse else fine, images.device)
+    sides = {"ShapleyValues": -(-short // 2), "FeatureAblation": fine, "FeaturePermutation": fine}
+    mask = _squares(images.shape[-2:], sides.get(kind, -(-short // 4)), images.device)
     more = {"n_samples": max(50, 4 * (int(mask.max()) + 1))} if kind in ("Lime", "KernelShap") else {}
     return {"feature_mask": mask, **more}
 

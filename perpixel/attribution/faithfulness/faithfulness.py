@@ -84,7 +84,7 @@ def faithfulness(
         explainer = explainer_of(explainer, attribution, scores.label, scores.region, score)
         found: dict[str, Any] = {}
         if explainer is not None:
-            found = _explainer_checks(explainer, scores, cells, stages, compare_baselines, samples)
+            found = _explainer_checks(explainer, scores, cells, stages, tuple(compare_baselines), samples)
         orders = {"attribution": values}
         mass = as_mass("attribution", attribution).to(images.device)
         masses = {"share": mass, "area": torch.ones_like(mass)}
@@ -151,20 +151,25 @@ def _each(label: int | Tensor, attribution: Attribution) -> list[int]:
 
 
 def _explainer_checks(
-    explainer: Explainer, scores: RegionScores, cells: Cells, stages: int, baselines: Sequence[Baselines], samples: int
+    explainer: Explainer,
+    scores: RegionScores,
+    cells: Cells,
+    stages: int,
+    baselines: tuple[Baselines, ...],
+    samples: int,
 ) -> dict[str, Any]:
     """The checks that explain anew, on the pixels that may be removed."""
     found: dict[str, Any] = {}
     model, images, where = scores.model, scores.images, cells.removable
     if stages:
         found["randomised"] = randomised_weights(model, images, explainer, stages=stages, where=where)
-    if len(baselines) and takes_baselines(explainer):
+    if baselines and takes_baselines(explainer):
 
         def on_baseline(network: nn.Module, x: Tensor, baseline: Tensor) -> Tensor | Attribution:
             return explainer(network, x, baselines=baseline)
 
         found["baseline_sensitivity"] = baseline_sensitivity(
-            model, images, on_baseline, baselines=tuple(baselines), where=where
+            model, images, on_baseline, baselines=baselines, where=where
         )
     if samples:
         found["sensitivity"] = sensitivity(model, images, explainer, samples)
