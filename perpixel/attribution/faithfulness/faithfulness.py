@@ -151,25 +151,20 @@ def _each(label: int | Tensor, attribution: Attribution) -> list[int]:
 
 
 def _explainer_checks(
-    explainer: Explainer,
-    scores: RegionScores,
-    cells: Cells,
-    stages: int,
-    baselines: tuple[Baselines, ...],
-    samples: int,
+    explainer: Explainer, scores: RegionScores, cells: Cells, stages: int, compared: tuple[Baselines, ...], samples: int
 ) -> dict[str, Any]:
     """The checks that explain anew, on the pixels that may be removed."""
     found: dict[str, Any] = {}
     model, images, where = scores.model, scores.images, cells.removable
     if stages:
         found["randomised"] = randomised_weights(model, images, explainer, stages=stages, where=where)
-    if baselines and takes_baselines(explainer):
+    if compared and takes_baselines(explainer):
 
         def on_baseline(network: nn.Module, x: Tensor, baseline: Tensor) -> Tensor | Attribution:
             return explainer(network, x, baselines=baseline)
 
         found["baseline_sensitivity"] = baseline_sensitivity(
-            model, images, on_baseline, baselines=baselines, where=where
+            model, images, on_baseline, baselines=compared, where=where
         )
     if samples:
         found["sensitivity"] = sensitivity(model, images, explainer, samples)
