@@ -40,15 +40,16 @@ def borrowed(
         if not gradients:
             stack.enter_context(torch.no_grad())
             stack.enter_context(random_numbers(device))
-        stack.enter_context(_eager())
+        if "torch._dynamo" in sys.modules:  # compiled layers run as they were written
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         changes = _changes(model, torch.is_grad_enabled(), captum_hooks)
         try:
-            for state, name, _, now in changes:
-                state[name] = now
+            for layer, name, _, now in changes:
+                _set(layer, name, now)
             yield not any(name == "training" for _, name, _, _ in changes)
         finally:
-            for state, name, before, _ in changes:
-                state[name] = before
+            for layer, name, before, _ in changes:
+                _set(layer, name, before)
 
 
 @contextlib.contextmanager
@@ -107,43 +108,32 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
-def _eager() -> contextlib.AbstractContextManager[object]:
-    """Compiled layers run as they were written. Where the compiler is not even loaded there are none."""
-    loaded = "torch._dynamo" in sys.modules
-    return torch.compiler.set_stance("force_eager") if loaded else contextlib.nullcontext()
-
-
-def _changes(model: nn.Module, gradients: bool, captum_hooks: bool) -> list[tuple[Any, str, Any, Any]]:
-    """What to change on the layers: their attributes, the name, the value before and inside."""
-    changes: list[tuple[Any, str, Any, Any]] = []
+def _changes(model: nn.Module, gradients: bool, captum_hooks: bool) -> list[tuple[nn.Module, str, Any, Any]]:
+    """What to change: the layer, the name of its attribute, the value before and inside."""
+    changes: list[tuple[nn.Module, str, Any, Any]] = []
     found = {model: None}
     layers = [model]
     for layer in layers:  # model.modules() takes three times as long
-        state: Any = vars(layer)
+        state = vars(layer)
         for child in layer._modules.values():
             if child is not None and child not in found:
                 found[child] = None
                 layers.append(child)
         if layer.training:
-            changes.append((state if "training" in state else _Scripted(layer), "training", True, False))
+            changes.append((layer, "training", True, False))
         if gradients and state.get("inplace") is True:
-            changes.append((state, "inplace", True, False))
+            changes.append((layer, "inplace", True, False))
         for name in _HOOKS:
             hooks = state[name]
             if hooks and any(_is_off(hook, captum_hooks) for hook in hooks.values()):
                 kept = OrderedDict((key, hook) for key, hook in hooks.items() if not _is_off(hook, captum_hooks))
-                changes.append((state, name, hooks, kept))
+                changes.append((layer, name, hooks, kept))
     return changes
 
 
-class _Scripted:
-    """The attributes of a scripted layer, which are not in its dict."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        self.layer = layer
-
-    def __setitem__(self, name: str, value: object) -> None:
-        setattr(self.layer, name, value)
+def _set(layer: nn.Module, name: str, value: object) -> None:
+    """Without what nn.Module does about parameters; scripted layers have no attributes of their own."""
+    (object.__setattr__ if name in vars(layer) else setattr)(layer, name, value)
 
 
 def _is_off(hook: object, captum_hooks: bool) -> bool:

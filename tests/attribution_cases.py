@@ -69,7 +69,7 @@ def regions(count: int = 3) -> Tensor:
 LABELS = torch.tensor([0, 3, 1])
 
 
-def square_features(side: int = 4) -> Tensor:
+def squares(side: int = 4) -> Tensor:
     rows, columns = torch.arange(SIZE[0]) // side, torch.arange(SIZE[1]) // side
     return (rows[:, None] * (SIZE[1] // side) + columns)[None, None]
 
@@ -83,7 +83,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "LayerConductance": {"n_steps": 3},
     "InternalInfluence": {"n_steps": 3},
     "LayerLRP": {"layer": "features.3"},
-    "ShapleyValues": {"feature_mask": (square_features(8))},
+    "ShapleyValues": {"feature_mask": (squares(8))},
 }
 
 

@@ -81,7 +81,7 @@ def marked(count: int, seed: int, size: int = 12) -> tuple[Tensor, Tensor, Tenso
     marker = torch.zeros(count, size, size, dtype=torch.bool)
     for n in range(count):
         y, x, kind, *signs = (int(torch.randint(h, (), generator=draw)) for h in (4, size - 4, 2, 2, 2, 2))
-        column, *others = (3 * int(place) for place in torch.randperm(4, generator=draw))
+        column, *others = (3 * torch.randperm(4, generator=draw)).tolist()
         images[n, :, y : y + 4, x : x + 4] = 0.6
         for other, sign in zip(others, signs):
             images[n, 1, size - 3 : size - 1, other : other + 2] = 3.0 * (2 * sign - 1)
@@ -108,14 +108,14 @@ def trained(steps: int = 150) -> Pooled:
 class GradientTimesInput:
     """An explainer that is a few lines long: mean of input · gradient on the way from zero (integrated gradients)."""
 
-    def __init__(self, label: int | Tensor, region: Tensor, score: str = "logit") -> None:
-        self.how = (label, region, score)
+    def __init__(self, label: int | Tensor, region: Tensor, steps: int = 16) -> None:
+        self.label, self.region, self.steps = label, region, steps
 
     def __call__(self, model: nn.Module, images: Tensor, baselines: Tensor | None = None) -> Tensor:
-        target = RegionTarget(model, *self.how)
+        target = RegionTarget(model, self.label, self.region)
         start = torch.zeros_like(images) if baselines is None else baselines
         total = torch.zeros_like(images)
-        for step in range(16):
-            at = (start + (step + 0.5) / 16 * (images - start)).requires_grad_()
+        for step in range(self.steps):
+            at = (start + (step + 0.5) / self.steps * (images - start)).requires_grad_()
             total += torch.autograd.grad(target(at).sum(), at)[0]
-        return total / 16 * (images - start)
+        return total / self.steps * (images - start)

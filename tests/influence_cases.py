@@ -1,6 +1,7 @@
 """Networks that end in every way, images, and the slow loop over the patches."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -37,8 +38,12 @@ class Net(nn.Module):
 
 def small(*, double: bool = False) -> nn.Module:
     torch.manual_seed(1)
-    model = Net().eval()
-    return model.double() if double else model
+    return Net().eval().to(torch.float64 if double else torch.float32)
+
+
+def small_case(count: int = 2, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, Tensor]:
+    """A network and its images."""
+    return small(double=dtype == torch.float64), images_of(count, SIZE).to(dtype)
 
 
 def images_of(count: int, size: tuple[int, int]) -> Tensor:
@@ -103,11 +108,6 @@ def after_other_maps(logits: Tensor, images: Tensor) -> dict[str, Tensor]:
     return {"edges": edges, "out": bilinear(logits, images)}
 
 
-class Holder:
-    def __init__(self, logits: Tensor) -> None:
-        self.logits = logits
-
-
 # by name: networks whose grid (6, 7) can be found, for images of (21, 26), and others
 FINDS: dict[str, Callable[[], nn.Module]] = {
     "bilinear": Net,
@@ -126,7 +126,7 @@ FINDS: dict[str, Callable[[], nn.Module]] = {
     "grid is the output": lambda: Net(lambda z, x: z),
     "layer": Layer,
     "mapping": lambda: Net(lambda z, x: {"out": bilinear(z, x), "aux": bilinear(2 * z, x)}),
-    "object": lambda: Net(lambda z, x: Holder(bilinear(z, x))),
+    "object": lambda: Net(lambda z, x: SimpleNamespace(logits=bilinear(z, x))),
     "tuple": lambda: Net(lambda z, x: (x.mean(), bilinear(z, x))),
     "after other maps": lambda: Net(after_other_maps),
     "writes into its input": WritesIntoInput,
@@ -160,8 +160,7 @@ def hidden_logits(model: nn.Module, images: Tensor, boxes: Tensor, base: float |
         logits = logits_of(model(batch.clone()))
         return F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)
 
-    base = base if isinstance(base, Tensor) else torch.full_like(images, base)
-    base = base.expand_as(images)
+    base = torch.as_tensor(base).to(images).expand_as(images)
     after = []
     for top, left, bottom, right in boxes.tolist():
         changed = images.clone()

@@ -1,22 +1,12 @@
 """`explain`: its defaults, its precision, its errors, and a model that nothing has happened to."""
 
-import copy
 import warnings
 from typing import Any
 
 import captum.attr as ca
 import pytest
 import torch
-from attribution_cases import (
-    LABELS,
-    METHODS,
-    QUICK,
-    SIZE,
-    Net,
-    busy,
-    images,
-    regions,
-)
+from attribution_cases import LABELS, METHODS, QUICK, SIZE, Net, busy, images, regions
 from model_state import assert_same, snapshot
 from torch import Tensor, nn
 
@@ -52,14 +42,14 @@ def test_many_images_are_explained_in_groups_and_large_ones_alone(monkeypatch: p
     options: dict[str, Any] = {"n_steps": 3, "baselines": bases}
     found = explain(net, x, labels, region=region, **options)
     assert max(sizes[1:]) <= 8
-    for n in (0, 7, 8, 10):
-        own = {"n_steps": 3, "baselines": bases[n : n + 1]}
-        alone = explain(net, x[n : n + 1], int(labels[n]), region=region[n], **own)
-        torch.testing.assert_close(found.values[n : n + 1], alone.values)
-        torch.testing.assert_close(found.delta[n : n + 1], alone.delta, rtol=1e-5, atol=1e-7)
-    drawn = explain(net, x, labels, region=region, method="DeepLiftShap", baselines=images(11, seed=6))
-    alone = explain(net, x[9:10], int(labels[9]), region=region[9], method="DeepLiftShap", baselines=images(11, seed=6))
-    torch.testing.assert_close(drawn.values[9:10], alone.values)
+    for n in (7, 8):
+        alone = explain(net, x[[n]], int(labels[n]), region=region[n], n_steps=3, baselines=bases[[n]])
+        torch.testing.assert_close(found.values[[n]], alone.values)
+        torch.testing.assert_close(found.delta[[n]], alone.delta, rtol=1e-5, atol=1e-7)
+    sampled: dict[str, Any] = {"method": "DeepLiftShap", "baselines": images(11, seed=6)}
+    drawn = explain(net, x, labels, region=region, **sampled)
+    alone = explain(net, x[[9]], int(labels[9]), region=region[9], **sampled)
+    torch.testing.assert_close(drawn.values[[9]], alone.values)
     monkeypatch.setattr("perpixel.attribution.captum.options.PIXELS", 12 * 16 * 2)
     sizes.clear()
     small = explain(net, x, labels, region=region, **options)
@@ -74,6 +64,7 @@ def test_what_came_from_inference_mode_can_be_explained() -> None:
         inside = explain(net, x, labels, region=region, n_steps=2, score="margin")
     outside = explain(net, x, labels, region=region, n_steps=2, score="margin")
     torch.testing.assert_close(inside.values, outside.values)
+    assert inside.values.abs().sum() > 0
     assert not inside.region.is_inference()
 
 
@@ -85,7 +76,6 @@ def test_the_default_region_is_the_prediction() -> None:
     assert torch.equal(found.region, predicted == label)
     assert found.label == label
     assert found.size == SIZE
-    torch.testing.assert_close(found.positive + found.negative, found.values)
 
 
 def test_a_region_on_the_grid_comes_back_at_image_size() -> None:
@@ -98,27 +88,20 @@ def test_a_region_on_the_grid_comes_back_at_image_size() -> None:
 
 
 def test_precision() -> None:
-    for dtype, expected in (
-        (torch.float64, torch.float64),
-        (torch.float32, torch.float32),
-        (torch.bfloat16, torch.float32),
-    ):
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
         net, x = Net("out").to(dtype), images().to(dtype)
         for kind in ("IntegratedGradients", "Occlusion", "LayerGradCam", "NoiseTunnel"):
             values = explain(net, x, 1, region=regions(), method=kind).values
-            assert values.dtype == expected
+            assert values.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
             assert values.shape == x.shape
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert explain(Net("out").float(), images().float(), 1, region=regions(), n_steps=2).values.isfinite().all()
     with torch.no_grad():
         assert explain(Net("out"), images(), 1, region=regions(), n_steps=2).values.abs().sum() > 0
-    net = Net("out")
-    with torch.inference_mode():
-        assert explain(net, images(), 1, region=regions(), n_steps=2).values.abs().sum() > 0
 
 
 @pytest.mark.parametrize("kind", [name for name in METHODS if name not in ("KernelShap", "Lime")])
-def test_everything_is_as_it_was(kind: str) -> None:
+def test_model_and_images_are_left_as_they_were(kind: str) -> None:
     net, x = busy(), images().requires_grad_()
     before, memory = snapshot(net), {name: p.data_ptr() for name, p in net.named_parameters()}
     values = x.detach().clone()
@@ -130,25 +113,21 @@ def test_everything_is_as_it_was(kind: str) -> None:
     assert torch.equal(x, values)
 
 
-class Failing(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        raise RuntimeError("backward failed")
-
-
 class FailsBackward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return Failing.apply(x)
+        def fail(_: Tensor) -> None:
+            raise RuntimeError("backward failed")
+
+        x = x.clone()
+        if x.requires_grad:
+            x.register_hook(fail)
+        return x
 
 
 @pytest.mark.parametrize(
     "kind", ["IntegratedGradients", "DeepLift", "GuidedBackprop", "LRP", "LayerGradCam", "NoiseTunnel"]
 )
-def test_failing_calls_leave_nothing_behind(kind: str) -> None:
+def test_failures_leave_nothing_behind(kind: str) -> None:
     net, x = busy(), images().requires_grad_()
     net.features.insert(4, FailsBackward())
     before = snapshot(net)
@@ -162,7 +141,7 @@ def test_failing_calls_leave_nothing_behind(kind: str) -> None:
     assert x.requires_grad
 
 
-class Frozen(nn.Module):
+class NotANumber(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x[:, :2] * 0 + torch.nan
 
@@ -185,7 +164,6 @@ class Frozen(nn.Module):
         ({"method": "LayerGradCam", "layer": nn.ReLU()}, ValueError, "named_modules"),
         ({"method": "LayerGradCam", "layer": 3}, TypeError, "layer"),
         ({"method": "LayerLRP"}, ValueError, "LayerLRP"),
-        ({"score": "loss"}, ValueError, "score"),
         ({"baselines": "black"}, ValueError, "'zero', 'mean', 'blur'"),
         ({"baselines": "inpaint"}, ValueError, "Influence"),
         ({"baselines": torch.zeros(5)}, ValueError, "broadcasts"),
@@ -194,16 +172,14 @@ class Frozen(nn.Module):
         ({"method": "Saliency", "baselines": "zero"}, TypeError, "baselines"),
         ({"method": "DeepLiftShap", "baselines": "zero"}, ValueError, "at least two"),
         ({"method": "GradientShap", "baselines": torch.zeros(2, 3, 4, 4)}, ValueError, "baselines"),
-        ({"label": 4}, ValueError, "label"),
         ({"region": torch.zeros(3, *SIZE, dtype=torch.bool)}, ValueError, "region"),
-        ({"region": torch.ones(3, 5, 5, dtype=torch.bool)}, ValueError, "region"),
         ({"images": torch.zeros(3, *SIZE)}, ValueError, "images"),
         ({"images": torch.zeros(0, 3, *SIZE)}, ValueError, "images"),
         ({"images": torch.zeros(3, 3, *SIZE)}, TypeError, "float64"),
         ({"images": torch.zeros(3, 3, *SIZE, dtype=torch.long)}, TypeError, "images"),
         ({"model": lambda x: x}, TypeError, "model"),
         ({"model": nn.Flatten()}, ValueError, "nothing dense"),
-        ({"model": Frozen()}, ValueError, "NaN"),
+        ({"model": NotANumber()}, ValueError, "NaN"),
         ({"method": "Occlusion", "sliding_window_shapes": (3, 40, 4)}, ValueError, "cannot exceed"),
         ({"n_steps": -1}, ValueError, "n_steps"),
         ({"internal_batch_size": 0}, ValueError, "internal_batch_size"),
@@ -225,7 +201,7 @@ def test_progress_is_captums(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Occlusion attribution" in capsys.readouterr().err
 
 
-def test_captums_chatter_is_not_passed_on() -> None:
+def test_captums_own_warnings_are_not_passed_on() -> None:
     net = Net("out")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -243,10 +219,3 @@ def test_lime_and_kernel_shap_without_scikit_learn_say_so() -> None:
         torch.manual_seed(0)
         found = explain(Net("out"), images(), LABELS, region=regions(), method="KernelShap")
         assert found.values.isfinite().all()
-
-
-def test_a_copy_of_an_attribution_is_equal() -> None:
-    found = explain(Net("out"), images(), 1, region=regions(), n_steps=2)
-    twin = copy.deepcopy(found)
-    assert torch.equal(twin.values, found.values)
-    assert twin.method == found.method

@@ -1,21 +1,14 @@
 """Which label and region each of captum's rows gets."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import captum.attr as ca
 import numpy as np
 import pytest
 import torch
-from attribution_cases import (
-    DRAWN,
-    LABELS,
-    WINDOW,
-    Net,
-    images,
-    regions,
-    square_features,
-)
+from attribution_cases import DRAWN, LABELS, WINDOW, Net, images, regions, squares
 from captum.metrics import infidelity, sensitivity_max
 from torch import Tensor, nn
 
@@ -23,9 +16,9 @@ from perpixel.attribution.captum.target import RegionTarget
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:captum.*")
 
-MASK = {"feature_mask": square_features()}
+MASK = {"feature_mask": squares()}
 
-CALLS: list[tuple[str, dict[str, Any]]] = [
+OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("IntegratedGradients", {"n_steps": 5}),
     ("IntegratedGradients", {"n_steps": 5, "internal_batch_size": 6}),
     ("Saliency", {"abs": False}),
@@ -56,13 +49,13 @@ def made(kind: str, target: nn.Module, net: Net) -> Any:
     return getattr(ca, kind)(target, net.features[0]) if layered else getattr(ca, kind)(target)
 
 
-@pytest.mark.parametrize(("kind", "options"), CALLS, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(("kind", "options"), OPTIONS, ids=lambda value: value if isinstance(value, str) else "")
 def test_labels_and_regions_follow_captums_rows(kind: str, options: dict[str, Any]) -> None:
     net, x, region = Net(), images(), regions()
     target = RegionTarget(net, LABELS, region)
     bare = made(kind, target, net).attribute(x, **options)
-    told = made(kind, target, net).attribute(x, additional_forward_args=target.arguments(x), **options)
-    torch.testing.assert_close(bare, told, rtol=0, atol=0)
+    given = made(kind, target, net).attribute(x, additional_forward_args=target.arguments(x), **options)
+    torch.testing.assert_close(bare, given, rtol=0, atol=0)
     for n in range(3):
         one = RegionTarget(net, int(LABELS[n]), region[n])
         alone = made(kind, one, net).attribute(x[n : n + 1], **options)
@@ -91,12 +84,13 @@ def test_a_noise_tunnel_without_noise_is_the_method(
     torch.testing.assert_close(noisy, plain, rtol=1e-9, atol=1e-9)
 
 
-def twice(call: Callable[..., Tensor], target: RegionTarget, x: Tensor) -> None:
+def twice(call: Callable[..., Tensor], target: RegionTarget, x: Tensor, **options: Any) -> None:
+    """With and without the target's arguments, from the same random numbers."""
     drawn = []
     for arguments in ({}, {"additional_forward_args": target.arguments(x)}):
         torch.manual_seed(0)
         np.random.seed(0)  # noqa: NPY002 (captum draws from it)
-        drawn.append(call(**arguments))
+        drawn.append(call(x, **options, **arguments))
     torch.testing.assert_close(drawn[0], drawn[1], rtol=1e-4, atol=1e-5)
 
 
@@ -118,9 +112,9 @@ def test_sampling_methods_draw_the_same_with_and_without_arguments(rows: int) ->
     target = RegionTarget(net, LABELS, regions())
     shapley, lime = ca.ShapleyValueSampling(target), ca.Lime(target, LeastSquares())
     options = {**MASK, "perturbations_per_eval": rows}
-    twice(lambda **told: shapley.attribute(x, n_samples=2, **options, **told), target, x)
-    twice(lambda **told: lime.attribute(x, n_samples=16, **options, **told), target, x)
-    twice(lambda **told: ca.GradientShap(target).attribute(x, DRAWN, n_samples=rows + 1, **told), target, x)
+    twice(shapley.attribute, target, x, n_samples=2, **options)
+    twice(lime.attribute, target, x, n_samples=16, **options)
+    twice(ca.GradientShap(target).attribute, target, x, baselines=DRAWN, n_samples=rows + 1)
 
 
 def test_captums_metrics_know_the_rows_too() -> None:
@@ -132,20 +126,17 @@ def test_captums_metrics_know_the_rows_too() -> None:
         drawn = torch.randn_like(inputs) / 10
         return drawn, inputs - drawn
 
+    def infidelity_of(inputs: Tensor, **options: Any) -> Tensor:
+        return infidelity(target, noise, inputs, values, n_perturb_samples=4, **options)
+
     for limit in (None, 6):
-        options = {"n_perturb_samples": 4, "max_examples_per_batch": limit}
-        twice(lambda options=options, **told: infidelity(target, noise, x, values, **options, **told), target, x)
+        twice(infidelity_of, target, x, max_examples_per_batch=limit)
     for method, options in (
         (ca.IntegratedGradients(target), {"n_steps": 3}),
         (ca.NoiseTunnel(ca.IntegratedGradients(target)), {"n_steps": 3, "nt_samples": 2, "stdevs": 0.0}),
         (ca.DeepLiftShap(target), {"baselines": DRAWN}),
     ):
-        call = method.attribute
-        twice(
-            lambda call=call, options=options, **told: sensitivity_max(call, x, n_perturb_samples=3, **options, **told),
-            target,
-            x,
-        )
+        twice(partial(sensitivity_max, method.attribute), target, x, n_perturb_samples=3, **options)
 
 
 def test_rows_of_unknown_order_are_refused_not_guessed() -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from attribution_nets import LABEL, Conv, GradientTimesInput, Linear, Pooled, marked, region_of, trained
+from attribution_nets import LABEL, Conv, GradientTimesInput, Linear, Pooled, case, marked, region_of, trained
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
@@ -16,7 +16,7 @@ from perpixel.attribution.faithfulness.randomised_weights import randomised_weig
 from perpixel.attribution.measures.evidence import evidence_share, pointing
 
 
-def test_baselines_that_matter_are_told_from_those_that_do_not() -> None:
+def test_baselines_that_matter_differ_from_those_that_do_not() -> None:
     model, images = Linear(), torch.randn(2, 1, 6, 6, dtype=torch.float64)
 
     def blind(_: nn.Module, x: Tensor, baseline: Tensor) -> Tensor:
@@ -38,19 +38,16 @@ def test_baselines_that_matter_are_told_from_those_that_do_not() -> None:
 
 
 def test_object_alone_is_the_image_with_its_context_replaced() -> None:
-    model, images = Conv().eval(), torch.randn(2, 2, 8, 8, dtype=torch.float64)
-    region = region_of(images)
+    model, images, _, region = case((8, 8))
     found = object_alone(model, images, LABEL, region, baselines="zero", seeds=2)
     with torch.no_grad():
         before = model(images)["out"]
         alone = model(torch.where(region[:, None], images, 0.0))["out"]
     for n in range(2):
-        kept = (alone[n].argmax(0) == LABEL)[region[n]].double().mean()
-        drop = (before[n, LABEL] - alone[n, LABEL])[region[n]].mean()
-        margin = [(z[n, LABEL] - z[n, [0, 2]].amax(0))[region[n]].mean() for z in (before, alone)]
-        assert float(found.kept[n]) == pytest.approx(float(kept))
-        assert float(found.logit_drop[n]) == pytest.approx(float(drop))
-        assert float(found.margin_drop[n]) == pytest.approx(float(margin[0] - margin[1]))
+        margins = [(z[n, LABEL] - z[n, [0, 2]].amax(0))[region[n]].mean() for z in (before, alone)]
+        torch.testing.assert_close(found.kept[n], (alone[n].argmax(0) == LABEL)[region[n]].double().mean())
+        torch.testing.assert_close(found.logit_drop[n], (before[n, LABEL] - alone[n, LABEL])[region[n]].mean())
+        torch.testing.assert_close(found.margin_drop[n], margins[0] - margins[1])
     assert found.kept_elsewhere.shape == (2, 2)
     nothing_hidden = object_alone(model, images, LABEL, region, baselines=images.clone())
     torch.testing.assert_close(nothing_hidden.kept, nothing_hidden.kept_before)
@@ -59,8 +56,7 @@ def test_object_alone_is_the_image_with_its_context_replaced() -> None:
 def test_the_piece_elsewhere_has_the_shape_but_not_the_place_of_the_object() -> None:
     model, images = Conv().eval(), 1 + torch.rand(1, 2, 8, 8, dtype=torch.float64)
     region = torch.zeros(1, 8, 8, dtype=torch.bool)
-    region[0, 2:5, 2:4] = True
-    region[0, 2, 4] = True
+    region[0, 2:5, 2:4] = region[0, 2, 4] = True
     model.keep = True
     object_alone(model, images, LABEL, region, baselines="zero", seeds=4)
     object_seen, *pieces = [(image != 0).any(0) for image in torch.cat(model.seen)[2:]]
@@ -79,9 +75,8 @@ def test_evidence_share_and_pointing_by_hand() -> None:
     values = torch.tensor([[[1.0, -3.0], [4.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]], [[2.0, 2.0], [1.0, 2.0]]])
     evidence = torch.tensor([[[False, True], [False, False]], [[True, False]] * 2, [[True, True], [False, False]]])
     share = evidence_share(values, evidence)
-    torch.testing.assert_close(
-        share.share, torch.tensor([3 / 8, torch.nan, 4 / 7], dtype=torch.float64), equal_nan=True
-    )
+    expected = torch.tensor([3 / 8, torch.nan, 4 / 7], dtype=torch.float64)
+    torch.testing.assert_close(share.share, expected, equal_nan=True)
     torch.testing.assert_close(share.chance, torch.tensor([0.25, 0.5, 0.5], dtype=torch.float64))
     assert float(share.density[0]) == pytest.approx(1.5)
     assert evidence_share(values, evidence, part="positive").share[0] == 0
@@ -98,8 +93,7 @@ def test_evidence_share_and_pointing_by_hand() -> None:
 
 
 def test_what_explain_gives_can_be_passed_on_whole() -> None:
-    model, images = Conv().eval(), torch.randn(2, 2, 8, 8, dtype=torch.float64)
-    region = region_of(images)
+    model, images, _, region = case((8, 8))
 
     def explainer(network: nn.Module, x: Tensor, **options: Any) -> Any:
         return explain(network, x, LABEL, region=region, method="InputXGradient", **options)
@@ -124,10 +118,9 @@ def test_evidence_of_channels_and_of_nothing() -> None:
     assert float(pointing(values, evidence).hit) == 0  # the channels' sum is (0, 1)
     for found in (evidence_share(values, ~evidence & evidence), pointing(values, ~evidence & evidence)):
         assert bool(found.chance.isnan().all())
-    with pytest.raises(ValueError, match="evidence: expected a bool tensor"):
-        evidence_share(values, evidence.long())
-    with pytest.raises(ValueError, match="evidence: expected a bool tensor"):
-        pointing(values, evidence[:, :, :1])
+    for check, wrong in ((evidence_share, evidence.long()), (pointing, evidence[:, :, :1])):
+        with pytest.raises(ValueError, match="evidence: expected a bool tensor"):
+            check(values, wrong)
     with pytest.raises(ValueError, match="values: expected finite values"):
         pointing(values / 0, evidence)
     with pytest.raises(ValueError, match="part: expected one of"):
@@ -147,15 +140,12 @@ def toy() -> tuple[Pooled, Tensor, Tensor, Tensor, Tensor]:
     return model, images, label, labels > 0, marker
 
 
-def test_trained_network_is_told_from_a_random_one(toy: tuple[Pooled, Tensor, Tensor, Tensor, Tensor]) -> None:
+def test_trained_network_differs_from_a_random_one(toy: tuple[Pooled, Tensor, Tensor, Tensor, Tensor]) -> None:
     model, images, label, region, marker = toy
     explainer = GradientTimesInput(label, region)
     values = explainer(model, images)
     how: dict[str, Any] = {"region": region, "explainer": explainer, "baselines": "zero", "patch": 2, "steps": 10}
     found = faithfulness(model, images, values, label, samples=6, **how)
-    assert found.randomised is not None
-    assert found.infidelity is not None
-    assert found.sensitivity is not None
     random = found.randomised.reset
     mine, theirs = (evidence_share(v, marker, where=~region) for v in (values, random))
     assert float(mine.share.mean()) > 2 * float(mine.chance.mean())
@@ -181,7 +171,6 @@ def test_infidelity_is_zero_for_exact_values_and_their_multiples() -> None:
     how: dict[str, Any] = {"region": region, "baselines": "zero", "samples": 8, "seeds": 1, "steps": 1}
     for factor in (1.0, 7.0):
         found = faithfulness(model, images, factor * exact, 0, **how).infidelity
-        assert found is not None
         torch.testing.assert_close(found.value, torch.zeros(3, dtype=torch.float64), atol=1e-9, rtol=0)
         assert bool((found.shuffled > 0.01).all())
     one = faithfulness(model, images[[1]], exact[[1]], 0, **{**how, "region": region[[1]]}).infidelity
@@ -193,8 +182,7 @@ def test_infidelity_is_zero_for_exact_values_and_their_multiples() -> None:
 
 
 def test_attribution_of_explain_brings_its_own_question_and_explainer() -> None:
-    model, images = Conv().eval(), torch.randn(2, 2, 8, 8, dtype=torch.float64)
-    region = region_of(images)
+    model, images, _, region = case((8, 8))
     asked = explain(model, images, LABEL, region=region, score="margin", n_steps=4)
     found = faithfulness(model, images, asked, steps=4, stages=1)
     assert found.label.tolist() == [LABEL, LABEL]
@@ -204,9 +192,8 @@ def test_attribution_of_explain_brings_its_own_question_and_explainer() -> None:
     assert found.baseline_sensitivity is not None
     torch.testing.assert_close(found.completeness.gap, asked.delta.double())
     torch.testing.assert_close(found.context_share, asked.context_share())
-    named = faithfulness(
-        model, images, asked.values, LABEL, region=region, score="margin", explainer="Saliency", steps=4
-    )
+    how: dict[str, Any] = {"region": region, "score": "margin", "explainer": "Saliency", "steps": 4}
+    named = faithfulness(model, images, asked.values, LABEL, **how)
     assert named.baseline_sensitivity is None  # it has none
     assert named.randomised is not None
     torch.testing.assert_close(named.deletion.scores["margin"], found.deletion.scores["margin"])

@@ -25,9 +25,8 @@ def test_low_precision_and_other_layouts() -> None:
     model, images, values, region = case()
     expected = faithfulness(model, images, values, LABEL, region=region, steps=4).deletion.scores["logit"]
     layout = images.contiguous(memory_format=torch.channels_last)
-    got = faithfulness(
-        model, layout, values.transpose(2, 3).contiguous().transpose(2, 3), LABEL, region=region, steps=4
-    )
+    transposed = values.transpose(2, 3).contiguous().transpose(2, 3)
+    got = faithfulness(model, layout, transposed, LABEL, region=region, steps=4)
     torch.testing.assert_close(got.deletion.scores["logit"], expected)
     low = faithfulness(model.bfloat16(), images.bfloat16(), values.bfloat16(), LABEL, region=region, steps=4)
     assert low.deletion.scores["logit"].dtype == torch.float32
@@ -105,7 +104,7 @@ def test_networks_without_dense_or_finite_output_are_refused() -> None:
         faithfulness(model, images, values, 1, region=region, baselines=7.0)
 
 
-def test_everything_is_as_it_was() -> None:
+def test_model_and_inputs_are_left_as_they_were() -> None:
     model, images, values, region = case()
     model.train()
     model.norm.eval()
@@ -116,9 +115,8 @@ def test_everything_is_as_it_was() -> None:
     values.requires_grad_()
     before, random = snapshot(model), torch.get_rng_state()
     kept = [t.detach().clone() for t in (images, values, region)]
-    found = faithfulness(
-        model, images, values, LABEL, region=region, explainer=GradientTimesInput(LABEL, region), steps=3
-    )
+    explainer = GradientTimesInput(LABEL, region)
+    found = faithfulness(model, images, values, LABEL, region=region, explainer=explainer, steps=3)
     assert_same(snapshot(model), before)
     assert torch.equal(torch.get_rng_state(), random)
     assert images.requires_grad
@@ -127,28 +125,19 @@ def test_everything_is_as_it_was() -> None:
     assert not any(t.requires_grad for t in (*found.deletion.scores.values(), found.context_share))
     with torch.no_grad():
         evaluated = model.eval()(images)["out"][:, LABEL]
-    torch.testing.assert_close(
-        found.deletion.scores["logit"][:, 0], torch.where(region, evaluated, 0).sum((1, 2)) / region.sum((1, 2))
-    )
+    mean = torch.where(region, evaluated, 0).sum((1, 2)) / region.sum((1, 2))
+    torch.testing.assert_close(found.deletion.scores["logit"][:, 0], mean)
     handle.remove()
 
 
-def test_report_is_in_words_and_in_numbers() -> None:
+def test_summary_and_numbers() -> None:
     model, images, values, region = case()
     explainer = GradientTimesInput(LABEL, region)
     full = faithfulness(model, images, values, LABEL, region=region, explainer=explainer, steps=4, patch=2)
     bare = faithfulness(model, images, values, LABEL, region=region, steps=4)
     text, short = full.summary(), bare.summary()
-    for word in (
-        "Deletion",
-        "Insertion",
-        "random order",
-        "Randomised weights",
-        "reset",
-        "Object alone",
-        "Completeness",
-    ):
-        assert word in text
+    parts = ("Deletion", "Insertion", "random order", "Randomised weights", "reset", "Object alone", "Completeness")
+    assert all(part in text for part in parts)
     assert "Randomised weights: not run" in short
     assert "nan" not in text + short
     numbers = json.loads(json.dumps(full.to_dict(), allow_nan=False))
@@ -163,11 +152,11 @@ def test_report_is_in_words_and_in_numbers() -> None:
 def test_on_a_gpu_as_on_the_cpu() -> None:
     model, images, values, region = case()
     explainer = GradientTimesInput(LABEL, region)
-    expected = faithfulness(model, images, values, LABEL, region=region, explainer=explainer, steps=4, samples=4)
-    far = GradientTimesInput(LABEL, region.cuda())
-    found = faithfulness(
-        model.cuda(), images.cuda(), values.cuda(), LABEL, region=region.cuda(), explainer=far, steps=4, samples=4
-    )
+    how: dict[str, Any] = {"steps": 4, "samples": 4}
+    expected = faithfulness(model, images, values, LABEL, region=region, explainer=explainer, **how)
+    images, values, region = images.cuda(), values.cuda(), region.cuda()
+    how["explainer"] = GradientTimesInput(LABEL, region)
+    found = faithfulness(model.cuda(), images, values, LABEL, region=region, **how)
     assert found.deletion.scores["logit"].is_cuda
     for name in ("logit", "margin", "iou"):
         for mine, theirs in ((found.deletion, expected.deletion), (found.insertion, expected.insertion)):

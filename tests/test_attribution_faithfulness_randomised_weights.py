@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 from perpixel.attribution.faithfulness.randomised_weights import SALT, randomised_weights, rank_correlation
 
 
-class Scene(nn.Module):
-    """Layers of every awkward kind: registered out of order, reused, unused, without a way to be reset, wrapped."""
+class Varied(nn.Module):
+    """Layers of every kind: registered out of order, reused, unused, without a way to be reset, wrapped."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,16 +45,16 @@ class Gain(nn.Module):
         return x * self.scale
 
 
-def scene() -> tuple[Scene, Tensor, GradientTimesInput]:
-    model, images = Scene(), torch.randn(2, 2, 6, 6)
+def varied() -> tuple[Varied, Tensor, GradientTimesInput]:
+    model, images = Varied(), torch.randn(2, 2, 6, 6)
     model.train()
     for _ in range(3):
         model(images)
-    return model.eval(), images, GradientTimesInput(LABEL, region_of(images))
+    return model.eval(), images, GradientTimesInput(LABEL, region_of(images), steps=2)
 
 
 def test_layers_are_reset_from_the_output_down_and_the_rest_is_named() -> None:
-    model, images, explainer = scene()
+    model, images, explainer = varied()
     before = snapshot(model)
     found = randomised_weights(model, images, explainer)
     assert found.layers == ("head", "attention.out_proj", "attention", "twice", "norm", "stem")
@@ -129,11 +130,9 @@ def test_independent_resets_put_each_layer_back() -> None:
 
 
 def test_stages_pick_among_the_resets_and_seeds_repeat() -> None:
-    model, images, explainer = scene()
-    full, few, other = (
-        randomised_weights(model, images, explainer, **how)  # type: ignore[arg-type]
-        for how in ({}, {"stages": 2}, {"seed": 9})
-    )
+    model, images, explainer = varied()
+    options: list[dict[str, Any]] = [{}, {"stages": 2}, {"seed": 9}]
+    full, few, other = (randomised_weights(model, images, explainer, **each) for each in options)
     assert few.layers == (full.layers[2], full.layers[5])
     torch.testing.assert_close(few.correlation, full.correlation[[2, 5]])
     assert not torch.allclose(other.correlation, full.correlation)
@@ -147,7 +146,7 @@ class Out(nn.Module):
 
 
 def test_ranks_may_count_only_outside_the_object() -> None:
-    model, images, explainer = scene()
+    model, images, explainer = varied()
     where = ~region_of(images)
     found = randomised_weights(model, images, explainer, where=where)
     for n in range(2):
@@ -159,7 +158,7 @@ def test_ranks_may_count_only_outside_the_object() -> None:
 
 
 def test_an_explainer_of_another_network_is_noticed() -> None:
-    model, images, explainer = scene()
+    model, images, explainer = varied()
     with pytest.warns(UserWarning, match="explainer: resetting every layer leaves the map bitwise"):
         found = randomised_weights(model, images, lambda _, x: explainer(model, x))
     torch.testing.assert_close(found.correlation, torch.ones(6, 2, dtype=torch.float64))
@@ -168,29 +167,28 @@ def test_an_explainer_of_another_network_is_noticed() -> None:
         randomised_weights(model, images, explainer)
 
 
+BAD: list[tuple[type[Exception], str, dict[str, Any]]] = [
+    (ValueError, "layers: expected dotted names of layers with weights", {"layers": ["nowhere"]}),
+    (ValueError, "layers: expected at least one name", {"layers": []}),
+    (ValueError, "mode: expected one of 'cascade', 'independent'", {"mode": "both"}),
+    (ValueError, "stages: expected an integer >= 1", {"stages": 0}),
+    (ValueError, "explainer: expected shape", {"explainer": lambda _, x: x[:, :, :3]}),
+    (ValueError, "explainer: expected finite values", {"explainer": lambda _, x: x / 0}),
+    (ValueError, "where: expected a bool tensor", {"where": torch.ones(2, 5, 6, dtype=torch.bool)}),
+    (TypeError, r"model: expected a torch\.nn\.Module", {"model": len}),
+]
+
+
 def test_what_cannot_be_reset_or_explained_is_refused() -> None:
-    model, images, explainer = scene()
+    model, images, explainer = varied()
     before = snapshot(model)
-    with pytest.raises(ValueError, match="layers: expected dotted names of layers with weights"):
-        randomised_weights(model, images, explainer, layers=["nowhere"])
-    with pytest.raises(ValueError, match="layers: expected at least one name"):
-        randomised_weights(model, images, explainer, layers=[])
-    with pytest.raises(ValueError, match="mode: expected one of 'cascade', 'independent'"):
-        randomised_weights(model, images, explainer, mode="both")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="stages: expected an integer >= 1"):
-        randomised_weights(model, images, explainer, stages=0)
-    with pytest.raises(ValueError, match="explainer: expected shape"):
-        randomised_weights(model, images, lambda _, x: x[:, :, :3])
-    with pytest.raises(ValueError, match="explainer: expected finite values"):
-        randomised_weights(model, images, lambda _, x: x / 0)
-    with pytest.raises(
-        ValueError, match=r"model: expected layers that reset_parameters resets, got none \(weight|none"
-    ):
+    for error, message, changes in BAD:
+        given: dict[str, Any] = {"model": model, "images": images, "explainer": explainer, **changes}
+        with pytest.raises(error, match=message):
+            randomised_weights(**given)
+    message = r"model: expected layers that reset_parameters resets, got none \(weight|none"
+    with pytest.raises(ValueError, match=message):
         randomised_weights(Linear(), torch.randn(1, 1, 6, 6, dtype=torch.float64), lambda _, x: x)
-    with pytest.raises(ValueError, match="where: expected a bool tensor"):
-        randomised_weights(model, images, explainer, where=torch.ones(2, 5, 6, dtype=torch.bool))
-    with pytest.raises(TypeError, match=r"model: expected a torch\.nn\.Module"):
-        randomised_weights(len, images, explainer)  # type: ignore[arg-type]
     model.cache = model(images)["out"]
     with pytest.raises(ValueError, match=r"model: expected a network that copy\.deepcopy can copy"):
         randomised_weights(model, images, explainer)
@@ -199,7 +197,7 @@ def test_what_cannot_be_reset_or_explained_is_refused() -> None:
 
 
 def test_under_no_grad_and_inference_mode() -> None:
-    model, images, explainer = scene()
+    model, images, explainer = varied()
     expected = randomised_weights(model, images, explainer, stages=1).correlation
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
@@ -208,7 +206,7 @@ def test_under_no_grad_and_inference_mode() -> None:
         torch.testing.assert_close(found, expected)
 
 
-class Picky(nn.Conv2d):
+class NeedsArguments(nn.Conv2d):
     def reset_parameters(self, gain: float | None = None) -> None:
         if gain is None and hasattr(self, "built"):
             raise TypeError("gain")
@@ -216,7 +214,7 @@ class Picky(nn.Conv2d):
 
 
 def test_a_reset_that_wants_arguments_is_left_alone() -> None:
-    model = nn.Sequential(nn.Conv2d(2, 3, 1), Picky(3, 3, 1))
+    model = nn.Sequential(nn.Conv2d(2, 3, 1), NeedsArguments(3, 3, 1))
     model[1].built = True
     images = torch.randn(1, 2, 6, 6)
     found = randomised_weights(model, images, GradientTimesInput(LABEL, region_of(images)))

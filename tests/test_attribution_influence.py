@@ -3,9 +3,10 @@
 import pytest
 import torch
 from captum.attr import FeatureAblation
-from influence_cases import SIZE, Net, assert_near, hidden_logits, images_of, occlusion, small
+from influence_cases import SIZE, Net, assert_near, hidden_logits, images_of, occlusion, small_case
 from torch.nn import functional as F
 
+from perpixel.attribution.baselines import fill
 from perpixel.attribution.captum.target import RegionTarget
 from perpixel.attribution.influence import result
 from perpixel.attribution.influence.influence import influence
@@ -29,7 +30,7 @@ from perpixel.attribution.influence.patches import connected_segments
 def test_equals_captums_occlusion(
     patch: tuple[int, int], stride: tuple[int, int], baselines: object, score: str
 ) -> None:
-    model, images = small(double=True), images_of(2, SIZE).double()
+    model, images = small_case()
     found = influence(model, images, patch=patch, stride=stride, baselines=baselines, batch_size=3)  # type: ignore[arg-type]
     region = torch.zeros(2, *SIZE, dtype=torch.bool)
     region[0, 3:17, 4:9] = True
@@ -46,7 +47,7 @@ def test_equals_captums_occlusion(
 
 @pytest.mark.parametrize("score", ["logit", "margin"])
 def test_the_predicted_region_is_the_default_as_for_region_target(score: str) -> None:
-    model, images = small(), images_of(2, SIZE)
+    model, images = small_case(dtype=torch.float32)
     found = influence(model, images, patch=8)
     label = int(found.predictions.flatten(1).mode().values[0])
     expected = occlusion(RegionTarget(model, label, None, score), images, (8, 8), (8, 8), None)
@@ -57,7 +58,7 @@ def test_the_predicted_region_is_the_default_as_for_region_target(score: str) ->
 
 
 def test_margin_of_a_pixel_compares_with_the_best_other_class_of_each_pass() -> None:
-    model, images = small(double=True), images_of(2, SIZE).double()
+    model, images = small_case()
     found = influence(model, images, patch=9, baselines="mean")
     before, after = hidden_logits(model, images, found.boxes, images.mean((2, 3), keepdim=True))
     y, x = 11, 4
@@ -82,7 +83,7 @@ def test_a_region_at_the_size_of_a_smaller_output() -> None:
 
 
 def test_regions_add_up_and_images_do_not_mix() -> None:
-    model, images = small(double=True), images_of(3, SIZE).double()
+    model, images = small_case(3)
     found = influence(model, images, patch=10)
     one = torch.rand(3, *SIZE) > 0.5
     torch.testing.assert_close(found.of(1, one) + found.of(1, ~one), found.of(1, torch.ones_like(one)))
@@ -94,7 +95,7 @@ def test_regions_add_up_and_images_do_not_mix() -> None:
 
 @pytest.mark.parametrize("small_and_chunk", [(0, 1 << 22), (0, 1), (1 << 18, 300)])
 def test_large_ones_are_read_in_parts(small_and_chunk: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    model, images = small(double=True), images_of(2, SIZE).double()
+    model, images = small_case()
     region = torch.zeros(2, *SIZE, dtype=torch.bool)
     region[0, 3:9, 5:7] = True
     region[1, 20:, :3] = True
@@ -109,19 +110,16 @@ def test_large_ones_are_read_in_parts(small_and_chunk: tuple[int, int], monkeypa
     torch.testing.assert_close(found.on_pixel(9, 9), pixel)
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 5, 7, 100])
-def test_the_batch_size_changes_nothing(batch_size: int) -> None:
-    model, images = small(double=True), images_of(3, SIZE).double()
+def test_the_batch_size_changes_nothing() -> None:
+    model, images = small_case(3)
     expected = influence(model, images, patch=8, baselines="blur").values
-    torch.testing.assert_close(
-        influence(model, images, patch=8, baselines="blur", batch_size=batch_size).values, expected
-    )
+    for size in (1, 2, 5, 7, 100):
+        found = influence(model, images, patch=8, baselines="blur", batch_size=size).values
+        torch.testing.assert_close(found, expected)
 
 
 def test_inpainting_fills_each_patch_from_around_it() -> None:
-    from perpixel.attribution.baselines import fill
-
-    model, images = small(double=True), images_of(1, SIZE).double()
+    model, images = small_case(1)
     found = influence(model, images, patch=8, baselines="inpaint")
     before = model(images)
     for number, (top, left, bottom, right) in enumerate(found.boxes.tolist()):
@@ -134,7 +132,7 @@ def test_inpainting_fills_each_patch_from_around_it() -> None:
 
 
 def test_segments_equal_captums_feature_ablation() -> None:
-    model, images = small(double=True), images_of(2, SIZE).double()
+    model, images = small_case()
     segments = torch.zeros(2, *SIZE, dtype=torch.int64)
     segments[:, :, 9:] = 1
     segments[0, 12:, :7] = 40
@@ -159,7 +157,7 @@ def test_segments_equal_captums_feature_ablation() -> None:
 
 
 def test_segments_default_to_the_connected_regions_of_the_prediction() -> None:
-    model, images = small(), images_of(2, SIZE)
+    model, images = small_case(dtype=torch.float32)
     found = influence(model, images, by="segments")
     given = influence(model, images, by="segments", segments=connected_segments(found.predictions))
     torch.testing.assert_close(found.values, given.values, equal_nan=True)
@@ -168,20 +166,16 @@ def test_segments_default_to_the_connected_regions_of_the_prediction() -> None:
 def _flood(labels: list[list[int]]) -> list[list[int]]:
     """Connected regions by flooding, numbered by their first pixel within each label, labels rising."""
     numbers = [[-1] * len(row) for row in labels]
+    pixels = [(y, x) for y in range(len(labels)) for x in range(len(labels[0])) if 0 <= labels[y][x] != 255]
     count = 0
-    for label in sorted({v for row in labels for v in row if 0 <= v != 255}):
-        for y, row in enumerate(labels):
-            for x, value in enumerate(row):
-                if value != label or numbers[y][x] >= 0:
-                    continue
-                todo = [(y, x)]
-                while todo:
-                    v, u = todo.pop()
-                    inside = 0 <= v < len(labels) and 0 <= u < len(row)
-                    if inside and labels[v][u] == label and numbers[v][u] < 0:
-                        numbers[v][u] = count
-                        todo += [(v + 1, u), (v - 1, u), (v, u + 1), (v, u - 1)]
-                count += 1
+    for y, x in sorted(pixels, key=lambda place: labels[place[0]][place[1]]):
+        todo = [(y, x)] if numbers[y][x] < 0 else []
+        count += len(todo)
+        while todo:
+            v, u = todo.pop()
+            if (v, u) in pixels and labels[v][u] == labels[y][x] and numbers[v][u] < 0:
+                numbers[v][u] = count - 1
+                todo += [(v + 1, u), (v - 1, u), (v, u + 1), (v, u - 1)]
     return numbers
 
 

@@ -4,10 +4,10 @@ import itertools
 
 import pytest
 import torch
-from influence_cases import SIZE, images_of, scattered_labels, small
+from influence_cases import SIZE, images_of, scattered_labels, small, small_case
 from torch import Tensor, nn
 
-from perpixel.attribution.influence.class_matrix import ClassMatrix
+from perpixel.attribution.influence.class_matrix import ClassMatrix, _jobs
 from perpixel.attribution.influence.influence import influence
 from perpixel.attribution.influence.patches import connected_segments
 from perpixel.attribution.influence.result import Influence
@@ -15,7 +15,7 @@ from perpixel.attribution.influence.result import Influence
 
 @pytest.fixture
 def found() -> Influence:
-    return influence(small(double=True), images_of(2, SIZE).double(), patch=8, baselines="mean")
+    return influence(*small_case(), patch=8, baselines="mean")
 
 
 def slow_class_matrix(
@@ -37,7 +37,7 @@ def slow_class_matrix(
 
 @pytest.mark.parametrize("least", [0.0, 0.3])
 def test_class_matrix_hides_each_class_at_once(least: float) -> None:
-    model, images, labels = small(double=True), images_of(2, SIZE).double(), scattered_labels()
+    (model, images), labels = small_case(), scattered_labels()
     found = influence(model, images, patch=5, baselines="mean", batch_size=3)
     matrix = found.class_matrix(labels, least=least)
     hidden = {}
@@ -62,7 +62,7 @@ def test_class_matrix_hides_each_class_at_once(least: float) -> None:
 
 
 def test_class_matrix_of_segments_hides_the_class_itself() -> None:
-    model, images, labels = small(double=True), images_of(2, SIZE).double(), scattered_labels()
+    (model, images), labels = small_case(), scattered_labels()
     found = influence(model, images, by="segments", segments=connected_segments(labels))
     hidden = {(n, k): labels[n] == k for n in range(2) for k in range(3) if (labels[n] == k).any()}
     values, counts = slow_class_matrix(model, images, labels, hidden, torch.zeros_like(images))
@@ -72,8 +72,6 @@ def test_class_matrix_of_segments_hides_the_class_itself() -> None:
 
 
 def test_controls_hide_as_many_pixels_and_follow_the_seed(found: Influence) -> None:
-    from perpixel.attribution.influence.class_matrix import _jobs
-
     for units in (found.units, influence(small(), images_of(2, SIZE), by="segments").units):
         jobs = list(_jobs(units, scattered_labels(), 4, 255, 0.0, 3, 7))
         for at in range(0, len(jobs), 4):
@@ -91,9 +89,8 @@ def test_controls_hide_as_many_pixels_and_follow_the_seed(found: Influence) -> N
     without = found.class_matrix(labels, controls=0)
     assert without.control.isnan().all()
     assert not without.control_counts.any()
-    torch.testing.assert_close(
-        found.class_matrix().values, found.class_matrix(found.predictions).values, equal_nan=True
-    )
+    predicted = found.class_matrix(found.predictions)
+    torch.testing.assert_close(found.class_matrix().values, predicted.values, equal_nan=True)
 
 
 def test_class_matrix_refuses_a_model_that_has_changed() -> None:

@@ -1,10 +1,11 @@
 """What influence refuses, and what it leaves as it was."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from influence_cases import SIZE, Net, WritesIntoInput, images_of, scattered_labels, small
+from influence_cases import SIZE, Net, WritesIntoInput, images_of, scattered_labels, small, small_case
 from model_state import assert_same, snapshot
 from torch import Tensor, nn
 
@@ -12,9 +13,9 @@ from perpixel.attribution.influence.influence import influence
 from perpixel.attribution.influence.result import Influence
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def found() -> Influence:
-    return influence(small(double=True), images_of(2, SIZE).double(), patch=8, baselines="mean")
+    return influence(*small_case(), patch=8, baselines="mean")
 
 
 @pytest.mark.parametrize("failing", [False, True])
@@ -61,6 +62,7 @@ def test_model_and_images_are_as_before(failing: bool) -> None:
 
 
 IMAGES = images_of(2, SIZE)
+SEGMENTS = {"by": "segments"}
 
 
 @pytest.mark.parametrize(
@@ -80,14 +82,10 @@ IMAGES = images_of(2, SIZE)
         (ValueError, "baselines: ", {"patch": 8, "baselines": torch.zeros(2, 3, 5, 5)}),
         (ValueError, "batch_size: expected an integer >= 1", {"patch": 8, "batch_size": 0}),
         (ValueError, "by: expected one of 'patches', 'segments'", {"patch": 8, "by": "pixels"}),
-        (ValueError, "segments: expected None", {"patch": 8, "segments": torch.zeros(2, *SIZE, dtype=torch.int64)}),
-        (
-            ValueError,
-            "segments: expected shape",
-            {"by": "segments", "segments": torch.zeros(2, 3, 3, dtype=torch.int64)},
-        ),
-        (TypeError, "segments: expected an integer dtype", {"by": "segments", "segments": torch.zeros(2, *SIZE)}),
-        (ValueError, "segments: expected a segment", {"by": "segments", "segments": torch.full((2, *SIZE), -1)}),
+        (ValueError, "segments: expected None", {"patch": 8, "segments": torch.zeros(2, *SIZE).long()}),
+        (ValueError, "segments: expected shape", SEGMENTS | {"segments": torch.zeros(2, 3, 3).long()}),
+        (TypeError, "segments: expected an integer dtype", SEGMENTS | {"segments": torch.zeros(2, *SIZE)}),
+        (ValueError, "segments: expected a segment", SEGMENTS | {"segments": torch.full((2, *SIZE), -1)}),
         (ValueError, "dtype: expected None or one of", {"patch": 8, "dtype": torch.int32}),
         (ValueError, "memory_cap: expected an integer >= 0", {"patch": 8, "memory_cap": -1}),
         (TypeError, "show_progress: expected True or False", {"patch": 8, "show_progress": 1}),
@@ -101,18 +99,22 @@ def test_bad_arguments(error: type[Exception], message: str, settings: dict[str,
     assert_same(snapshot(model), before)
 
 
-def test_bad_models_and_images() -> None:
-    with pytest.raises(TypeError, match=r"model: expected a torch.nn.Module"):
-        influence(lambda x: x, IMAGES, patch=8)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="images: "):
-        influence(small(), IMAGES[0], patch=8)
-    with pytest.raises(ValueError, match="images: expected at least one image"):
-        influence(small(), IMAGES[:0], patch=8)
-    with pytest.raises(TypeError, match="images: expected a floating-point dtype"):
-        influence(small(), IMAGES.long(), patch=8)
-    flat = nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    with pytest.raises((TypeError, ValueError), match="nothing dense"):
-        influence(flat, IMAGES, patch=8)
+FLAT = nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+@pytest.mark.parametrize(
+    ("model", "images", "error", "message"),
+    [
+        (len, IMAGES, TypeError, r"model: expected a torch.nn.Module"),
+        (small(), IMAGES[0], ValueError, "images: "),
+        (small(), IMAGES[:0], ValueError, "images: expected at least one image"),
+        (small(), IMAGES.long(), TypeError, "images: expected a floating-point dtype"),
+        (FLAT, IMAGES, (TypeError, ValueError), "nothing dense"),
+    ],
+)
+def test_bad_models_and_images(model: Any, images: Tensor, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        influence(model, images, patch=8)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
@@ -157,28 +159,28 @@ def test_bad_targets(found: Influence, error: type[Exception], message: str, arg
             found.evidence(*arguments)
 
 
-def test_bad_readings(found: Influence) -> None:
-    for y, x in ((-1, 0), (21, 0), (0, 26)):
-        with pytest.raises(ValueError, match=r"[yx]: expected an integer >= 0 <= 2"):
-            found.on_pixel(y, x)
-    with pytest.raises(TypeError, match="y: expected an integer"):
-        found.on_pixel(1.5, 0)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="label: expected a class in"):
-        found.on_pixel(0, 0, 4)
-    with pytest.raises(ValueError, match="score: expected one of"):
-        found.on_pixel(0, 0, 1, "best")
-    region = torch.ones(SIZE, dtype=torch.bool)
-    for share in (0.0, 1.5):
-        with pytest.raises(ValueError, match="share: "):
-            found.evidence(1, region, share)
-    labels = scattered_labels()
-    with pytest.raises(ValueError, match="labels: expected shape"):
-        found.class_matrix(labels[:, :4])
-    with pytest.raises(ValueError, match="labels: expected values in"):
-        found.class_matrix(labels + 2)
-    with pytest.raises(TypeError, match="labels: expected an integer dtype"):
-        found.class_matrix(labels.float())
-    with pytest.raises(ValueError, match="least: "):
-        found.class_matrix(labels, least=1.0)
-    with pytest.raises(ValueError, match="controls: "):
-        found.class_matrix(labels, controls=-1)
+SHAPE = torch.ones(SIZE, dtype=torch.bool)
+LABELS = scattered_labels()
+
+
+@pytest.mark.parametrize(
+    ("read", "error", "message"),
+    [
+        (lambda found: found.on_pixel(-1, 0), ValueError, "y: expected an integer >= 0 <= 20"),
+        (lambda found: found.on_pixel(21, 0), ValueError, "y: expected an integer >= 0 <= 20"),
+        (lambda found: found.on_pixel(0, 26), ValueError, "x: expected an integer >= 0 <= 25"),
+        (lambda found: found.on_pixel(1.5, 0), TypeError, "y: expected an integer"),
+        (lambda found: found.on_pixel(0, 0, 4), ValueError, "label: expected a class in"),
+        (lambda found: found.on_pixel(0, 0, 1, "best"), ValueError, "score: expected one of"),
+        (lambda found: found.evidence(1, SHAPE, 0.0), ValueError, "share: "),
+        (lambda found: found.evidence(1, SHAPE, 1.5), ValueError, "share: "),
+        (lambda found: found.class_matrix(LABELS[:, :4]), ValueError, "labels: expected shape"),
+        (lambda found: found.class_matrix(LABELS + 2), ValueError, "labels: expected values in"),
+        (lambda found: found.class_matrix(LABELS.float()), TypeError, "labels: expected an integer dtype"),
+        (lambda found: found.class_matrix(LABELS, least=1.0), ValueError, "least: "),
+        (lambda found: found.class_matrix(LABELS, controls=-1), ValueError, "controls: "),
+    ],
+)
+def test_bad_questions(found: Influence, read: Callable[[Influence], object], error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        read(found)

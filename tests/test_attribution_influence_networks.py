@@ -32,15 +32,32 @@ def test_full_size_logits_follow_from_the_grid_whatever_the_network_ends_with(na
     torch.testing.assert_close(found.of(1, region).flatten(1), expected)
 
 
-def test_what_a_network_does_not_see_has_no_influence() -> None:
-    class Blind(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return F.interpolate(F.avg_pool2d(x[..., :13], 4), size=x.shape[-2:], mode="bilinear").repeat(1, 2, 1, 1)
+@pytest.mark.parametrize("score", ["logit", "margin"])
+@pytest.mark.parametrize("times", [1, 2], ids=["region like the images", "region like the output"])
+def test_a_full_size_grid_that_the_model_upsamples_further(times: int, score: str) -> None:
+    torch.manual_seed(1)
+    layers = [nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 4, 3, padding=1)]
+    model, images = nn.Sequential(*layers, nn.Upsample(scale_factor=2, mode="bilinear")).double(), images_of(2, SIZE)
+    images = images.double()
+    found = influence(model, images, patch=(9, 10), baselines=0.5)
+    assert found.logits.shape[-2:] == SIZE
+    assert found.upsampling.output == (42, 52)
+    size = (times * SIZE[0], times * SIZE[1])
+    region = torch.rand(2, *size) > 0.7
+    grid = found.logits.clone().requires_grad_()
+    (found.upsampling(grid, size) * region[:, None]).sum().backward()
+    torch.testing.assert_close(found.upsampling.weights(region), grid.grad[:, 3])
 
-    found = influence(Blind(), images_of(1, SIZE), patch=(21, 13))
-    effect = found.of(0, torch.ones(1, *SIZE, dtype=torch.bool))
-    assert effect[0, 0, 0] != 0
-    assert effect[0, 0, 1] == 0
+    def scores(x: Tensor) -> Tensor:
+        logits = F.interpolate(model(x), size=size, mode="bilinear")
+        own = logits[:, 1] - (logits[:, [0, 2, 3]].amax(1) if score == "margin" else 0)
+        return (own * region).sum((1, 2))
+
+    effect = found.of(1, region, score).flatten(1)
+    for number, (top, left, bottom, right) in enumerate(found.boxes.tolist()):
+        hidden = images.clone()
+        hidden[:, :, top:bottom, left:right] = 0.5
+        torch.testing.assert_close(effect[:, number], scores(images) - scores(hidden))
 
 
 class Depthwise(nn.Module):
@@ -73,8 +90,7 @@ def test_depthwise_networks_run_channels_last_where_they_can(views: bool) -> Non
     assert model.orders[-1] == views
     assert images.is_contiguous()
     before, after = hidden_logits(model, images, found.boxes, 0.0)
-    expected = torch.stack([before[0] - hidden for hidden in after[0]])
-    torch.testing.assert_close(found.upsampling(found.values[0]), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.upsampling(found.values[0]), before - after[0], rtol=1e-4, atol=1e-5)
     assert matrix.values.shape == (4, 4)
 
 
@@ -90,19 +106,10 @@ def test_one_class_is_predicted_where_its_logit_is_positive() -> None:
         found.of(0, score="margin")
 
 
-@pytest.mark.parametrize("make", [lambda: "deeplabv3_mobilenet_v3_large", lambda: "lraspp_mobilenet_v3_large"])
-def test_torchvision_networks(make: Callable[[], str]) -> None:
+def _torchvision(name: str, **options: bool) -> nn.Module:
     from torchvision.models import segmentation
 
-    kwargs = {"aux_loss": True} if make().startswith("deeplab") else {}
-    model = getattr(segmentation, make())(weights=None, weights_backbone=None, num_classes=4, **kwargs).double()
-    images = images_of(1, (48, 64)).double()
-    found = influence(model, images, patch=32)
-    assert found.logits.shape[-1] < 64
-    region = torch.zeros(1, 48, 64, dtype=torch.bool)
-    region[:, 10:30, 20:50] = True
-    expected = occlusion(RegionTarget(model, 2, region), images, (32, 32), (32, 32), None)
-    assert_near(found.of(2, region, pixels=True), expected)
+    return getattr(segmentation, name)(weights=None, weights_backbone=None, num_classes=4, **options)
 
 
 def _segformer() -> nn.Module:
@@ -120,15 +127,16 @@ def _smp(name: str) -> nn.Module:
 
 
 LIBRARIES: dict[str, tuple[Callable[[], nn.Module], tuple[int, int]]] = {
+    "torchvision DeepLab": (lambda: _torchvision("deeplabv3_mobilenet_v3_large", aux_loss=True), (4, 4)),
+    "torchvision LRASPP": (lambda: _torchvision("lraspp_mobilenet_v3_large"), (8, 8)),
     "Segformer": (_segformer, (16, 16)),  # quarter-size output
     "DeepLabV3Plus": (lambda: _smp("DeepLabV3Plus"), (16, 16)),
-    "FPN": (lambda: _smp("FPN"), (16, 16)),
     "Unet": (lambda: _smp("Unet"), (64, 64)),  # the output is made at full size
 }
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
-def test_networks_of_other_libraries(name: str) -> None:
+def test_networks_of_the_libraries(name: str) -> None:
     torch.manual_seed(1)
     build, grid = LIBRARIES[name]
     model, images = build().double().eval(), images_of(1, (64, 64)).double()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from influence_cases import SIZE, images_of, small
+from influence_cases import SIZE, images_of, small, small_case
 from torch import Tensor, nn
 
 from perpixel.attribution.influence import storage
@@ -16,7 +16,7 @@ from perpixel.attribution.influence.result import Influence
 
 @pytest.fixture
 def found() -> Influence:
-    return influence(small(double=True), images_of(2, SIZE).double(), patch=8, baselines="mean")
+    return influence(*small_case(), patch=8, baselines="mean")
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9, 1.0])
@@ -63,16 +63,15 @@ def test_context_leaves_out_what_touches_the_region(found: Influence) -> None:
             touches = bool(region[n, top:bottom, left:right].any())
             assert bool(found.touching(region)[n].flatten()[number]) == touches
             assert float(outside[n].flatten()[number]) == (0.0 if touches else float(whole[n].flatten()[number]))
-    torch.testing.assert_close(
-        found.context_share(1, region), outside.abs().sum((1, 2)) / whole.abs().sum((1, 2)), rtol=1e-6, atol=0
-    )
+    share = outside.abs().sum((1, 2)) / whole.abs().sum((1, 2))
+    torch.testing.assert_close(found.context_share(1, region), share, rtol=1e-6, atol=0)
     left_out = found.context_only(1, region, fill=torch.nan)
     assert torch.equal(left_out.isnan(), found.touching(region))
     assert torch.equal(found.touching(region[0])[1], found.touching(region)[0])
 
 
 def test_what_is_over_the_cap_goes_to_a_file_that_goes_with_it(tmp_path: Path) -> None:
-    model, images = small(), images_of(2, SIZE)
+    model, images = small_case(dtype=torch.float32)
     kept = influence(model, images, patch=8)
     size = kept.values.numel() * 4
     assert influence(model, images, patch=8, memory_cap=size, storage=tmp_path).file is None
@@ -95,7 +94,7 @@ def test_what_is_over_the_cap_goes_to_a_file_that_goes_with_it(tmp_path: Path) -
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_an_error_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_room(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -104,22 +103,21 @@ def test_a_full_disk_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest
         influence(small(), images_of(1, SIZE), patch=8, memory_cap=0, storage=tmp_path)
     assert not list(tmp_path.iterdir())
     with pytest.raises(OSError, match="storage: expected room for"):
-        storage.allocate((1 << 60,), torch.float32, torch.device("cpu"), 0, tmp_path)
+        storage.Storage(memory_cap=0, storage=tmp_path).allocate((1 << 60,), torch.zeros(()))
     with pytest.raises(FileNotFoundError):
         influence(small(), images_of(1, SIZE), patch=8, memory_cap=0, storage=tmp_path / "none")
 
 
 @pytest.mark.parametrize(("dtype", "slack"), [(torch.float16, 2e-3), (torch.bfloat16, 2e-2), (torch.float64, 1e-6)])
 def test_other_types_to_keep(dtype: torch.dtype, slack: float) -> None:
-    model, images = small(), images_of(2, SIZE)
+    model, images = small_case(dtype=torch.float32)
     exact, found = influence(model, images, patch=8), influence(model, images, patch=8, dtype=dtype, device="cpu")
     assert found.values.dtype == dtype
     region = torch.rand(2, *SIZE) > 0.5
     for score in ("logit", "margin"):
         expected = exact.of(1, region, score)
-        torch.testing.assert_close(
-            found.of(1, region, score), expected, rtol=slack, atol=slack * float(expected.abs().max())
-        )
+        atol = slack * float(expected.abs().max())
+        torch.testing.assert_close(found.of(1, region, score), expected, rtol=slack, atol=atol)
 
 
 def test_progress_is_shown_where_asked(capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,7 +128,7 @@ def test_progress_is_shown_where_asked(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_inside_inference_mode_under_autocast_and_channels_last() -> None:
-    model, images = small(), images_of(2, SIZE)
+    model, images = small_case(dtype=torch.float32)
     expected = influence(model, images, patch=8)
     region = torch.rand(2, *SIZE) > 0.5
     with torch.inference_mode():

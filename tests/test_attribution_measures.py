@@ -1,5 +1,6 @@
 """The numbers on where an attribution lies, against loops over pixels; and what stands in for hidden pixels."""
 
+import itertools
 import math
 from typing import Any
 
@@ -14,6 +15,7 @@ from perpixel.attribution.baselines import blur
 from perpixel.attribution.measures.context import distances
 
 H, W = 9, 11
+PIXELS = list(itertools.product(range(H), range(W)))
 
 
 def values(channels: int = 3, seed: int = 0) -> Tensor:
@@ -40,14 +42,8 @@ def slow_mass(v: Tensor, y: int, x: int, part: str) -> float:
 
 def slow_sides(v: Tensor, mask: Tensor, border: float, part: str) -> tuple[list[float], list[float]]:
     away = slow_distance(mask)
-    near, far = [], []
-    for y in range(H):
-        for x in range(W):
-            if mask[y, x]:
-                near.append(slow_mass(v, y, x, part))
-            elif away[y][x] > border:
-                far.append(slow_mass(v, y, x, part))
-    return near, far
+    near = [slow_mass(v, y, x, part) for y, x in PIXELS if mask[y, x]]
+    return near, [slow_mass(v, y, x, part) for y, x in PIXELS if not mask[y, x] and away[y][x] > border]
 
 
 def attribution(v: Tensor, mask: Tensor, **other: Any) -> Attribution:
@@ -80,9 +76,7 @@ def test_radial_profile_equals_the_loop(bins: Any) -> None:
     profile = attribution(v, mask).radial_profile(bins)
     for n in range(2):
         away = slow_distance(mask[n])
-        rows = [
-            (away[y][x], slow_mass(v[n], y, x, "absolute")) for y in range(H) for x in range(W) if not mask[n, y, x]
-        ]
+        rows = [(away[y][x], slow_mass(v[n], y, x, "absolute")) for y, x in PIXELS if not mask[n, y, x]]
         total, farthest = sum(m for _, m in rows), max(d for d, _ in rows)
         edges = [farthest * b / bins for b in range(bins + 1)] if isinstance(bins, int) else bins
         torch.testing.assert_close(profile.edges[n], torch.tensor(edges, dtype=torch.float64))
@@ -102,14 +96,13 @@ def test_radial_profile_equals_the_loop(bins: Any) -> None:
 
 def test_all_mass_inside_or_outside() -> None:
     v, mask = values(), region()
-    inside = attribution(v * mask[:, None], mask)
-    assert torch.equal(inside.context_share(), torch.zeros(2, dtype=torch.float64))
-    assert torch.equal(inside.density_ratio(), torch.zeros(2, dtype=torch.float64))
-    assert inside.radial_profile(3).r50.isnan().all()
-    assert inside.radial_profile(3).share.isnan().all()
-    assert inside.radial_profile(3).area.isfinite().all()
-    outside = attribution(v * ~mask[:, None], mask)
-    assert torch.equal(outside.context_share(), torch.ones(2, dtype=torch.float64))
+    inside, outside = attribution(v * mask[:, None], mask), attribution(v * ~mask[:, None], mask)
+    assert inside.context_share().tolist() == inside.density_ratio().tolist() == [0, 0]
+    profile = inside.radial_profile(3)
+    assert profile.r50.isnan().all()
+    assert profile.share.isnan().all()
+    assert profile.area.isfinite().all()
+    assert outside.context_share().tolist() == [1, 1]
     assert outside.density_ratio().isinf().all()
 
 
@@ -119,14 +112,14 @@ def test_nothing_at_all_and_nothing_outside() -> None:
     assert nothing.context_share().isnan().all()
     assert nothing.density_ratio().isnan().all()
     everywhere = attribution(v, torch.ones_like(mask))
-    assert torch.equal(everywhere.context_share(), torch.zeros(2, dtype=torch.float64))
+    assert everywhere.context_share().tolist() == [0, 0]
     assert everywhere.density_ratio().isnan().all()
     profile = everywhere.radial_profile(3)
     assert profile.r50.isnan().all()
     assert profile.area.isnan().all()
-    nowhere = radial_profile(v, torch.zeros_like(mask), 3)
-    assert nowhere.share.isnan().all()
-    assert torch.equal(context_share(v, torch.zeros_like(mask)), torch.ones(2, dtype=torch.float64))
+    nowhere = attribution(v, torch.zeros_like(mask))
+    assert nowhere.radial_profile(3).share.isnan().all()
+    assert nowhere.context_share().tolist() == [1, 1]
 
 
 def test_even_mass_is_spread_as_the_area() -> None:
@@ -200,31 +193,23 @@ def test_bad_bins(bins: Any) -> None:
 
 def test_baselines_by_name() -> None:
     x = values()
-    assert torch.equal(baseline_images(None, x), torch.zeros_like(x))
-    assert torch.equal(baseline_images("zero", x), torch.zeros_like(x))
-    for n in range(2):
-        for c in range(3):
-            mean = sum(float(p) for p in x[n, c].flatten()) / (H * W)
-            torch.testing.assert_close(baseline_images("mean", x)[n, c], torch.full((H, W), mean, dtype=torch.float64))
-    assert torch.equal(baseline_images(2, x), torch.full_like(x, 2.0))
     colour = torch.tensor([1.0, 2.0, 3.0])[:, None, None]
-    assert torch.equal(baseline_images(colour, x), colour.double().expand_as(x))
-    assert torch.equal(baseline_images(lambda given: given * 2, x), x * 2)
+    forms: list[tuple[Any, Tensor]] = [(None, x * 0), ("zero", x * 0), (2, x * 0 + 2), (colour, x * 0 + colour)]
+    for form, expected in [*forms, (lambda given: given * 2, x * 2)]:
+        assert torch.equal(baseline_images(form, x), expected)
+    for n, c in itertools.product(range(2), range(3)):
+        mean = sum(x[n, c].flatten().tolist()) / (H * W)
+        torch.testing.assert_close(baseline_images("mean", x)[n, c], torch.full((H, W), mean, dtype=torch.float64))
     assert baseline_images("blur", x.bfloat16()).dtype == torch.bfloat16
 
 
 def test_blur_equals_the_loop() -> None:
     x, sigma = values()[:1, :1], 1.3
     found = blur(x, sigma)
-    for y in range(H):
-        for c in range(W):
-            weights = [
-                (math.exp(-((y - v) ** 2 + (c - u) ** 2) / (2 * sigma**2)), float(x[0, 0, v, u]))
-                for v in range(H)
-                for u in range(W)
-            ]
-            expected = sum(w * p for w, p in weights) / sum(w for w, _ in weights)
-            assert float(found[0, 0, y, c]) == pytest.approx(expected, rel=1e-9)
+    for y, c in PIXELS:
+        weights = [math.exp(-((y - v) ** 2 + (c - u) ** 2) / (2 * sigma**2)) for v, u in PIXELS]
+        expected = sum(w * p for w, p in zip(weights, x.flatten().tolist())) / sum(weights)
+        assert float(found[0, 0, y, c]) == pytest.approx(expected, rel=1e-9)
     torch.testing.assert_close(blur(torch.ones_like(x), 2.0), torch.ones_like(x))
 
 
@@ -235,12 +220,8 @@ def test_fill_equals_the_loop(ring: int) -> None:
     hidden[3:6, 4:8] = hidden[0, 0] = True
     filled = fill(x, hidden, ring=ring)
     inside = hidden.nonzero().tolist()
-    around = [
-        (y, c)
-        for y in range(H)
-        for c in range(W)
-        if not hidden[y, c] and min(max(abs(y - v), abs(c - u)) for v, u in inside) <= ring
-    ]
+    near = {(y, c) for y, c in PIXELS for v, u in inside if max(abs(y - v), abs(c - u)) <= ring}
+    around = [(y, c) for y, c in sorted(near) if not hidden[y, c]]
     for v, u in inside:
         weights = [1 / ((v - y) ** 2 + (u - c) ** 2) for y, c in around]
         expected = sum(w * x[0, :, y, c] for w, (y, c) in zip(weights, around)) / sum(weights)
@@ -259,10 +240,9 @@ def test_fill_by_image_by_parts_and_at_the_limits(monkeypatch: pytest.MonkeyPatc
     torch.testing.assert_close(fill(constant, mask), constant)
     monkeypatch.setattr("perpixel.attribution.baselines._PAIRS", 7)
     torch.testing.assert_close(fill(x, mask), filled)
-    with pytest.raises(ValueError, match="mask"):
-        fill(x, torch.ones(3, 3, dtype=torch.bool))
-    with pytest.raises(ValueError, match="mask"):
-        fill(x, torch.ones(H, W))
+    for wrong in (torch.ones(3, 3, dtype=torch.bool), torch.ones(H, W)):
+        with pytest.raises(ValueError, match="mask"):
+            fill(x, wrong)
 
 
 def test_fill_on_a_disc_is_harmonic() -> None:

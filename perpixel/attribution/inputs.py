@@ -88,10 +88,8 @@ def dense(output: object, images: Tensor) -> Tensor:
         logits = dense_logits(output)
     except (TypeError, ValueError) as error:
         expected = "a network that gives a logit map per class, (N, C, H, W)"
-        came = f"nothing dense ({error})"
-        raise type(error)(
-            complain("model", expected, came, "A classifier labels no pixels: use captum as it is.")
-        ) from None
+        remedy = "A classifier labels no pixels: use captum as it is."
+        raise type(error)(complain("model", expected, f"nothing dense ({error})", remedy)) from None
     if len(logits) != len(images):
         came = f"{len(logits)} for {len(images)} images"
         raise ValueError(complain("output", "one logit map per image", came, "Return the maps of this very batch."))
@@ -106,5 +104,4 @@ def predicted_labels(logits: Tensor) -> Tensor:
 def check_score(score: object, classes: int) -> None:
     """Nothing if `score` is "logit" or "margin" and the network has the classes for it, else ValueError."""
     if check_option("score", score, SCORES) == "margin" and classes < 2:
-        remedy = "It has no other class."
-        raise ValueError(complain("score", "'logit' for a network of one class", "'margin'", remedy))
+        raise ValueError(complain("score", "'logit' for a network of one class", "'margin'", "It has no other class."))

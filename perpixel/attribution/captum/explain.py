@@ -1,7 +1,7 @@
 """The one door to captum: any of its methods on the label of a region, with sound defaults."""
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -70,12 +70,25 @@ def explain(
         name, module = layer_for(chosen, model, layer, images)
         prepare_model(chosen.kind.__name__, model, images, score, module)
         options = {**layer_squares(chosen, model, module, images), **attribute_kwargs}
-        values, delta = _attribute(chosen, target, module, images, batches(chosen, images, baselines, options))
+        labels, regions = target.arguments(images)
+        parts, deltas = [], []
+        for rows, own in batches(chosen, images, baselines, options):
+            own["additional_forward_args"] = (labels[rows], regions[rows])
+            part = images[rows].clone()
+            result = _captum(chosen, target, module, part, own)
+            if own.get("return_convergence_delta"):
+                result, delta = result
+                deltas.append(_mean_delta(delta.detach(), len(part), chosen, own))
+            parts.append(_single(result, chosen).detach())
+        values = torch.cat(parts)
         if getattr(options.get("layer_mask"), "shape", (0, 0))[1] == 1:
             values = values[:, :1]  # every channel has the effect of all
         values = _on_image(values, images, chosen)
-        regions = labels_on_grid(target.arguments(images)[1], (images.shape[-2], images.shape[-1]))
-    return Attribution(values, regions, target.label, chosen.name, delta, name if chosen.layered else None, score)
+        regions = labels_on_grid(regions, (images.shape[-2], images.shape[-1]))
+    layer_name = name if chosen.layered else None
+    return Attribution(
+        values, regions, target.label, chosen.name, torch.cat(deltas) if deltas else None, layer_name, score
+    )
 
 
 @contextmanager
@@ -100,27 +113,6 @@ def _fit(images: object, model: nn.Module) -> Tensor:
     return images.clone()
 
 
-def _attribute(
-    chosen: Method,
-    target: RegionTarget,
-    layer: nn.Module | None,
-    images: Tensor,
-    calls: Iterable[tuple[slice, dict[str, Any]]],
-) -> tuple[Tensor, Tensor | None]:
-    """captum's values and deltas (N,), call by call."""
-    labels, regions = target.arguments(images)
-    values, deltas = [], []
-    for rows, options in calls:
-        part = images[rows].clone()
-        options["additional_forward_args"] = (labels[rows], regions[rows])
-        result = _captum(chosen, target, layer, part, options)
-        if options.get("return_convergence_delta"):
-            result, delta = result
-            deltas.append(_mean_delta(delta.detach(), len(part), chosen, options))
-        values.append(_single(result, chosen).detach())
-    return torch.cat(values), torch.cat(deltas) if deltas else None
-
-
 def _mean_delta(delta: Tensor, count: int, chosen: Method, options: dict[str, Any]) -> Tensor:
     """Deltas of all samples of `count` images -> their means (count,); a noise tunnel lists them batch by batch."""
     if not chosen.noise:
@@ -131,15 +123,15 @@ def _mean_delta(delta: Tensor, count: int, chosen: Method, options: dict[str, An
     return torch.cat([part.reshape(count, -1) for part in parts], 1).mean(1)
 
 
-def _captum(chosen: Method, target: RegionTarget, layer: nn.Module | None, images: Tensor, call: dict[str, Any]) -> Any:
+def _captum(chosen: Method, target: RegionTarget, layer: nn.Module | None, images: Tensor, own: dict[str, Any]) -> Any:
     name = chosen.name
     try:
-        return chosen.on(target, layer).attribute(images, **call)
+        return chosen.on(target, layer).attribute(images, **own)
     except AssertionError as error:
         refused = f"what made captum say {str(error)!r}"
         raise ValueError(complain("method", f"options that {name} accepts", refused, "Change the options.")) from error
     except torch.OutOfMemoryError as error:
-        memory = [option for option in _MEMORY if option in call]
+        memory = [option for option in _MEMORY if option in own]
         remedy = f"Lower {' and '.join(memory)}." if memory else "Explain fewer images at once."
         raise torch.OutOfMemoryError(complain("method", f"{name} to fit in memory", str(error), remedy)) from error
     except (ImportError, ValueError) as error:

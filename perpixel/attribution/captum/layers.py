@@ -44,8 +44,8 @@ def find_layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module
     expected = "a layer of the model, or its dotted name"
     if not isinstance(layer, (str, nn.Module)):
         raise TypeError(complain("layer", expected, layer, "See model.named_modules()."))
-    came = layer if isinstance(layer, nn.Module) else repr(layer)
-    raise ValueError(complain("layer", expected, f"{str(came)[:80]}", "See model.named_modules()."))
+    came = str(layer) if isinstance(layer, nn.Module) else repr(layer)
+    raise ValueError(complain("layer", expected, came[:80], "See model.named_modules()."))
 
 
 @torch.no_grad()
@@ -63,7 +63,8 @@ def last_feature_layer(model: nn.Module, images: Tensor) -> tuple[str, nn.Module
         model(images[:1])
     given = {name: maps for name, maps in seen if name.split(".")[-1] in BACKBONES}
     for backbone, maps in given.items():
-        inside = [name for name, made in seen if name.startswith(f"{backbone}.") and maps and _same(made, maps[-1])]
+        last = maps[-1].data_ptr() if maps else None
+        inside = [n for n, m in seen if n.startswith(f"{backbone}.") and len(m) == 1 and m[0].data_ptr() == last]
         if inside or len(maps) == 1:
             name = inside[-1] if inside else backbone
             return name, named[name]
@@ -87,10 +88,6 @@ def _before_head(layers: list[tuple[str, Tensor]], named: dict[str, nn.Module]) 
     return layers
 
 
-def _same(maps: list[Tensor], wanted: Tensor) -> bool:
-    return len(maps) == 1 and (maps[0] is wanted or maps[0].data_ptr() == wanted.data_ptr())
-
-
 def copy_for_each_run(model: nn.Module, reused: Mapping[nn.Module, int]) -> None:
     """Put a copy for every use in a forward pass in the place of each layer that is used several times.
 
@@ -105,17 +102,17 @@ def copy_for_each_run(model: nn.Module, reused: Mapping[nn.Module, int]) -> None
 
 
 class _CopyPerRun(nn.Module):
-    """Passes the k-th call of a forward pass on to its k-th copy of a layer."""
+    """Passes its k-th run in a forward pass on to the k-th copy of a layer."""
 
     def __init__(self, layer: nn.Module, times: int) -> None:
         super().__init__()
         self.copies = nn.ModuleList(copy.deepcopy(layer) for _ in range(times))
-        self.calls = 0
+        self.runs = 0
         self.eval()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        self.calls += 1
-        return self.copies[(self.calls - 1) % len(self.copies)](*args, **kwargs)
+        self.runs += 1
+        return self.copies[(self.runs - 1) % len(self.copies)](*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -46,18 +46,17 @@ class Method:
         from captum import attr
 
         found = _find(method)
+        self.noise = attr.NoiseTunnel in (found, type(found))
+        if self.noise:
+            found = attr.Saliency if inspect.isclass(found) else found.attribution_method
         self.given = None if inspect.isclass(found) else found
         self.kind: type = found if inspect.isclass(found) else type(found)
-        self.noise = False
-        if self.kind.__name__ == "NoiseTunnel":
-            self.noise = True
-            self.given = None if self.given is None else self.given.attribution_method
-            self.kind = _find("Saliency") if self.given is None else type(self.given)
         if issubclass(self.kind, attr.NeuronAttribution) or self.kind.__name__ in ("LayerActivation", "Attribution"):
-            came = f"{self.kind.__name__}, which explains no score"
-            raise ValueError(
-                complain("method", "a method that explains the score of a region", came, "Use it with captum.")
+            expected, came = (
+                "a method that explains the score of a region",
+                f"{self.kind.__name__}, which explains no score",
             )
+            raise ValueError(complain("method", expected, came, "Use it with captum."))
         own = self.parameters()
         self.noise = self.noise or any(name in options and name not in own for name in NOISE)
         self._check(options)
@@ -99,12 +98,11 @@ class Method:
     def _check(self, options: Mapping[str, Any]) -> None:
         """TypeError or ValueError for an option that the method has not, that `explain` sets itself, or no count."""
         known = {*self.parameters(), *(NOISE if self.noise else ())} - {*_OWN}
-        for name in options:
+        for name, value in options.items():
             if name in _OWN:
-                remedy = _OWN[name]
-                raise TypeError(complain(name, "no such option", options[name], remedy))
-            if name in _COUNTS and options[name] is not None:
-                check_integer(name, options[name], low=1)
+                raise TypeError(complain(name, "no such option", value, _OWN[name]))
+            if name in _COUNTS and value is not None:
+                check_integer(name, value, low=1)
             if name not in known:
                 remedy = f"It takes {', '.join(sorted(known))}."
                 raise TypeError(complain(name, f"an option of captum's {self.name}", "another name", remedy))

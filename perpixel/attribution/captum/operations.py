@@ -89,12 +89,12 @@ class _Recorder(TorchDispatchMode):
             outputs = [t for t in tree_leaves(result) if isinstance(t, Tensor) and t.is_floating_point()]
             for output in outputs:
                 output._follows_image = True  # type: ignore[attr-defined]
-            if outputs:
-                self._note(func._schema.name.split("::")[-1].strip("_"), func, args, len(followed))
+            if outputs and not func.is_view:
+                self._note(func._schema.name.split("::")[-1].strip("_"), args, len(followed))
         return result
 
-    def _note(self, operation: str, func: Any, args: Any, followed: int) -> None:
-        if operation in MOVES or operation in _QUIET or func.is_view:
+    def _note(self, operation: str, args: Any, followed: int) -> None:
+        if operation in MOVES or operation in _QUIET:
             return
         run = Operation(operation, *(self.inside[-1] if self.inside else ("", nn.Identity())))
         if operation in BILINEAR:

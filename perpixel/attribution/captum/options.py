@@ -23,7 +23,10 @@ def batches(
     """The images that are explained together, and the options of `attribute` for them: given, or sound values."""
     bases = baselines_for(method, baselines, images)
     for rows in _groups(method, images, bases, given):
-        own = {name: value[rows] if _is_per_image(value, images) else value for name, value in given.items()}
+        own = {
+            name: v[rows] if isinstance(v, Tensor) and v.ndim == images.ndim and len(v) == len(images) else v
+            for name, v in given.items()
+        }
         options = _options(method, images[rows], own)
         base = bases[rows.start if len(bases) > 1 else 0]
         if base is not None:
@@ -73,10 +76,11 @@ def layer_squares(method: Method, model: nn.Module, layer: nn.Module | None, ima
 def _groups(method: Method, images: Tensor, bases: list[Tensor | None], given: dict[str, Any]) -> Iterator[slice]:
     """As many images as go into one pass, unless the caller says how many do."""
     count = len(images)
-    if "Permutation" in method.kind.__name__ and count < 2:
+    permutes = "Permutation" in method.kind.__name__
+    if permutes and count < 2:
         expected = f"at least two with {method.name}, which swaps parts between them"
         raise ValueError(complain("images", expected, "one", "Explain more images, or choose FeatureAblation."))
-    if "Permutation" in method.kind.__name__ or "perturbations_per_eval" in given:
+    if permutes or "perturbations_per_eval" in given:
         size = count
     elif len(bases) > 1:
         size = 1
@@ -86,16 +90,10 @@ def _groups(method: Method, images: Tensor, bases: list[Tensor | None], given: d
 
 
 def _most(images: Tensor) -> int:
-    """How many images of this size go into one forward pass."""
     return max(1, min(ROWS, PIXELS // images.shape[-2:].numel()))
 
 
-def _is_per_image(value: object, images: Tensor) -> bool:
-    return isinstance(value, Tensor) and value.ndim == images.ndim and len(value) == len(images)
-
-
 def _options(method: Method, images: Tensor, given: dict[str, Any]) -> dict[str, Any]:
-    """What is given, and sound values for what is not."""
     most = _most(images)
     rows = max(1, most // len(images))
     own, kind = method.parameters(), method.kind.__name__
@@ -110,12 +108,9 @@ def _options(method: Method, images: Tensor, given: dict[str, Any]) -> dict[str,
         chosen["internal_batch_size"] = max(most, ends * len(images) * (times or given.get("nt_samples", 5)))
     if "perturbations_per_eval" in own:
         chosen["perturbations_per_eval"] = most if kind in ("Lime", "KernelShap") else rows
-    if "abs" in own:
-        chosen["abs"] = False
-    if "interpolate_mode" in own:
-        chosen["interpolate_mode"] = "bilinear"
-    if "return_convergence_delta" in own:
-        chosen["return_convergence_delta"] = given.get("nt_type", "smoothgrad") == "smoothgrad"
+    deltas = given.get("nt_type", "smoothgrad") == "smoothgrad"
+    fixed = {"abs": False, "interpolate_mode": "bilinear", "return_convergence_delta": deltas}
+    chosen |= {name: value for name, value in fixed.items() if name in own}
     return {**chosen, **_patches(kind, own, images, given), **given}
 
 
@@ -129,8 +124,8 @@ def _patches(kind: str, own: tuple[str, ...], images: Tensor, given: dict[str, A
         return dict.fromkeys(("sliding_window_shapes", "strides"), (images.shape[1], fine, fine))
     if "feature_mask" not in own or given.get("feature_mask") is not None:
         return {}
-    coarse = {"ShapleyValues": 2, "FeatureAblation": 0, "FeaturePermutation": 0}.get(kind, 4)
-    mask = _squares(images.shape[-2:], -(-short // coarse) if coarse else fine, images.device)
+    sides = {"ShapleyValues": -(-short // 2), "FeatureAblation": fine, "FeaturePermutation": fine}
+    mask = _squares(images.shape[-2:], sides.get(kind, -(-short // 4)), images.device)
     more = {"n_samples": max(50, 4 * (int(mask.max()) + 1))} if kind in ("Lime", "KernelShap") else {}
     return {"feature_mask": mask, **more}
 

@@ -27,29 +27,26 @@ class CallStack:
     """
 
     def __init__(self) -> None:
-        self.calls: list[tuple[Tensor, bool]] = []
+        self.entries: list[tuple[Tensor, bool]] = []
         frame: FrameType | None = sys._getframe(1)
         while frame is not None:
             if frame.f_code.co_name in _ENTRIES and frame.f_globals.get("__name__", "").startswith("captum."):
                 inputs = _first_tensor(frame.f_locals.get("inputs"))
                 if inputs is not None:
-                    self.calls.insert(0, (inputs, frame.f_code in _interleaving()))
+                    self.entries.insert(0, (inputs, frame.f_code in _interleaving()))
             frame = frame.f_back
 
     @property
     def images(self) -> Tensor | None:
-        return self.calls[0][0] if self.calls else None
+        return self.entries[0][0] if self.entries else None
 
     def examples(self, count: int, rows: Tensor) -> Tensor:
         """The example, in [0, count), that each of the rows was made of; ValueError where that cannot be known."""
         known = torch.arange(count, device=rows.device)
-        if not self.calls:
-            if len(rows) != count:
-                raise ValueError(_unknown(count, len(rows)))
-            return known
-        if len(self.calls[0][0]) != count:
-            raise ValueError(_unknown(count, len(self.calls[0][0])))
-        for before, after in zip(self.calls, [*self.calls[1:], (rows, False)]):
+        first = rows if self.images is None else self.images
+        if len(first) != count:
+            raise ValueError(_unknown(count, len(first)))
+        for before, after in zip(self.entries, [*self.entries[1:], (rows, False)]):
             if len(after[0]) != len(known):
                 known = _expanded(known, before[0], after[0], before[1])
         return known
@@ -62,10 +59,9 @@ def _expanded(known: Tensor, before: Tensor, after: Tensor, interleaved: bool) -
         return known.repeat_interleave(times) if interleaved else known.repeat(times)
     offset = after.data_ptr() - before.data_ptr()
     row = before.element_size() * before.stride(0)
-    inside = (
-        after.untyped_storage().data_ptr() == before.untyped_storage().data_ptr() and after.stride() == before.stride()
-    )
-    if inside and 0 <= offset <= row * (len(known) - len(after)) and offset % row == 0:
+    same_storage = after.untyped_storage().data_ptr() == before.untyped_storage().data_ptr()
+    fits = 0 <= offset <= row * (len(known) - len(after)) and offset % row == 0
+    if fits and same_storage and after.stride() == before.stride():
         return known[offset // row : offset // row + len(after)]
     raise ValueError(_unknown(len(known), len(after)))
 

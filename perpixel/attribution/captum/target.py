@@ -112,9 +112,8 @@ class RegionTarget(nn.Module):
 
     def extra_repr(self) -> str:
         label = self.label if isinstance(self.label, int) else self.label.tolist()
-        return (
-            f"label={label}, score={self.score!r}, region={None if self.region is None else tuple(self.region.shape)}"
-        )
+        region = None if self.region is None else tuple(self.region.shape)
+        return f"label={label}, score={self.score!r}, region={region}"
 
 
 class Readout(nn.Module):

@@ -40,7 +40,8 @@ class Curve:
 
     def area(self, score: str = "logit", order: str = "attribution") -> Tensor:
         """∫ score d(fraction), trapezoids: (N,); for order="random" (S, N)."""
-        return _area(self._curve(score, order), self.fraction)
+        curve = self._curve(score, order)
+        return torch.trapezoid(curve, self.fraction.expand(curve.shape), dim=-1)
 
     def gain(self, score: str = "logit", order: str = "random") -> Tensor:
         """Signed area between the attribution's curve and that of another order, positive where the attribution wins.
@@ -55,8 +56,7 @@ class Curve:
 
     def relative_gain(self, score: str = "logit", order: str = "random") -> Tensor:
         """`gain` over |score of the image - score with all removed|: (N,), NaN where these two are equal."""
-        span = self._span(score)
-        return self.gain(score, order) / span.abs()
+        return self.gain(score, order) / self._span(score).abs()
 
     def beaten(self, score: str = "logit") -> Tensor:
         """Share of the random orders with a worse area than the attribution's, equal ones count half: (N,)."""
@@ -93,10 +93,6 @@ class Curve:
 
 def _name(score: str, held: Mapping[str, Tensor]) -> str:
     return str(check_option("score", score, held))
-
-
-def _area(curve: Tensor, fraction: Tensor) -> Tensor:
-    return torch.trapezoid(curve, fraction.expand(curve.shape), dim=-1)
 
 
 @dataclass(frozen=True)
@@ -148,13 +144,6 @@ def random_key(count: int, seed: int, device: torch.device) -> Tensor:
     return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(device)
 
 
-def removal_counts(units: Tensor, steps: int) -> Tensor:
-    """(N,) numbers of cells -> (N, K): how many are gone at each point, from 0 to all, K = steps + 1 or fewer."""
-    steps = min(steps, int(units.max()))
-    at = torch.arange(steps + 1, device=units.device)
-    return (2 * at * units[:, None] + steps) // (2 * steps)
-
-
 def removal_curves(
     scores: RegionScores, orders: Mapping[str, Tensor], cells: Cells, *, steps: int, seeds: tuple[int, ...]
 ) -> tuple[Curve, Curve]:
@@ -167,7 +156,9 @@ def removal_curves(
     if bool((units == 0).any()):
         came = f"no pixel outside the region in image {int((units == 0).nonzero()[0])}"
         raise ValueError(complain("region", "some pixels to remove", came, "Pass freeze_object=False."))
-    counts = removal_counts(units, steps)
+    steps = min(steps, int(units.max()))
+    at = torch.arange(steps + 1, device=units.device)
+    counts = (2 * at * units[:, None] + steps) // (2 * steps)  # (N, steps + 1): gone at each point, from none to all
     fraction = counts / units[:, None]
     ranked = [cells.rank(worth) for worth in orders.values()]
     backward = [cells.reversed(rank) for rank in ranked]

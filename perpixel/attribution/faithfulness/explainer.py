@@ -1,4 +1,4 @@
-"""What makes an attribution again, for another network or another baseline, and the checked maps that it gives."""
+"""What explains another network, or from another baseline, as an attribution was made; its maps, checked."""
 
 import inspect
 from collections.abc import Callable
@@ -34,15 +34,12 @@ def explainer_of(
         return explainer
     how: dict[str, Any] = {"region": region, "score": score, "method": explainer, "layer": layer}
 
-    def by_method(network: nn.Module, images: Tensor) -> Tensor:
-        return explain(network, images, label, **how).pixels
-
-    def by_method_and_baseline(network: nn.Module, images: Tensor, baselines: Tensor | None = None) -> Tensor:
+    def by_method(network: nn.Module, images: Tensor, baselines: Tensor | None = None) -> Tensor:
         return explain(network, images, label, **how, baselines=baselines).pixels
 
     known = Method(explainer, {})
     takes = "baselines" in known.parameters() and known.kind.__name__ not in DISTRIBUTION
-    return by_method_and_baseline if takes else by_method
+    return by_method if takes else lambda network, images: by_method(network, images)
 
 
 def takes_baselines(explainer: Explainer) -> bool:

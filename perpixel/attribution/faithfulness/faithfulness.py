@@ -1,17 +1,17 @@
 """Does the network rest on what an attribution shows? Perturbation curves and sanity checks in one call."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from perpixel.attribution.baselines import baseline_images
+from perpixel.attribution.baselines import Baselines, baseline_images
 from perpixel.attribution.faithfulness.baselines import Completeness, baseline_sensitivity, completeness
 from perpixel.attribution.faithfulness.curves import Cells, Curve, removal_curves
 from perpixel.attribution.faithfulness.explainer import Explainer, explainer_of, takes_baselines
 from perpixel.attribution.faithfulness.infidelity import infidelity, sensitivity
 from perpixel.attribution.faithfulness.object_alone import alone, context_of
-from perpixel.attribution.faithfulness.options import FaithfulnessOptions
 from perpixel.attribution.faithfulness.randomised_weights import randomised_weights
 from perpixel.attribution.faithfulness.region_scores import RegionScores
 from perpixel.attribution.faithfulness.result import Faithfulness
@@ -19,7 +19,7 @@ from perpixel.attribution.inputs import SCORES, check_images, check_label, check
 from perpixel.attribution.measures.context import Attribution, context_share, distances
 from perpixel.attribution.measures.evidence import as_map, as_mass
 from perpixel.borrow import borrowed
-from perpixel.checks import check_option, complain
+from perpixel.checks import check_flag, check_integer, check_option, complain
 
 
 def faithfulness(
@@ -30,8 +30,17 @@ def faithfulness(
     *,
     region: Tensor | None = None,
     score: str | None = None,
+    steps: int = 20,
+    patch: int | tuple[int, int] | None = None,
+    baselines: Baselines = "mean",
+    seeds: int | Iterable[int] = 5,
+    batch_size: int = 16,
+    freeze_object: bool = True,
+    exclude_border: float = 0,
     explainer: Explainer | str | None = None,
-    **options: Any,
+    stages: int = 5,
+    compare_baselines: Sequence[Baselines] = ("zero", "mean", "blur"),
+    samples: int = 0,
 ) -> Faithfulness:
     """Test an attribution against the network itself: `Faithfulness`, with `.summary()` and `.to_dict()`.
 
@@ -42,52 +51,82 @@ def faithfulness(
     attribution: what `explain` gave, or signed values, float (N, C, H, W) (summed over C) or (N, H, W).
     label, region, score: as for `RegionTarget`; by default those of the attribution. A region must be at image size,
         or at that of the output.
+    steps: points of a curve after the first. patch: remove squares (or (height, width)) of a grid, ranked by summed
+        value; None: single pixels, whose random removal is noise rather than missing context. baselines: as for
+        `explain`; "mean" hides colours, which "blur" keeps. seeds: random orders, a number or the seeds.
+    freeze_object: the region, and `exclude_border` pixels around it, never change; only context is removed. Without,
+        everything is. batch_size: pictures per forward pass.
     explainer: `explainer(network, images) -> values` (or an `Attribution`), or the name of a method of `explain`; by
-        default that of the attribution. Needed for the randomised-weights check and for the comparison of baselines,
-        for which a callable must take `baselines=`, images. Plain values without it: neither is run.
-    options: the fields of `FaithfulnessOptions`, by name: steps, patch, baselines, seeds, batch_size, freeze_object,
-        exclude_border, stages, compare_baselines, samples.
+        default that of the attribution. Needed for the randomised-weights check, at `stages` resets (0: skip), and for
+        the comparison of baselines (`compare_baselines`; empty: skip), for which a callable must take `baselines=`,
+        images. Plain values without it: neither is run.
+    samples: draws for captum's infidelity and, with an explainer, sensitivity_max; 0: skip.
 
     Passes per image: (2 · orders + seeds) · (steps - 1) + seeds + 5, orders being up to 3 (`Faithfulness.deletion`),
     and what the explainer needs. Model and inputs come back as they were. ValueError or TypeError, naming argument and
     remedy, for unknown labels, scores or methods, empty regions, other sizes, NaN, a frozen region without context.
     """
     model, images = check_model(model), check_images(images)
-    given = FaithfulnessOptions(**options)
+    numbers = {"steps": (steps, 1), "batch_size": (batch_size, 1), "stages": (stages, 0), "samples": (samples, 0)}
+    for name, (number, low) in numbers.items():
+        check_integer(name, number, low=low)
+    check_flag("freeze_object", freeze_object)
+    drawn, cell = _seeds(seeds), _cell(patch, images)
     label, region, score = _question(attribution, label, region, score)
     values = as_map("attribution", attribution, (len(images), *images.shape[-2:])).to(images.device)
-    baseline = baseline_images(given.baselines, images)
+    baseline = baseline_images(baselines, images)
     with borrowed(model, gradients=True, restore_all=True):
-        scores = RegionScores(model, images, label, region, baseline, given.batch_size)
+        scores = RegionScores(model, images, label, region, baseline, batch_size)
         if score == "margin":
             check_score(score, scores.classes)
-        context = context_of(scores.region, given.exclude_border)
-        cells = Cells.of(given.cell(images), context if given.freeze_object else torch.ones_like(context))
+        context = context_of(scores.region, exclude_border)
+        cells = Cells.of(cell, context if freeze_object else torch.ones_like(context))
         explainer = explainer_of(explainer, attribution, scores.label, scores.region, score)
-        found = {} if explainer is None else _explained_again(explainer, scores, cells, given)
-        reset = found.get("randomised")
-        orders = {"attribution": values} if reset is None else {"attribution": values, "reset network": reset.reset}
-        found |= _curves(orders, scores, cells, given)
-        found["object_alone"] = alone(scores, context, given.orders)
+        found: dict[str, Any] = {}
+        if explainer is not None:
+            found = _explainer_checks(explainer, scores, cells, stages, tuple(compare_baselines), samples)
+        orders = {"attribution": values}
+        mass = as_mass("attribution", attribution).to(images.device)
+        masses = {"share": mass, "area": torch.ones_like(mass)}
+        if "randomised" in found:
+            orders["reset network"] = found["randomised"].reset
+            masses["share_reset"] = found["randomised"].reset_mass
+        found |= _curves(orders, scores, cells, steps, drawn)
+        found["object_alone"] = alone(scores, context, drawn)
         found["completeness"] = _completeness(attribution, values, scores, score)
-        if given.samples:
-            found["infidelity"] = infidelity(values, scores, cells, score, given.samples)
-    mass = as_mass("attribution", attribution).to(images.device)
-    masses = {"share": mass, "area": torch.ones_like(mass), "share_reset": None if reset is None else reset.reset_mass}
+        if samples:
+            found["infidelity"] = infidelity(values, scores, cells, score, samples)
     for name, each in masses.items():
-        share = None if each is None else context_share(each, scores.region, exclude_border=given.exclude_border)
-        found[f"context_{name}"] = share
+        found[f"context_{name}"] = context_share(each, scores.region, exclude_border=exclude_border)
     return Faithfulness(
         label=scores.label,
         region=scores.region,
         score=score,
-        baselines=given.baselines if isinstance(given.baselines, str) else "own",
-        patch=given.cell(images),
-        freeze_object=given.freeze_object,
-        exclude_border=float(given.exclude_border),
-        seeds=given.orders,
+        baselines=baselines if isinstance(baselines, str) else "own",
+        patch=cell,
+        freeze_object=freeze_object,
+        exclude_border=float(exclude_border),
+        seeds=drawn,
         **found,
     )
+
+
+def _seeds(seeds: int | Iterable[int]) -> tuple[int, ...]:
+    if not isinstance(seeds, Iterable):
+        return tuple(range(check_integer("seeds", seeds, low=1)))
+    given = tuple(check_integer("seeds", seed, low=0) for seed in seeds)
+    if not given:
+        raise ValueError(complain("seeds", "at least one", "none", "Pass a number of random orders."))
+    return given
+
+
+def _cell(patch: int | tuple[int, int] | None, images: Tensor) -> tuple[int, int]:
+    """Height and width of what is removed at once, no larger than the images."""
+    sides = patch if isinstance(patch, (tuple, list)) else (1 if patch is None else patch,) * 2
+    if len(sides) != 2:
+        raise ValueError(complain("patch", "an integer, (height, width) or None", patch, "Pass two integers."))
+    height, width = (check_integer("patch", side, low=1, high=high) for side, high in zip(sides, images.shape[-2:]))
+    return height, width
 
 
 def _question(
@@ -111,35 +150,35 @@ def _each(label: int | Tensor, attribution: Attribution) -> list[int]:
     return [checked] * len(attribution.values) if isinstance(checked, int) else checked.tolist()
 
 
-def _explained_again(
-    explainer: Explainer, scores: RegionScores, cells: Cells, options: FaithfulnessOptions
+def _explainer_checks(
+    explainer: Explainer, scores: RegionScores, cells: Cells, stages: int, compared: tuple[Baselines, ...], samples: int
 ) -> dict[str, Any]:
-    """The checks that explain again, on the pixels that may be removed."""
+    """The checks that explain anew, on the pixels that may be removed."""
     found: dict[str, Any] = {}
     model, images, where = scores.model, scores.images, cells.removable
-    if options.stages:
-        found["randomised"] = randomised_weights(model, images, explainer, stages=options.stages, where=where)
-    if options.compare_baselines and takes_baselines(explainer):
+    if stages:
+        found["randomised"] = randomised_weights(model, images, explainer, stages=stages, where=where)
+    if compared and takes_baselines(explainer):
+
+        def on_baseline(network: nn.Module, x: Tensor, baseline: Tensor) -> Tensor | Attribution:
+            return explainer(network, x, baselines=baseline)
+
         found["baseline_sensitivity"] = baseline_sensitivity(
-            model,
-            images,
-            lambda network, x, baseline: explainer(network, x, baselines=baseline),
-            baselines=options.compare_baselines,
-            where=where,
+            model, images, on_baseline, baselines=compared, where=where
         )
-    if options.samples:
-        found["sensitivity"] = sensitivity(model, images, explainer, options.samples)
+    if samples:
+        found["sensitivity"] = sensitivity(model, images, explainer, samples)
     return found
 
 
 def _curves(
-    orders: dict[str, Tensor], scores: RegionScores, cells: Cells, options: FaithfulnessOptions
+    orders: dict[str, Tensor], scores: RegionScores, cells: Cells, steps: int, seeds: tuple[int, ...]
 ) -> dict[str, Curve]:
     """Deletion and insertion along the maps (N, H, W) of `orders`, and from near to far where the object stays."""
     ranked = {name: cells.total(each) for name, each in orders.items()}
     if not bool((cells.removable & scores.region).any()):
         ranked["nearest first"] = -cells.mean(distances(scores.region).to(cells.removable.device))
-    deletion, insertion = removal_curves(scores, ranked, cells, steps=options.steps, seeds=options.orders)
+    deletion, insertion = removal_curves(scores, ranked, cells, steps=steps, seeds=seeds)
     for curve in (deletion, insertion):
         if not all(bool(torch.isfinite(held["logit"]).all()) for held in (curve.scores, curve.random)):
             came = f"NaN or infinity in the {curve.kind} curve"

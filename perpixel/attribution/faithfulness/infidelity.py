@@ -33,9 +33,8 @@ def infidelity(values: Tensor, scores: RegionScores, cells: Cells, score: str, s
     """Infidelity of a map (N, H, W), from `samples` random sets of cells replaced by the baseline."""
     from captum.metrics import infidelity as captum_infidelity
 
-    images, baseline = scores.images, scores.baseline
+    images, baseline, units = scores.images, scores.baseline, cells.used.sum(1)
     target = RegionTarget(scores.model, scores.label, scores.region, score).freeze(images)
-    units = cells.used.sum(1)
 
     def measured(worth: Tensor, normalize: bool) -> Tensor:
         done = 0
@@ -43,8 +42,9 @@ def infidelity(values: Tensor, scores: RegionScores, cells: Cells, score: str, s
         def removed(inputs: Tensor) -> tuple[Tensor, Tensor]:
             nonlocal done
             each = len(inputs) // len(images)  # captum repeats every image that often, one after the other
-            ranks = torch.stack([cells.rank(_key(cells, seed, images)) for seed in range(done, done + each)], 1)
-            share = torch.stack([random_key(1, seed, images.device) for seed in range(done, done + each)], 1)
+            seeds = range(done, done + each)
+            ranks = torch.stack([cells.rank(_key(cells, seed, images)) for seed in seeds], 1)
+            share = torch.stack([random_key(1, seed, images.device) for seed in seeds], 1)
             gone = ranks < 1 + ((units[:, None] - 1) * share).round()[:, :, None]  # (N, each, cells)
             done += each
             mask = gone.flatten(0, 1)[:, cells.number.flatten()].view(len(inputs), 1, *images.shape[-2:])

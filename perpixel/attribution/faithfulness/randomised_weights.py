@@ -96,10 +96,8 @@ def randomised_weights(
             "own instead of the one it is given, or the method does not look at the weights.",
             stacklevel=2,
         )
-    names, correlation, magnitude = zip(*found)
-    return RandomisedWeights(
-        mode, names, torch.stack(correlation), torch.stack(magnitude), kept, trained, now, mass, left
-    )
+    names, signed, absolute = zip(*found)
+    return RandomisedWeights(mode, names, torch.stack(signed), torch.stack(absolute), kept, trained, now, mass, left)
 
 
 def rank_correlation(first: Tensor, second: Tensor, where: Tensor | None = None) -> Tensor:
@@ -119,7 +117,6 @@ def rank_correlation(first: Tensor, second: Tensor, where: Tensor | None = None)
 
 
 def _detached_copy(model: nn.Module) -> nn.Module:
-    """A deep copy of the network inside `model`, without gradients, in evaluation mode."""
     model = unwrap(check_model(model))
     try:
         with torch.inference_mode(False):
@@ -132,7 +129,6 @@ def _detached_copy(model: nn.Module) -> nn.Module:
 
 
 def _own_tensors(module: nn.Module) -> list[Tensor]:
-    """A module's own parameters and buffers, not those of its children."""
     return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
 
 
@@ -151,7 +147,13 @@ def _plan(
     if layers is None:
         groups = [(name, [network.get_submodule(name)]) for name in reversed(_used_layers(network, images))]
     else:
-        groups = [(name, _inside(network, name)) for name in layers]
+        modules = {name: module for module, name in names.items()}
+        inside = {name: list(modules[name].modules()) if name in modules else [] for name in layers}
+        groups = [(name, [module for module in inside[name] if _own_tensors(module)]) for name in layers]
+        for name, group in groups:
+            if not group:
+                remedy = "Take one from dict(model.named_modules())."
+                raise ValueError(complain("layers", "dotted names of layers with weights", name, remedy))
         if not groups:
             raise ValueError(complain("layers", "at least one name", "none", "Pass None for all layers."))
     kept = [module for _, group in groups for module in group if not _can_reset(module, images.device)]
@@ -162,15 +164,6 @@ def _plan(
         came = f"none ({', '.join(listed)})"
         raise ValueError(complain("model", "layers that reset_parameters resets", came, "Give them that method."))
     return able, listed
-
-
-def _inside(network: nn.Module, name: str) -> list[nn.Module]:
-    known = dict(network.named_modules())
-    inside = [module for module in known[name].modules() if _own_tensors(module)] if name in known else []
-    if not inside:
-        remedy = "Take one from dict(model.named_modules())."
-        raise ValueError(complain("layers", "dotted names of layers with weights", name, remedy))
-    return inside
 
 
 def _used_layers(network: nn.Module, images: Tensor) -> list[str]:
@@ -185,28 +178,20 @@ def _used_layers(network: nn.Module, images: Tensor) -> list[str]:
         parameters = [p.requires_grad_() for p in network.parameters() if p.is_floating_point()]
         with hooked(modules, before=note):
             logits = dense_logits(network(images[:1].clone())).sum()
-        unused: set[int] = set()
-        if logits.requires_grad and parameters:
-            gradients = torch.autograd.grad(logits, parameters, allow_unused=True)
-            unused = {id(p) for p, g in zip(parameters, gradients) if g is None}
+        differentiable = logits.requires_grad and parameters
+        gradients = torch.autograd.grad(logits, parameters, allow_unused=True) if differentiable else ()
+        unused = {id(p) for p, g in zip(parameters, gradients) if g is None}
     running: dict[str, int] = {}
     for name, module in modules.items():
         own = list(module.parameters(recurse=False))
-        at = next((order[n] for n in _upwards(name) if n in order), None)  # some layers run inside their parent's code
+        upwards = [".".join(name.split(".")[:depth]) for depth in range(name.count(".") + 1, 0, -1)]
+        at = next((order[n] for n in upwards if n in order), None)  # some layers run inside their parent's code
         if _own_tensors(module) and at is not None and not (own and all(id(p) in unused for p in own)):
             running[name] = at
     if not running:
         expected = "layers with weights that the logits depend on"
         raise ValueError(complain("model", expected, "none", "Nothing to reset."))
     return sorted(running, key=running.__getitem__)
-
-
-def _upwards(name: str) -> Iterator[str]:
-    """The name, then those of the modules around it, the whole network left out."""
-    yield name
-    while "." in name:
-        name = name.rpartition(".")[0]
-        yield name
 
 
 def _resetter(module: nn.Module) -> Callable[[], object] | None:
@@ -231,10 +216,8 @@ def _reset(group: list[nn.Module], seed: int, device: torch.device, *, put_back:
     before = [(tensor, tensor.detach().clone()) for module in group for tensor in _own_tensors(module) if put_back]
     try:
         with torch.no_grad(), random_numbers(device, seed):
-            for module in group:
-                reset = _resetter(module)
-                if reset is not None:
-                    reset()
+            for reset in filter(None, map(_resetter, group)):
+                reset()
         yield
     finally:
         with torch.no_grad():

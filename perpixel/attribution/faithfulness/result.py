@@ -66,16 +66,18 @@ class Faithfulness:
         """
         found = _plain(self)
         for name, curve in (("deletion", self.deletion), ("insertion", self.insertion)):
-            for score in curve.scores:
-                orders = {order: curve.gain(score, order) for order in ("random", *curve.controls)}
-                summed = {
+            orders = ("random", *curve.controls)
+            areas = {
+                score: {
                     "area": curve.area(score),
                     "area_random": curve.area(score, "random"),
-                    "gain": orders,
+                    "gain": {order: curve.gain(score, order) for order in orders},
                     "relative_gain": {order: curve.relative_gain(score, order) for order in orders},
                     "beaten": curve.beaten(score),
                 }
-                found[name].setdefault("areas", {})[score] = _plain(summed)
+                for score in curve.scores
+            }
+            found[name]["areas"] = _plain(areas)
         if self.baseline_sensitivity is not None:
             found["baseline_sensitivity"]["mean_correlation"] = _plain(self.baseline_sensitivity.mean_correlation)
         if self.completeness is not None:
@@ -87,18 +89,13 @@ class Faithfulness:
         """A few lines of plain words: means over the images, each with its control."""
         rows, columns = self.patch
         what = "single pixels" if self.patch == (1, 1) else f"patches of {rows}x{columns} pixels"
-        stays = (
-            "the object stays and only context is removed" if self.freeze_object else "object and context are removed"
-        )
+        removed = "the object stays and only context is" if self.freeze_object else "object and context are"
         labels = ", ".join(str(label) for label in sorted(set(self.label.tolist())))
+        curves = ((curve, score) for curve in (self.deletion, self.insertion) for score in (self.score, "iou"))
         lines = [
-            f"Label {labels} in {len(self.label)} image{'s' * (len(self.label) > 1)}: {stays}, in {what}, "
+            f"Label {labels} in {len(self.label)} image{'s' * (len(self.label) > 1)}: {removed} removed, in {what}, "
             f"replaced by baseline {self.baselines!r}; {len(self.seeds)} random orders.",
-            *(
-                self._curve_line(curve, score)
-                for curve in (self.deletion, self.insertion)
-                for score in (self.score, "iou")
-            ),
+            *(self._curve_line(curve, score) for curve, score in curves),
             self._randomised_line(),
             self._context_line(),
             self._alone_line(),
@@ -112,9 +109,8 @@ class Faithfulness:
             lines.append(f"Infidelity: {value} (0 is best, 1 no better than nothing); with shuffled values {shuffled}.")
         if self.completeness is not None:
             total, change = _mean(self.completeness.total), _mean(self.completeness.difference)
-            lines.append(
-                f"Completeness: the values add up to {total}; from the baseline the score changes by {change}."
-            )
+            text = f"the values add up to {total}; from the baseline the score changes by {change}"
+            lines.append(f"Completeness: {text}.")
         return "\n".join(line for line in lines if line)
 
     def _curve_line(self, curve: Curve, score: str) -> str:

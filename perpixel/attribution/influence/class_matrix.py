@@ -38,7 +38,6 @@ def class_matrix(
     units: Patches | Segments,
     logits: Tensor,
     labels: Tensor,
-    *,
     ignore_index: int,
     least: float,
     controls: int,
@@ -57,7 +56,12 @@ def class_matrix(
     labels = labels.to(logits.device).long()
     jobs = _jobs(units, labels.cpu(), classes, ignore_index, least, controls, seed)
     with running(passes.model, passes.images.device):
-        sums, counts, shares, images = _losses(passes, _unchanged(passes, logits), labels, ignore_index, jobs)
+        again = passes.unperturbed().to(logits)
+        slack = 0.01 * float(logits.abs().max())  # room for another precision
+        if not torch.allclose(again, logits, rtol=0.0, atol=slack):
+            came = f"logits that differ by up to {float((again - logits).abs().max()):g}"
+            raise RuntimeError(complain("model", "the logits of before", came, "It has changed: call influence again."))
+        sums, counts, shares, images = _losses(passes, again, labels, ignore_index, jobs)
     means = sums / counts
     return ClassMatrix(means[0], counts[0], means[1], counts[1], shares / images, images)
 
@@ -84,16 +88,6 @@ def _losses(
                 shares[job.number] += job.mask.double().mean()
                 images[job.number] += 1
     return sums, counts, shares, images
-
-
-def _unchanged(passes: Passes, logits: Tensor) -> Tensor:
-    """The logits again; RuntimeError if the model gives others now."""
-    again = passes.unperturbed().to(logits)
-    slack = 0.01 * float(logits.abs().max())  # room for another precision
-    if not torch.allclose(again, logits, rtol=0.0, atol=slack):
-        came = f"logits that differ by up to {float((again - logits).abs().max()):g}"
-        raise RuntimeError(complain("model", "the logits of before", came, "It has changed: call influence again."))
-    return again
 
 
 def _jobs(

@@ -1,6 +1,7 @@
 """What every patch of an image does to every class logit of every pixel, from one forward pass per patch."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,8 +32,11 @@ def influence(
     batch_size: int | None = None,
     by: str = "patches",
     segments: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    memory_cap: int = 2**31,
+    storage: str | Path | None = None,
     show_progress: bool = False,
-    **storage: Any,
 ) -> Influence:
     """Hide one patch after the other: by how much does each lower every class logit of every pixel?
 
@@ -49,8 +53,9 @@ def influence(
     batch_size: images per forward pass; None: 8 on a CPU, else 32.
     by: "patches", or "segments": what has one number in `segments`, int (N, H, W), is hidden together, negative ones
         never: superpixels, or `connected_segments(labels)`; None: the connected regions of the prediction.
-    storage: the fields of `Storage`, by name: dtype and device of what is kept, None for float32 (float64 where the
-        logits are) on the images' device; memory_cap, bytes beyond which it goes to a file; storage, its folder.
+    dtype, device: of what is kept; None: float32 (float64 where the logits are), on the images' device.
+    memory_cap: bytes; more than that is kept in a memory-mapped file in the folder `storage` (None: that for temporary
+        files), on the CPU. The file goes with the result.
 
     Passes: one per patch and one per image as it is; up to two more of the first batch where the grid is not what goes
     into the first upsampling to the images' size. Where the output is no result of `F.interpolate`, the grid is the
@@ -62,7 +67,7 @@ def influence(
     After captum's Occlusion (Zeiler and Fergus, arXiv 1311.2901), for all targets at once.
     """
     model, images = unwrap(check_model(model)), check_images(images)
-    keep = Storage(**storage)
+    keep = Storage(dtype, device, memory_cap, storage)
     check_option("by", by, MODES)
     check_flag("show_progress", show_progress)
     if by == "patches" and segments is not None:
@@ -76,16 +81,12 @@ def influence(
         passes, logits = first_pass(model, images, substitute, batch)
         check_finite("logits", logits, torch.ones_like(logits[:, 0], dtype=torch.bool))
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        units = patches or _segments(segments, passes, logits)
+        if segments is None and patches is None:
+            segments = connected_segments(predicted_labels(passes.upsampling(logits)))
+        units = patches or segments_of(segments, len(images), size_of(images))
         values, file = keep.allocate((len(images), units.count, *logits.shape[1:]), logits)
         _measure(passes, units, logits, values, show_progress)
     return Influence(values, logits.to(values.device), units, passes, file)
-
-
-def _segments(segments: Tensor | None, passes: Passes, logits: Tensor) -> Segments:
-    if segments is None:
-        segments = connected_segments(predicted_labels(passes.upsampling(logits)))
-    return segments_of(segments, len(passes.images), size_of(passes.images))
 
 
 def _measure(passes: Passes, units: Patches | Segments, logits: Tensor, values: Tensor, show_progress: bool) -> None:
@@ -104,11 +105,8 @@ def _measure(passes: Passes, units: Patches | Segments, logits: Tensor, values: 
         kept = (logits[[job.image for job in part]] - hidden).to(values.dtype)
         flat[[job.image * units.count + job.number for job in part]] = kept.to(values.device)
         total += kept.sum(dtype=torch.float32)
-    if not bool(torch.isfinite(total)):
-        _complain_not_finite(values, places)
-
-
-def _complain_not_finite(values: Tensor, places: list[tuple[int, int]]) -> None:
+    if bool(torch.isfinite(total)):
+        return
     for image, unit in places:
         if not bool(torch.isfinite(values[image, unit]).all()):
             came = f"NaN or infinity in image {image} with patch {unit} hidden"

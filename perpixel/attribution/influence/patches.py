@@ -97,7 +97,6 @@ class Segments:
         return (inside / area)[:, : self.count]
 
     def shaped(self, values: Tensor) -> Tensor:
-        """Values (N, units) as they are."""
         return values
 
     def pixels(self, values: Tensor) -> Tensor:
@@ -116,21 +115,20 @@ def slide(image: Size, patch: Any, stride: Any) -> Patches:
     """
     size = _pair("patch", patch)
     step = size if stride is None else _pair("stride", stride)
-    names = ("height", "width")
-    for axis in range(2):
+    for axis, name in enumerate(("height", "width")):
         if size[axis] > image[axis]:
-            came = f"{size[axis]} for images of {names[axis]} {image[axis]}"
+            came = f"{size[axis]} for images of {name} {image[axis]}"
             expected = f"a patch no larger than the images, {image[0]} x {image[1]}"
             raise ValueError(complain("patch", expected, came, "Pass a smaller patch, or larger images."))
         if step[axis] > size[axis] and size[axis] < image[axis]:
-            came = f"{step[axis]} for a patch of {names[axis]} {size[axis]}"
+            came = f"{step[axis]} for a patch of {name} {size[axis]}"
             raise ValueError(complain("stride", "at most the patch, so that no pixel is left out", came, "Lower it."))
     tops, lefts = (range(0, image[axis] - size[axis] + step[axis], step[axis]) for axis in range(2))
     boxes = [(y, x, min(y + size[0], image[0]), min(x + size[1], image[1])) for y in tops for x in lefts]
     return Patches(image, size, step, (len(tops), len(lefts)), torch.tensor(boxes))
 
 
-def segments_of(segments: Tensor, images: int, size: Size) -> Segments:
+def segments_of(segments: object, images: int, size: Size) -> Segments:
     """Units from a map int (N, H, W): one per number in an image, in rising order; negative ones are never hidden."""
     from scipy import ndimage
 

@@ -196,16 +196,7 @@ class Influence:
         RuntimeError if the model no longer gives the logits that it gave.
         """
         labels = self.predictions if labels is None else labels
-        return class_matrix(
-            self.passes,
-            self.units,
-            self.logits,
-            labels,
-            ignore_index=ignore_index,
-            least=least,
-            controls=controls,
-            seed=seed,
-        )
+        return class_matrix(self.passes, self.units, self.logits, labels, ignore_index, least, controls, seed)
 
     def _effect(self, label: Label, region: Tensor | None, score: str) -> tuple[Tensor, Tensor]:
         """The loss of each image's score (N, units), and the regions (N, H, W); all checked."""
@@ -215,7 +206,10 @@ class Influence:
             region = self.predictions == labels[:, None, None]
         output = self.logits.new_empty(()).expand(*self.logits.shape[:2], *self.upsampling.output)
         region = region_for(check_region(region), output, labels, self.size)
-        return (self._margin_effects if score == "margin" else self._logit_effects)(labels, region), region
+        if score == "logit":
+            return self._logit_effects(labels, region), region
+        effects = [self._margin_effect(n, label, region[n]) for n, label in enumerate(labels.tolist())]
+        return self._rounded(effects), region
 
     def _logit_effects(self, labels: Tensor, region: Tensor) -> Tensor:
         weights = self.upsampling.weights(region)
@@ -236,9 +230,6 @@ class Influence:
         values = self.values[image, :, label, rows, columns]
         step = max(_CHUNK // max(weights.numel(), 1), 1)
         return torch.cat([part.to(weights.dtype).flatten(1) @ weights.flatten() for part in values.split(step)])
-
-    def _margin_effects(self, labels: Tensor, region: Tensor) -> Tensor:
-        return self._rounded([self._margin_effect(n, label, region[n]) for n, label in enumerate(labels.tolist())])
 
     def _margin_effect(self, image: int, label: int, region: Tensor) -> Tensor:
         """Loss of the margin in each unit, every unit's grid upsampled around the region: (units,)."""

@@ -20,8 +20,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 class Storage:
     """How an influence is kept. ValueError or TypeError for values that are not fit.
 
-    dtype, device: None: those of the logits. memory_cap: bytes; more than that is kept in a memory-mapped file in the
-    folder `storage` (None: that for temporary files), on the CPU. The file goes with the result.
+    As the arguments of `influence` of these names; dtype, device: None: those of the logits.
     """
 
     dtype: torch.dtype | None = None
@@ -35,39 +34,32 @@ class Storage:
             raise ValueError(complain("dtype", f"None or one of {DTYPES}", repr(self.dtype), "Choose one of these."))
 
     def allocate(self, shape: Sequence[int], like: Tensor) -> tuple[Tensor, Path | None]:
-        """An uninitialised tensor, and the file that it lies in, if any."""
-        device = like.device if self.device is None else torch.device(self.device)
-        return allocate(shape, self.dtype or like.dtype, device, self.memory_cap, self.storage)
+        """An uninitialised tensor, and the file that it lies in, if any.
 
-
-def allocate(
-    shape: Sequence[int], dtype: torch.dtype, device: torch.device, cap: int, folder: str | Path | None
-) -> tuple[Tensor, Path | None]:
-    """An uninitialised tensor, and the file that it lies in: None, or one in `folder` if it takes over `cap` bytes.
-
-    folder: None for the system's folder for temporary files. The file is deleted with the tensor's last view, or at the
-    end of the process. OSError if the disk has not that much room.
-    """
-    count = int(torch.Size(shape).numel())
-    size = count * dtype.itemsize
-    if size <= cap:
-        return torch.empty(*shape, dtype=dtype, device=device), None
-    place = Path(tempfile.gettempdir() if folder is None else folder)
-    free = shutil.disk_usage(place).free
-    if size > free:
-        remedy = "Pass storage=<a folder with room>, larger patches or fewer images, or dtype=torch.float16."
-        raise OSError(complain("storage", f"room for {size:,} bytes in {place}", f"{free:,} bytes free", remedy))
-    handle, name = tempfile.mkstemp(prefix="perpixel-influence-", suffix=".bin", dir=place)
-    path = Path(name)
-    try:
+        The file is deleted with the tensor's last view, or at the end of the process. OSError if the disk has not that
+        much room.
+        """
+        dtype, device = self.dtype or like.dtype, like.device if self.device is None else torch.device(self.device)
+        count = int(torch.Size(shape).numel())
+        size = count * dtype.itemsize
+        if size <= self.memory_cap:
+            return torch.empty(*shape, dtype=dtype, device=device), None
+        place = Path(tempfile.gettempdir() if self.storage is None else self.storage)
+        free = shutil.disk_usage(place).free
+        if size > free:
+            remedy = "Pass storage=<a folder with room>, larger patches or fewer images, or dtype=torch.float16."
+            raise OSError(complain("storage", f"room for {size:,} bytes in {place}", f"{free:,} bytes free", remedy))
+        handle, name = tempfile.mkstemp(prefix="perpixel-influence-", suffix=".bin", dir=place)
+        path = Path(name)
         try:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(handle, 0, size)  # a full disk is an error here, not a signal at some later write
-        finally:
-            os.close(handle)
-        tensor = torch.from_file(name, shared=True, size=count, dtype=dtype)
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-    weakref.finalize(tensor.untyped_storage(), path.unlink, missing_ok=True)
-    return tensor.view(*shape), path
+            try:
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(handle, 0, size)  # a full disk is an error here, not a signal at a later write
+            finally:
+                os.close(handle)
+            tensor = torch.from_file(name, shared=True, size=count, dtype=dtype)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        weakref.finalize(tensor.untyped_storage(), path.unlink, missing_ok=True)
+        return tensor.view(*shape), path

@@ -101,16 +101,18 @@ def find_upsampling(model: nn.Module, images: Tensor) -> tuple[Tensor, Upsamplin
     guess = _without(model, images, _Skipping(size=size), size)
     if guess is not None:
         return guess
-    calls: list[tuple[Tensor, Options, Tensor]] = []
+    upsampled: list[tuple[Tensor, Options, Tensor]] = []
 
     def record(given: Tensor, options: Options) -> Tensor:
-        calls.append((given, options, F.interpolate(given, **options)))
-        return calls[-1][2]
+        upsampled.append((given, options, F.interpolate(given, **options)))
+        return upsampled[-1][2]
 
     with _Interpolating(record):
         logits = dense(model(images), images)
-    for number, (given, options, result) in enumerate(calls, 1):
-        if _is_upsampled(given, options, result, logits):
+    for number, (given, options, result) in enumerate(upsampled, 1):
+        if not _is(logits, result) or given.shape[:2] != logits.shape[:2]:
+            continue
+        if torch.equal(F.interpolate(given, **options), logits) or bool(logits.isnan().any()):  # not written to since
             found = _without(model, images, _Skipping(number), size)
             if found is not None:
                 return found
@@ -154,34 +156,23 @@ class _Skipping(_Interpolating):
     def __init__(self, call: int = 0, size: Size | None = None) -> None:
         super().__init__(self.interpolate)
         self.call, self.size = call, size
-        self.count = 0
+        self.count, self.version = 0, 0
         self.given: Tensor | None = None
-        self.version = 0
         self.options: Options = {}
 
     def interpolate(self, given: Tensor, options: Options) -> Tensor:
         self.count += 1
-        if self.given is None and (self.count == self.call or (self.size and self._reaches(given, options))):
-            self.call, self.given, self.options = self.count, given, options
-            self.version = _version(given)
-            return given
-        return F.interpolate(given, **options)
-
-    def _reaches(self, given: Tensor, options: Options) -> bool:
-        if given.ndim != 4 or given.shape[0] == 0:
-            return False
-        return size_of(F.interpolate(given[:1, :1], **options)) == self.size
+        wanted = self.count == self.call
+        if self.size is not None and given.ndim == 4 and len(given):
+            wanted = size_of(F.interpolate(given[:1, :1], **options)) == self.size
+        if self.given is not None or not wanted:
+            return F.interpolate(given, **options)
+        self.call, self.given, self.options, self.version = self.count, given, options, _version(given)
+        return given
 
     def returned(self, logits: Tensor) -> bool:
         """Whether `logits` is the very tensor that was given, unchanged."""
         return self.given is not None and _is(logits, self.given) and _version(self.given) == self.version
-
-
-def _is_upsampled(given: Tensor, options: Options, result: Tensor, logits: Tensor) -> bool:
-    """Whether `logits` is the very tensor `result`, untouched since."""
-    if not _is(logits, result) or given.shape[:2] != logits.shape[:2]:
-        return False
-    return torch.equal(F.interpolate(given, **options), logits) or bool(logits.isnan().any())
 
 
 def _is(one: Tensor, other: Tensor) -> bool:

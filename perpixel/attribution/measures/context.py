@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from perpixel.checks import check_integer, check_number, check_option, complain
+from perpixel.checks import check_integer, check_number, check_option, check_tensor, complain
 from perpixel.reduction import labels_on_grid
 
 PARTS = ("absolute", "positive", "negative")
@@ -177,19 +177,23 @@ def outside(region: Tensor, exclude_border: float) -> Tensor:
 
 def _mass(values: Tensor, region: Tensor, part: str) -> tuple[Tensor, Tensor]:
     """Mass float64 (N, H, W) and region bool (N, H, W) at its size."""
-    expected = "a floating-point tensor (N, H, W) or (N, channels, H, W)"
-    is_floating = isinstance(values, Tensor) and values.is_floating_point()
-    if not is_floating or values.ndim not in (3, 4):
-        error = ValueError if is_floating else TypeError
-        raise error(complain("values", expected, values, "Pass the attribution's values."))
+    values = check_maps("values", values, "(N, H, W) or (N, channels, H, W)")
     if not isinstance(region, Tensor) or region.dtype != torch.bool:
         raise TypeError(complain("region", "a bool tensor (N, H, W)", region, "Pass labels == label."))
     if region.ndim != 3 or len(region) != len(values):
         expected = f"a bool tensor ({len(values)}, H, W)"
         raise ValueError(complain("region", expected, region, "Pass one map per example."))
-    mass = mass_of(values.detach().double(), part)
+    mass = mass_of(values.double(), part)
     mass = mass.sum(1) if mass.ndim == 4 else mass
     return mass, labels_on_grid(region, (mass.shape[-2], mass.shape[-1])).to(mass.device)
+
+
+def check_maps(name: str, values: object, shape: str) -> Tensor:
+    """`values`, detached, if they are float and of three or four dimensions, else TypeError or ValueError."""
+    if not isinstance(values, Tensor) or values.ndim not in (3, 4):
+        error = ValueError if isinstance(values, Tensor) else TypeError
+        raise error(complain(name, f"an attribution of shape {shape}", values, "Pass its signed values."))
+    return check_tensor(name, values, ndim=values.ndim, shape=shape, floating=True).detach()
 
 
 def _edges(bins: object) -> np.ndarray:

@@ -6,8 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from perpixel.attribution.measures.context import PARTS, Attribution, mass_of
-from perpixel.checks import check_option, check_same_device, check_tensor, complain
+from perpixel.attribution.measures.context import PARTS, Attribution, check_maps, mass_of
+from perpixel.checks import check_option, check_same_device, complain
 
 
 @dataclass(frozen=True)
@@ -114,10 +114,7 @@ def as_map(name: str, values: Tensor | Attribution, size: tuple[int, int, int] |
     """Values (N, C, H, W) or (N, H, W) -> detached float64 (N, H, W), summed over channels; finite; of `size`."""
     values = values.pixels if isinstance(values, Attribution) else values
     shape = "(N, C, H, W) or (N, H, W)" + ("" if size is None else f" with (N, H, W) = {size}, like the images")
-    if not isinstance(values, Tensor) or values.ndim not in (3, 4):
-        error = ValueError if isinstance(values, Tensor) else TypeError
-        raise error(complain(name, f"an attribution of shape {shape}", values, "Pass its signed values."))
-    values = check_tensor(name, values, ndim=values.ndim, shape=shape, floating=True).detach().double()
+    values = check_maps(name, values, shape).double()
     values = values.sum(1) if values.ndim == 4 else values
     if values.numel() == 0 or (size is not None and tuple(values.shape) != tuple(size)):
         raise ValueError(complain(name, f"shape {shape}", values, "One map per image, at the images' size."))
