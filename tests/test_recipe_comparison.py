@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from perpixel.evaluation import SegmentationScores, class_iou, compare_scores, mean_iou, t_interval
+from perpixel.evaluation import SegmentationScores, compare_scores, mean_iou, t_interval
 from recipes.finetuning.pictures import select_examples
 from recipes.finetuning.results import Results, compare_arms
 from recipes.kit.images import Images
@@ -23,8 +23,6 @@ def scores(accuracy: float, images: int = 40, seed: int = 0, far: bool = False) 
         confusion=confusion,
         boundary=torch.full((images,), accuracy, dtype=torch.float64),
         far=torch.stack([right, torch.full_like(right, 1000)], 1) if far else None,
-        iou=class_iou(confusion.sum(0)),
-        pixel_accuracy=float(right.sum()) / (1000 * images),
     )
 
 

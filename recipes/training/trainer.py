@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.aggregation import MeanMetric
 
-from perpixel.checks import complain
 from perpixel.evaluation import SegmentationScores, score_images
 from recipes.kit.job import Job
 from recipes.kit.randomness import seed_everything
@@ -24,7 +23,7 @@ from recipes.training.history import History, Row
 from recipes.training.state import TrainingState
 
 FLUSH = 10  # steps between readings of the loss values: each waits for the device
-FORMAT, SCORES = "perpixel.training 2", "scores.pt"
+SCORES = "scores.pt"
 
 
 @dataclass
@@ -212,7 +211,6 @@ class Trainer:
     def _save(self) -> None:
         self._flush()
         checkpoint = {
-            "format": FORMAT,
             "step": self.step,
             **self.state.state_dict(),
             "means": {name: (float(mean.mean_value), float(mean.weight)) for name, mean in self.means.items()},
@@ -225,9 +223,6 @@ class Trainer:
         self.fabric.barrier()
 
     def _load(self, checkpoint: dict[str, Any]) -> None:
-        if checkpoint["format"] != FORMAT:
-            remedy = "Finish the run with the version of the recipe that began it, or begin anew."
-            raise ValueError(complain("resume", f"checkpoints of format {FORMAT!r}", checkpoint["format"], remedy))
         self.step, self.best = checkpoint["step"], checkpoint["best"]
         self.state.load_state_dict(checkpoint)
         for name, (total, weight) in checkpoint["means"].items():
