@@ -14,7 +14,7 @@ import perpixel
 from perpixel.checks import complain
 from perpixel.evaluation import SegmentationScores
 from recipes.finetuning.pictures import draw_curves, draw_predictions, select_examples
-from recipes.finetuning.results import ARMS, compare_arms
+from recipes.finetuning.results import ARMS, Results
 from recipes.finetuning.settings import FinetuneSettings
 from recipes.kit.job import Job
 from recipes.kit.networks import build_network, select_layers
@@ -141,15 +141,8 @@ class FinetuneJob(Job):
             arm: [row["seconds"] for rows in by_seed.values() for row in rows]
             for arm, by_seed in self._histories().items()
         }
-        results = compare_arms(
-            starts,
-            arms,
-            classes=self.images.classes,
-            seconds=seconds,
-            evaluation=settings.evaluation,
-            loss=describe_loss(settings.loss),
-            shared_start=not settings.pretrain_per_seed,
-        )
+        loss, shared = describe_loss(settings.loss), not settings.pretrain_per_seed
+        results = Results(starts, arms, self.images.classes, seconds, settings.evaluation, loss, shared)
         results.save(self.folder)
         self.progress.console.print(Markdown("\n".join(results.table())))
         for sentence in results.sentences():
