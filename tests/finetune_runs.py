@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import torch
+from model_state import assert_same
 from recipe_jobs import arguments
 
 from recipes.finetuning.job import FinetuneJob
@@ -49,32 +50,24 @@ def short(folder: Path, **changes: str) -> list[str]:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return {
+    found = {
         f"{path.parent.relative_to(folder)}/{name}": value
         for path in sorted(folder.rglob("last.pt"))
         for name, value in load_checkpoint(path)["model"].items()
     }
-
-
-def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    assert one
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
-
-
-def epochs(path: Path) -> list[dict[str, float]]:
-    """Rows of metrics.jsonl without the times measured."""
-    return [
-        {k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in read_json_lines(path)
-    ]
+    assert found
+    return found
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    assert_equal(weights(one), weights(other))
-    for path in one.rglob("metrics.jsonl"):
-        assert epochs(path) == epochs(other / path.relative_to(one))
-    for path in one.rglob("steps.jsonl"):
-        assert path.read_text() == (other / path.relative_to(one)).read_text()
+    """The same weights and the same rows but for the times measured."""
+    assert_same(weights(one), weights(other))
+    for path in one.rglob("*s.jsonl"):
+        rows, same = read_json_lines(path), read_json_lines(other / path.relative_to(one))
+        for row in (*rows, *same):
+            row.pop("seconds", None)
+            row.pop("images_per_second", None)
+        assert rows == same
 
 
 def python(*given: str) -> subprocess.CompletedProcess[str]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from model_state import assert_same, snapshot
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from perpixel.evaluation import (
@@ -162,13 +163,11 @@ def test_scores_of_a_network_are_those_of_its_images_in_their_order():
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, stride=2, padding=1), torch.nn.BatchNorm2d(4)).double().train()
     images, labels = torch.rand(5, 3, 14, 18).double(), blobs(7, images=5, classes=4, size=(14, 18))[1]
     far = torch.rand(labels.shape) < 0.3
-    before, random = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
+    before, random = snapshot(model), torch.get_rng_state()
     order = torch.tensor([3, 0, 4, 1, 2])
     batches = [(i, images[i], labels[i], far[i]) for i in order.split(2)]
     scores = score_images(model, batches, 4, boundary_share=0.1)
-    assert model.training
-    assert model[1].training
-    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert_same(snapshot(model), before)
     assert torch.equal(random, torch.get_rng_state())
     with torch.no_grad():
         predictions = predict_labels(model.eval(), images)

@@ -7,7 +7,8 @@ from pathlib import Path
 import matplotlib.image
 import pytest
 import torch
-from finetune_runs import assert_equal, finetune, python, short, tiny, weights
+from finetune_runs import finetune, python, short, tiny, weights
+from model_state import assert_same
 from recipe_jobs import (
     CONFIGS,
     check_mistake,
@@ -70,7 +71,7 @@ def test_a_loss_of_no_weight_is_the_control(tmp_path: Path, capsys: pytest.Captu
         {n.removeprefix(f"seed0/{arm}/"): v for n, v in weights(folder).items() if n.startswith(f"seed0/{arm}/")}
         for arm in ("control", "loss")
     )
-    assert_equal(control, loss)
+    assert_same(control, loss)
     results = json.loads((folder / "results.json").read_text())
     for line in results["lines"]:
         assert line["interval"] == {"value": 0, "low": 0, "high": 0, "level": 0.95}

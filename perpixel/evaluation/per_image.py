@@ -102,11 +102,9 @@ def score_images(
             maps = (predictions, labels, num_classes)
             confusion = confusion_matrices(*maps, ignore_index=ignore_index)
             boundary = boundary_f_scores(*maps, share=boundary_share, ignore_index=ignore_index)
-            counts = torch.zeros(len(labels), 2, device=labels.device)
-            if far is not None:
-                with_far = True
-                counted = far.to(device) & (labels != ignore_index)
-                counts = torch.stack([(counted & (predictions == labels)).sum((1, 2)), counted.sum((1, 2))], 1)
+            with_far |= far is not None
+            counted = (labels != ignore_index) & (far.to(device) if far is not None else False)
+            counts = torch.stack([(counted & (predictions == labels)).sum((1, 2)), counted.sum((1, 2))], 1)
             columns = (indices[:, None], boundary.nanmean(1, keepdim=True), counts, confusion.flatten(1))
             per_image.update(torch.cat([column.to(device).double() for column in columns], 1))
     if not len(rows := per_image.compute()):
