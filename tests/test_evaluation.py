@@ -135,13 +135,6 @@ def test_boundary_f_of_a_shift_depends_on_the_tolerance():
     assert bool((boundary_f_scores(shifted, labels, 2, share=2.9 / diagonal) == 0).all())
 
 
-def test_batch_equals_single_images():
-    predictions, labels = blobs(3, images=4)
-    together = boundary_f_scores(predictions, labels, 3)
-    alone = torch.cat([boundary_f_scores(p[None], y[None], 3) for p, y in zip(predictions, labels)])
-    torch.testing.assert_close(together, alone, equal_nan=True)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

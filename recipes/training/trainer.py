@@ -119,14 +119,15 @@ class Trainer:
             self.step += 1
             self.pending.append((self.step, rate, terms))
             self.means["seconds"].update(time.perf_counter() - began)
-            at_end = self.step % self.per_epoch == 0
-            if self.step % FLUSH == 0 or at_end:
+            if self.step % self.per_epoch == 0:
+                continue  # to the end of the epoch, where all this is done too
+            if self.step % FLUSH == 0:
                 self._flush()
-            if self.step % self.training.checkpoint_every == 0 and not at_end:
+            if self.step % self.training.checkpoint_every == 0:
                 self._save()
-            if not at_end:
-                self._stop_if_asked(saved=False)
+            self._stop_if_asked(saved=False)
             began = time.perf_counter()
+        self._flush()
         self._finish_epoch(epoch + 1)
 
     def _flush(self) -> None:
