@@ -2,15 +2,18 @@
 
 import errno
 import io
+import itertools
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from finetune_runs import assert_same_run, finetune, python, short, tiny
 from model_state import assert_same
+from recipe_jobs import interrupted
 from rich.console import Console
 from torch import nn
 
@@ -30,6 +33,20 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "whole"
     assert finetune(tiny(folder)) == 0
     return folder
+
+
+def at_step(
+    patch: pytest.MonkeyPatch, optimizer: type[torch.optim.Optimizer], number: int, act: Callable[[], object]
+) -> None:
+    """Let `act` happen before step `number` of all trainings that use the optimizer."""
+    step, calls = optimizer.step, itertools.count(1)
+
+    def counted(self: torch.optim.Optimizer, *args: object) -> object:
+        if next(calls) == number:
+            act()
+        return step(self, *args)
+
+    patch.setattr(optimizer, "step", counted)
 
 
 # Each stage is a process of its own, forked where all libraries are imported and nothing else has happened.
@@ -59,17 +76,9 @@ for stage in sys.argv[2:]:
 def test_killed_or_interrupted_in_any_part_it_continues_to_the_same_bits(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder, step = tmp_path / "run", torch.optim.AdamW.step
-    calls = []
-
-    def interrupted(self: torch.optim.AdamW, *args: object) -> object:
-        calls.append(1)
-        if len(calls) == 4:  # in pre-training, within the second epoch
-            os.kill(os.getpid(), signal.SIGINT)
-        return step(self, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.optim.AdamW, "step", interrupted)
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:  # in pre-training, within the second epoch
+        at_step(patch, torch.optim.AdamW, 4, lambda: os.kill(os.getpid(), signal.SIGINT))
         assert finetune(tiny(folder)) == 130
     stopped = capsys.readouterr()
     assert f"--resume {folder}" in stopped.out
@@ -189,16 +198,8 @@ def test_dropout_averages_running_templates_and_jitter_continue_too(
     }
     one, other = tmp_path / "one", tmp_path / "other"
     assert finetune(short(one, **changes)) == 0
-    step, calls = torch.optim.SGD.step, []
-
-    def crash(self: torch.optim.SGD, *args: object) -> object:
-        calls.append(1)
-        if len(calls) == 6:  # the loss arm's third and last
-            raise KeyboardInterrupt
-        return step(self, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.optim.SGD, "step", crash)
+    with monkeypatch.context() as patch:  # the loss arm's third and last
+        at_step(patch, torch.optim.SGD, 6, interrupted)
         assert finetune(short(other, **changes)) == 130
     assert load_checkpoint(other / "seed0/loss/last.pt")["step"] == 2
     assert finetune(["--resume", str(other)]) == 0

@@ -9,13 +9,7 @@ import pytest
 import torch
 from finetune_runs import finetune, python, short, tiny, weights
 from model_state import assert_same
-from recipe_jobs import (
-    CONFIGS,
-    check_mistake,
-    check_not_overwritten,
-    check_survives_its_file,
-    settings_of,
-)
+from recipe_jobs import CONFIGS, check_mistake, check_not_overwritten, check_survives_its_file, settings_of
 
 from recipes.finetuning.job import FinetuneJob
 from recipes.training.checkpoints import load_checkpoint
