@@ -126,12 +126,21 @@ def test_checks_import_only_torch_and_the_standard_library() -> None:
     assert outside == {"torch"}
 
 
+COST_OF_IMPORT = f"""
+import os, sys, time, torch
+for _ in range(3):
+    if os.fork() == 0:
+        start = time.process_time()
+        import perpixel
+        print(time.process_time() - start, [name for name in {HEAVY} if name in sys.modules])
+        sys.exit()
+    os.wait()
+"""
+
+
 def test_import_is_light() -> None:
-    code = (
-        "import time, torch; start = time.perf_counter(); import perpixel; cost = time.perf_counter() - start\n"
-        f"import sys; print(cost, [m for m in {HEAVY} if m in sys.modules])"
-    )
-    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(3)]
-    cost = min(float(run.stdout.split()[0]) for run in runs)
-    assert runs[0].stdout.split(maxsplit=1)[1].strip() == "[]", "a heavy library is imported eagerly"
-    assert cost <= 0.3
+    """CPU seconds beyond torch's own, the least of three."""
+    run = subprocess.run([sys.executable, "-c", COST_OF_IMPORT], capture_output=True, text=True, check=True)
+    costs, heavy = zip(*(line.split(maxsplit=1) for line in run.stdout.splitlines()))
+    assert heavy == ("[]",) * 3, "a heavy library is imported eagerly"
+    assert min(map(float, costs)) <= 0.3

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from perpixel.evaluation import SegmentationScores, class_iou, compare_scores, mean_iou, t_interval
+from perpixel.evaluation import SegmentationScores, compare_scores, mean_iou, t_interval
 from recipes.finetuning.pictures import select_examples
-from recipes.finetuning.results import Results, compare_arms
+from recipes.finetuning.results import Results
 from recipes.kit.images import Images
 from recipes.kit.settings import DataSettings, EvaluationSettings
 
@@ -23,8 +23,6 @@ def scores(accuracy: float, images: int = 40, seed: int = 0, far: bool = False) 
         confusion=confusion,
         boundary=torch.full((images,), accuracy, dtype=torch.float64),
         far=torch.stack([right, torch.full_like(right, 1000)], 1) if far else None,
-        iou=class_iou(confusion.sum(0)),
-        pixel_accuracy=float(right.sum()) / (1000 * images),
     )
 
 
@@ -33,15 +31,8 @@ def compared(control: list[float], loss: list[float], **options: bool) -> Result
         arm: {seed: scores(accuracy, **options) for seed, accuracy in enumerate(accuracies)}
         for arm, accuracies in (("control", control), ("loss", loss))
     }
-    return compare_arms(
-        {0: scores(0.5, **options)},
-        arms,
-        classes=("a", "b"),
-        seconds={"control": [2.0, 1.0, 3.0], "loss": [4.0]},
-        evaluation=EvaluationSettings(resamples=300),
-        loss="template similarity",
-        shared_start=True,
-    )
+    seconds, evaluation = {"control": [2.0, 1.0, 3.0], "loss": [4.0]}, EvaluationSettings(resamples=300)
+    return Results({0: scores(0.5, **options)}, arms, ("a", "b"), seconds, evaluation, "template similarity", True)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +53,7 @@ def test_verdict_follows_from_the_interval(loss: float, verdict: str, words: str
     assert difference.interval.value == pytest.approx(
         100 * float(mean_iou(treated.confusion.sum(0)) - mean_iou(control.confusion.sum(0)))
     )
-    assert results.seconds == {"control": 2.0, "loss": 4.0}
+    assert results.median_seconds == {"control": 2.0, "loss": 4.0}
 
 
 def test_far_body_only_where_there_is_evidence() -> None:

@@ -75,6 +75,17 @@ def test_a_result_is_computed_once_and_again_if_damaged(tmp_path: Path) -> None:
     assert load_checkpoint(path) == {"value": 3}
 
 
+@pytest.mark.parametrize("written", [{}, {"format": "perpixel.training 2"}])
+def test_what_another_version_measured_is_refused_and_its_weights_are_not(
+    written: dict[str, str], tmp_path: Path
+) -> None:
+    path = tmp_path / "r.pt"
+    torch.save({**written, "value": 1}, path)
+    with pytest.raises(ValueError, match=rf"^resume: expected files of .*in {path}\. Finish the run with[^\n]*$"):
+        load_or_compute(path, lambda: {"value": 2}, print)
+    assert load_checkpoint(path, any_format=True) == {"value": 1}
+
+
 def test_tables_as_files_and_as_text(tmp_path: Path) -> None:
     nan, inf = float("nan"), float("inf")
     save_csv(tmp_path / "t.csv", [{"a": 1, "b": nan}, {"a": inf, "c": "x, y"}])

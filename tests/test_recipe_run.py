@@ -1,95 +1,19 @@
-"""The recipe end to end at a tiny size: files, matched control, resuming to the same bits after a kill."""
+"""The recipe end to end at a tiny size: files, matched control, seeds, two processes, settings."""
 
 import csv
-import errno
 import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import matplotlib.image
 import pytest
 import torch
-from recipe_jobs import (
-    CONFIGS,
-    arguments,
-    check_mistake,
-    check_not_overwritten,
-    check_survives_its_file,
-    settings_of,
-)
+from finetune_runs import finetune, python, short, tiny, weights
+from model_state import assert_same
+from recipe_jobs import CONFIGS, check_mistake, check_not_overwritten, check_survives_its_file, settings_of
 
 from recipes.finetuning.job import FinetuneJob
-from recipes.kit.job import run_recipe
 from recipes.training.checkpoints import load_checkpoint
 from recipes.training.history import read_json_lines
-
-ROOT = Path(__file__).parents[1]
-# 20 images, 5 steps an epoch; dropout-free small_fcn 8 wide; 2 epochs of pre-training and 2 of each arm: 30 steps.
-TINY = {
-    "data.train_images": "20",
-    "data.eval_images": "6",
-    "data.size": "[32,48]",
-    "model.options": "{width: 8}",
-    "pretrain.epochs": "2",
-    "pretrain.batch_size": "4",
-    "train.epochs": "2",
-    "train.batch_size": "4",
-    "train.optimizer": "sgd",
-    "train.head_multiplier": "10",
-    "train.lr": "0.01",
-    "loss.weight": "0.5",
-    "evaluation.resamples": "200",
-    "evaluation.far": "4",
-    "checkpoint_every": "2",
-}
-
-
-def finetune(given: list[str]) -> int:
-    return run_recipe(FinetuneJob, given)
-
-
-def tiny(folder: Path, **changes: str) -> list[str]:
-    return arguments({"folder": str(folder), **TINY}, **changes)
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return {
-        f"{path.parent.relative_to(folder)}/{name}": value
-        for path in sorted(folder.rglob("last.pt"))
-        for name, value in load_checkpoint(path)["model"].items()
-    }
-
-
-def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    assert one
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
-
-
-def epochs(path: Path) -> list[dict[str, float]]:
-    """Rows of metrics.jsonl without the times measured."""
-    return [
-        {k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in read_json_lines(path)
-    ]
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    assert_equal(weights(one), weights(other))
-    for path in one.rglob("metrics.jsonl"):
-        assert epochs(path) == epochs(other / path.relative_to(one))
-    for path in one.rglob("steps.jsonl"):
-        assert path.read_text() == (other / path.relative_to(one)).read_text()
-
-
-def python(*given: str) -> subprocess.CompletedProcess[str]:
-    """A process of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *given]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +38,7 @@ def test_run_folder_holds_what_was_promised(whole: Path) -> None:
         rows = list(csv.DictReader((folder / "metrics.csv").open()))
         assert [row["epoch"] for row in rows] == ["1", "2"]
         assert {"miou", "pixel_accuracy", "boundary_f", "far_body", "iou/background", "seconds"} <= set(rows[0])
-        assert len((folder / "steps.jsonl").read_text().splitlines()) == 10
+        assert len((folder / "steps.jsonl").read_text().splitlines()) == 6
         assert {"last.pt", "previous.pt", "best.pt"} <= {p.name for p in folder.iterdir()}
         assert not list(folder.glob(".*writing"))
     row = read_json_lines(whole / "seed0/loss/steps.jsonl")[0]
@@ -136,12 +60,12 @@ def test_both_arms_start_alike_and_see_the_same_images(whole: Path) -> None:
 @pytest.mark.slow
 def test_a_loss_of_no_weight_is_the_control(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
-    assert finetune(tiny(folder, loss__weight="0", pretrain__epochs="1", train__epochs="1")) == 0
+    assert finetune(short(folder, loss__weight="0")) == 0
     control, loss = (
         {n.removeprefix(f"seed0/{arm}/"): v for n, v in weights(folder).items() if n.startswith(f"seed0/{arm}/")}
         for arm in ("control", "loss")
     )
-    assert_equal(control, loss)
+    assert_same(control, loss)
     results = json.loads((folder / "results.json").read_text())
     for line in results["lines"]:
         assert line["interval"] == {"value": 0, "low": 0, "high": 0, "level": 0.95}
@@ -149,98 +73,10 @@ def test_a_loss_of_no_weight_is_the_control(tmp_path: Path, capsys: pytest.Captu
     assert "includes zero: undecided" in capsys.readouterr().out
 
 
-KILLER = """
-import os, signal, sys, torch
-owner, name, count = eval(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-original, calls = getattr(owner, name), 0
-def fatal(*args, **kwargs):
-    global calls
-    calls += 1
-    if calls == count:
-        os.kill(os.getpid(), getattr(signal, sys.argv[4]))
-    return original(*args, **kwargs)
-setattr(owner, name, fatal)
-from recipes.finetuning.job import FinetuneJob
-from recipes.kit.job import run_recipe
-sys.exit(run_recipe(FinetuneJob, sys.argv[5:]))
-"""
-
-
-def run_until(owner: str, name: str, count: int, *given: str, by: str = "SIGKILL") -> subprocess.CompletedProcess[str]:
-    """A process of its own that gets the signal `by` at the `count`-th call of owner.name."""
-    return python("-c", KILLER, owner, name, str(count), by, *given)
-
-
-@pytest.mark.slow
-def test_killed_or_interrupted_in_any_part_it_continues_to_the_same_bits(whole: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    resume = ["--resume", str(folder)]
-    killed = run_until("torch.optim.AdamW", "step", 7, *tiny(folder))  # in pre-training, inside a step
-    assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
-    stopped = run_until("torch.optim.SGD", "step", 3, *resume, by="SIGINT")  # in the control, within an epoch
-    assert stopped.returncode == 130, stopped.stdout + stopped.stderr
-    assert f"--resume {folder}" in stopped.stdout
-    assert "Traceback" not in stopped.stderr
-    assert load_checkpoint(folder / "seed0/control/last.pt")["step"] == 3
-    killed = run_until("os", "replace", 30, *resume)  # in the loss arm, while files are put in place
-    assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
-    assert (folder / "seed0/loss").is_dir()
-    assert not (folder / "table.md").exists()
-    assert finetune(resume) == 0
-    assert_same_run(whole, folder)
-    assert (folder / "table.md").exists()
-
-
-@pytest.mark.slow
-def test_damaged_checkpoint_is_reported_and_the_one_before_it_used(
-    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "run"
-    shutil.copytree(whole, folder)
-    arm = folder / "seed0/loss"
-    (arm / "scores.pt").unlink()
-    newest = bytearray((arm / "last.pt").read_bytes())
-    newest[len(newest) // 2] ^= 0xFF
-    (arm / "last.pt").write_bytes(newest)
-    assert load_checkpoint(arm / "previous.pt")["step"] < 10
-    assert finetune(["--resume", str(folder)]) == 0
-    told = capsys.readouterr().out
-    assert "damaged checkpoint" in told
-    assert "the one before it is used" in told
-    assert_same_run(whole, folder)
-
-
-@pytest.mark.slow
-def test_a_full_disk_ends_the_run_with_a_clear_message_and_loses_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder, synced = tmp_path / "run", os.fsync
-
-    def full(file: int) -> None:
-        if (folder / "start/last.pt").exists() and load_checkpoint(folder / "start/last.pt")["step"] == 4:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        synced(file)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        assert finetune(tiny(folder, pretrain__epochs="1", train__epochs="1")) == 1
-    told = capsys.readouterr().out
-    assert "no space left to write" in told
-    assert f"--resume {folder}" in told
-    assert load_checkpoint(folder / "start/last.pt")["step"] == 4
-    assert not list(folder.rglob(".*writing"))
-    assert finetune(["--resume", str(folder)]) == 0
-
-
 @pytest.mark.slow
 def test_several_seeds_share_a_start_and_are_averaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
-    assert (
-        run_recipe(
-            FinetuneJob, tiny(folder, seeds="[0,3,4]", pretrain__epochs="1", train__epochs="1", train__layers="head")
-        )
-        == 0
-    )
+    assert finetune(short(folder, seeds="[0,3,4]", train__layers="head")) == 0
     assert sorted(p.name for p in folder.iterdir() if p.is_dir()) == ["seed0", "seed3", "seed4", "start"]
     results = json.loads((folder / "results.json").read_text())
     for line in results["lines"]:
@@ -252,67 +88,37 @@ def test_several_seeds_share_a_start_and_are_averaged(tmp_path: Path, capsys: py
     assert torch.equal(start, trained)  # only the head trained
 
 
+BOTH_STRATEGIES = """
+import sys
+from recipes.finetuning.job import FinetuneJob
+from recipes.kit.job import run_recipe
+for strategy in ("ddp", "fsdp"):
+    given = [*sys.argv[2:], "--hardware.devices=2", f"--hardware.strategy={strategy}"]
+    if status := run_recipe(FinetuneJob, [f"--folder={sys.argv[1]}/{strategy}", *given]):
+        sys.exit(status)
+"""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_processes_train_one_model(tmp_path: Path, strategy: str) -> None:
-    folder = tmp_path / "run"
-    options = tiny(folder, pretrain__epochs="1", train__epochs="1", hardware__accelerator="cpu")
-    devices = ("--hardware.devices=2", f"--hardware.strategy={strategy}")
-    process = python("-m", "recipes.finetune", *options, *devices)
+def test_two_processes_train_one_model(tmp_path: Path) -> None:
+    (tmp_path / "both.py").write_text(BOTH_STRATEGIES)
+    _, *options = short(tmp_path, hardware__accelerator="cpu")
+    process = python(str(tmp_path / "both.py"), str(tmp_path), *options)
     assert process.returncode == 0, process.stdout + process.stderr
-    assert process.stdout.count("run folder") == 1
-    scores = load_checkpoint(folder / "seed0/loss/scores.pt")
-    assert len(scores["confusion"]) == 6
-    assert int(scores["confusion"].sum()) == 6 * 32 * 48
-    assert len((folder / "seed0/loss/steps.jsonl").read_text().splitlines()) == 5
-    assert (folder / "predictions.png").exists()
-    shapes = {name: value.shape for name, value in load_checkpoint(folder / "start/last.pt")["model"].items()}
-    assert shapes["classifier.weight"] == (11, 8, 1, 1)
+    assert process.stdout.count("run folder") == 2
+    for strategy in ("ddp", "fsdp"):
+        folder = tmp_path / strategy
+        scores = load_checkpoint(folder / "seed0/loss/scores.pt")
+        assert len(scores["confusion"]) == 6
+        assert int(scores["confusion"].sum()) == 6 * 32 * 48
+        assert len((folder / "seed0/loss/steps.jsonl").read_text().splitlines()) == 3
+        assert (folder / "predictions.png").exists()
+        shapes = {name: value.shape for name, value in load_checkpoint(folder / "start/last.pt")["model"].items()}
+        assert shapes["classifier.weight"] == (11, 8, 1, 1)
 
 
 def test_a_run_folder_is_never_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     check_not_overwritten(FinetuneJob, tiny(tmp_path), tmp_path, capsys)
-
-
-@pytest.mark.slow
-def test_dropout_averages_running_templates_and_jitter_continue_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Everything with state at once: a crash inside a step, after a checkpoint within the epoch."""
-    changes = {
-        "model__name": "deeplabv3_mobilenet_v3_large",
-        "model__options": "{}",
-        "data__train_images": "12",
-        "data__eval_images": "2",
-        "data__jitter": "0.3",
-        "data__workers": "1",
-        "pretrain__epochs": "0",
-        "train__epochs": "1",
-        "train__ema": "0.9",
-        "train__clip": "1.0",
-        "train__warmup": "2",
-        "loss__running_momentum": "0.9",
-        "loss__template": "mean",
-    }
-    one, other = tmp_path / "one", tmp_path / "other"
-    assert finetune(tiny(one, **changes)) == 0
-    step, calls = torch.optim.SGD.step, []
-
-    def crash(self: torch.optim.SGD, *args: object) -> object:
-        calls.append(1)
-        if len(calls) == 6:  # the loss arm's third and last
-            raise KeyboardInterrupt
-        return step(self, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.optim.SGD, "step", crash)
-        assert finetune(tiny(other, **changes)) == 130
-    assert load_checkpoint(other / "seed0/loss/last.pt")["step"] == 2
-    assert finetune(["--resume", str(other)]) == 0
-    assert_same_run(one, other)
-    for name in ("ema", "criterion"):
-        first, second = (load_checkpoint(folder / "seed0/loss/last.pt")[name] for folder in (one, other))
-        assert_equal(*(part if name == "ema" else part[0] for part in (first, second)))
 
 
 @pytest.mark.parametrize(
@@ -333,13 +139,6 @@ def test_mistakes_are_told_before_anything_is_written(
 ) -> None:
     folder = tmp_path / "run"
     check_mistake(FinetuneJob, tiny(folder, **changes), message, folder, capsys)
-
-
-def test_resume_takes_no_other_setting_and_needs_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert finetune(["--resume", str(tmp_path)]) == 1
-    assert "resume: expected a run folder" in capsys.readouterr().out
-    assert finetune(["--resume", str(tmp_path), "--train.lr", "1"]) == 1
-    assert "resume: expected no other setting beside it" in capsys.readouterr().out
 
 
 def test_every_setting_survives_its_file(tmp_path: Path) -> None:

@@ -4,12 +4,10 @@ from perpixel.evaluation.comparison import METRICS, ScoreDifference, compare_sco
 from perpixel.evaluation.per_image import SegmentationScores, predict_labels, score_images
 from perpixel.evaluation.segmentation import (
     boundary_f_scores,
-    boundary_tolerance,
     class_iou,
     confusion_matrices,
     mean_iou,
     pixel_accuracy,
-    segmentation_metrics,
 )
 from perpixel.evaluation.statistics import BootstrapInterval, bootstrap_images, ratio
 
@@ -20,7 +18,6 @@ __all__ = [
     "SegmentationScores",
     "bootstrap_images",
     "boundary_f_scores",
-    "boundary_tolerance",
     "class_iou",
     "compare_scores",
     "confusion_matrices",
@@ -30,6 +27,5 @@ __all__ = [
     "predict_labels",
     "ratio",
     "score_images",
-    "segmentation_metrics",
     "t_interval",
 ]

@@ -107,22 +107,18 @@ def compare_scores(
         came = f"{len(control)} and {len(treatment)}, of {[len(s.confusion) for s in (*control, *treatment)]} images"
         expected = "equally many scores, at least one, of the same images"
         raise ValueError(complain("control, treatment", expected, came, "Score all networks on one set of images."))
-    images, result = len(control[0].confusion), []
-    for name, metric in METRICS.items():
-        values = mean_score(name, control), mean_score(name, treatment)
-        if np.isnan(values[0]):
-            continue
+    images = len(control[0].confusion)
 
-        def differences(weights: Floats, metric: Metric = metric) -> Floats:
+    def compare(name: str) -> ScoreDifference:
+        metric, values = METRICS[name], (mean_score(name, control), mean_score(name, treatment))
+
+        def differences(weights: Floats) -> Floats:
             return np.stack([100 * (metric(b, weights) - metric(a, weights)) for a, b in zip(control, treatment)])
 
-        def mean_difference(weights: Floats, differences: Callable[[Floats], Floats] = differences) -> Floats:
-            return differences(weights).mean(0)
+        interval = bootstrap_images(lambda w: differences(w).mean(0), images, level=level, resamples=resamples)
+        return ScoreDifference(name, *values, interval, tuple(differences(np.ones((1, images)))[:, 0].tolist()))
 
-        interval = bootstrap_images(mean_difference, images, level=level, resamples=resamples)
-        per_seed = tuple(differences(np.ones((1, images)))[:, 0].tolist())
-        result.append(ScoreDifference(name, *values, interval, per_seed))
-    return result
+    return [compare(name) for name in METRICS if not np.isnan(mean_score(name, control))]
 
 
 def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:

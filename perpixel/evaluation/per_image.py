@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from perpixel.borrow import borrowed
 from perpixel.checks import complain
-from perpixel.evaluation.segmentation import boundary_f_scores, class_iou, confusion_matrices, segmentation_metrics
+from perpixel.evaluation.segmentation import boundary_f_scores, class_iou, confusion_matrices, pixel_accuracy
 from perpixel.outputs import dense_logits, logits_at
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor | None]
@@ -21,15 +21,22 @@ class SegmentationScores:
     """What a comparison needs of every image, in the order of their indices.
 
     confusion int64 (N, C, C); boundary float64 (N,), the mean boundary F-score, NaN without boundaries; far int64
-    (N, 2), right and counted pixels of the far masks, or None where there are none; iou (C,) and pixel_accuracy over
-    all images.
+    (N, 2), right and counted pixels of the far masks, or None where there are none.
     """
 
     confusion: Tensor
     boundary: Tensor
     far: Tensor | None
-    iou: Tensor
-    pixel_accuracy: float
+
+    @property
+    def iou(self) -> Tensor:
+        """Intersection over union per class (C,) over all images."""
+        return class_iou(self.confusion.sum(0))
+
+    @property
+    def pixel_accuracy(self) -> float:
+        """Share of the valid pixels of all images labelled right."""
+        return float(pixel_accuracy(self.confusion.sum(0)))
 
     @property
     def miou(self) -> float:
@@ -75,13 +82,15 @@ def score_images(
     (N, H, W), void where `ignore_index`; far mask: bool (N, H, W) of pixels to score on their own, such as those far
     from what decides their label. device: None for that of the model. Over several processes each scores its share,
     and all get the scores of the whole.
-    ValueError without any batch; RuntimeError if images got lost between processes. Needs torchmetrics.
+    ValueError without any batch. Needs torchmetrics.
     """
+    try:
+        from torchmetrics.aggregation import CatMetric
+    except ImportError as error:
+        raise ImportError('score_images needs torchmetrics: pip install "perpixel[recipes]"') from error
+
     if device is None:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    total = segmentation_metrics(num_classes, ignore_index=ignore_index).to(device)
-    from torchmetrics.aggregation import CatMetric
-
     # rows (index, boundary F, far right, far counted, confusion...) gathered over processes
     per_image = CatMetric(nan_strategy="disable").to(device).set_dtype(torch.float64)  # in this order
     with_far = False
@@ -90,28 +99,19 @@ def score_images(
             images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
             with autocast():
                 predictions = predict_labels(model, images, labels.shape[-2:])
-            total.update(predictions, labels)
             maps = (predictions, labels, num_classes)
             confusion = confusion_matrices(*maps, ignore_index=ignore_index)
             boundary = boundary_f_scores(*maps, share=boundary_share, ignore_index=ignore_index)
-            counts = torch.zeros(len(labels), 2, device=labels.device)
-            if far is not None:
-                with_far = True
-                counted = far.to(device) & (labels != ignore_index)
-                counts = torch.stack([(counted & (predictions == labels)).sum((1, 2)), counted.sum((1, 2))], 1)
+            with_far |= far is not None
+            counted = (labels != ignore_index) & (far.to(device) if far is not None else False)
+            counts = torch.stack([(counted & (predictions == labels)).sum((1, 2)), counted.sum((1, 2))], 1)
             columns = (indices[:, None], boundary.nanmean(1, keepdim=True), counts, confusion.flatten(1))
             per_image.update(torch.cat([column.to(device).double() for column in columns], 1))
     if not len(rows := per_image.compute()):
         raise ValueError(complain("batches", "at least one batch", "none", "Check the data."))
-    rows, numbers = rows[rows[:, 0].argsort()].cpu(), total.compute()
-    scores = SegmentationScores(
+    rows = rows[rows[:, 0].argsort()].cpu()
+    return SegmentationScores(
         confusion=rows[:, 4:].long().view(-1, num_classes, num_classes),
         boundary=rows[:, 1],
         far=rows[:, 2:4].long() if with_far else None,
-        iou=numbers["iou"].double().cpu(),
-        pixel_accuracy=float(numbers["pixel_accuracy"]),
     )
-    own = class_iou(scores.confusion.sum(0))
-    if not torch.allclose(own, scores.iou, atol=1e-5, equal_nan=True):
-        raise RuntimeError(f"per-image confusion matrices give IoU {own.tolist()}, torchmetrics {scores.iou.tolist()}")
-    return scores

@@ -1,15 +1,11 @@
 """Segmentation quality image by image: confusion matrices, what follows from their sums, and boundary F-scores."""
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from perpixel.checks import check_integer, check_labels_in_range, check_number, check_tensor, complain
-
-if TYPE_CHECKING:
-    from torchmetrics import MetricCollection
 
 
 def _check_maps(predictions: Tensor, labels: Tensor, num_classes: int, ignore_index: int) -> None:
@@ -57,11 +53,6 @@ def pixel_accuracy(confusion: Tensor) -> Tensor:
     return confusion.diagonal(dim1=-2, dim2=-1).sum(-1) / confusion.sum((-2, -1))
 
 
-def boundary_tolerance(height: int, width: int, share: float = 0.0075) -> float:
-    """Distance in pixels within which boundaries match: `share` of the image diagonal (Csurka et al. 2013: 0.75 %)."""
-    return check_number("share", share, low=0) * math.hypot(height, width)
-
-
 def _boundary_points(classes: Tensor, num_classes: int) -> Tensor:
     """Rows (image, class, y, x) of pixels with a 4-neighbour of another class; void (negative) makes no boundary."""
     edge = torch.zeros_like(classes, dtype=torch.bool)
@@ -81,8 +72,8 @@ def boundary_f_scores(
 ) -> Tensor:
     """Boundary F-score per image and class: harmonic mean of the two shares of boundary within reach of the other's.
 
-    precision_c = share of the predicted boundary pixels of class c no farther than `boundary_tolerance` from a labelled
-    boundary pixel of class c; recall_c the other way round; F_c = 2 P R / (P + R). A boundary pixel of c has a
+    precision_c = share of the predicted boundary pixels of class c no farther from a labelled boundary pixel of class c
+    than `share` of the image diagonal; recall_c the other way round; F_c = 2 P R / (P + R). A boundary pixel of c has a
     4-neighbour of another class; void has no boundaries and hides what is predicted in it.
 
     predictions, labels: integer (N, H, W) -> float64 (N, C). 0 where a class has a boundary in one map only, NaN where
@@ -93,16 +84,15 @@ def boundary_f_scores(
 
     _check_maps(predictions, labels, num_classes, ignore_index)
     images, height, width = labels.shape
-    reach = boundary_tolerance(height, width, share)
+    reach = check_number("share", share, low=0) * math.hypot(height, width)
     void = labels == ignore_index
     found, truth = (
         _boundary_points(maps.long().masked_fill(void, -1).cpu(), num_classes).double()
         for maps in (predictions, labels)
     )
-    scores = torch.full((images * num_classes,), torch.nan, dtype=torch.float64)
     # Images and classes lie in lanes farther apart than the tolerance, so that one search serves them all.
     lane = height + math.ceil(reach) + 1
-    lanes = [(p[:, 0] * num_classes + p[:, 1]) for p in (found, truth)]
+    lanes = [p[:, 0] * num_classes + p[:, 1] for p in (found, truth)]
     points = [torch.stack([p[:, 2] + n * lane, p[:, 3]], 1).numpy() for p, n in zip((found, truth), lanes)]
     hits, totals = [], []
     for own, other, n in ((points[0], points[1], lanes[0]), (points[1], points[0], lanes[1])):
@@ -110,31 +100,9 @@ def boundary_f_scores(
         if len(own) and len(other):
             distance = cKDTree(other).query(own, distance_upper_bound=reach * (1 + 1e-9) + 1e-9)[0]
             near = torch.from_numpy(distance).isfinite().double()
-        hits.append(torch.bincount(n.long(), near, minlength=len(scores)))
-        totals.append(torch.bincount(n.long(), minlength=len(scores)).double())
+        hits.append(torch.bincount(n.long(), near, minlength=images * num_classes))
+        totals.append(torch.bincount(n.long(), minlength=images * num_classes).double())
     precision, recall = (hit / total.clamp(min=1) for hit, total in zip(hits, totals))
     both = precision + recall
     harmonic = 2 * precision * recall / torch.where(both > 0, both, 1.0)
-    scores = torch.where(totals[0] + totals[1] > 0, harmonic, scores)
-    return scores.view(images, num_classes)
-
-
-def segmentation_metrics(num_classes: int, *, ignore_index: int = 255) -> "MetricCollection":
-    """torchmetrics' collection "iou" (per class, NaN where absent) and "pixel_accuracy", updated with label maps.
-
-    Both ignore void pixels and add up over processes. Needs torchmetrics.
-    """
-    try:
-        from torchmetrics import MetricCollection
-        from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
-    except ImportError as error:
-        raise ImportError('segmentation_metrics needs torchmetrics: pip install "perpixel[recipes]"') from error
-
-    return MetricCollection(
-        {
-            "iou": MulticlassJaccardIndex(
-                num_classes, average="none", ignore_index=ignore_index, zero_division=float("nan")
-            ),
-            "pixel_accuracy": MulticlassAccuracy(num_classes, average="micro", ignore_index=ignore_index),
-        }
-    )
+    return torch.where(totals[0] + totals[1] > 0, harmonic, torch.nan).view(images, num_classes)

@@ -1,31 +1,33 @@
 """python -m recipes.finetune: did the template-similarity loss help, against a control that differs in nothing else?"""
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 from lightning_fabric import Fabric
 from rich.markdown import Markdown
-from torch import nn
 
 import perpixel
 from perpixel.checks import complain
 from perpixel.evaluation import SegmentationScores
 from recipes.finetuning.pictures import draw_curves, draw_predictions, select_examples
-from recipes.finetuning.results import ARMS, compare_arms
+from recipes.finetuning.results import ARMS, Results
 from recipes.finetuning.settings import FinetuneSettings
 from recipes.kit.job import Job
 from recipes.kit.networks import build_network, select_layers
 from recipes.kit.randomness import seed_everything
 from recipes.kit.settings import RunSettings, Schedule
 from recipes.kit.weights import Weights, load_weights, starting_weights
-from recipes.training.history import read_json_lines
+from recipes.training.history import Row, read_json_lines
 from recipes.training.sharding import choose_strategy
 from recipes.training.trainer import Training, train
 
 Scores = dict[int, SegmentationScores]  # by seed
+Histories = dict[str, dict[int, list[Row]]]  # by arm and seed
 
 
 @dataclass
@@ -88,30 +90,32 @@ class FinetuneJob(Job):
 
     def run(self) -> None:
         """Starts, arms, table and pictures."""
-        settings, shared = self.settings, not self.settings.pretrain_per_seed
+        settings = self.settings
+        build_loss = partial(  # a fresh term each time, with nothing in its buffers
+            perpixel.TemplateSimilarityLoss, **settings.loss, ignore_index=settings.data.ignore_index
+        )
         starts: Scores = {}
         arms: dict[str, Scores] = {arm: {} for arm in ARMS}
         first: dict[str, Weights] = {}
         for seed in settings.seeds:
             scores, weights = self._train_start(seed)
-            if not shared or not starts:
+            if settings.pretrain_per_seed or not starts:
                 starts[seed] = scores
-            for arm, term in zip(ARMS, (None, self._build_loss)):
+            for arm, term in zip(ARMS, (None, build_loss)):
                 title, folder = f"seed {seed} · {arm}", self._folder(seed, arm)
                 training = Training(folder, title, seed, settings.train, weights, term)
                 arms[arm][seed], trained = self._train(training)
                 first.setdefault(arm, trained)
         if self.fabric.is_global_zero:
-            self._save_results(starts, arms)
-            self._draw(starts, arms, first)
+            histories: Histories = {arm: {} for arm in ARMS}
+            for arm, seed in itertools.product(ARMS, settings.seeds):
+                histories[arm][seed] = read_json_lines(self._folder(seed, arm) / "metrics.jsonl")
+            self._save_results(starts, arms, histories)
+            self._draw(starts, arms, first, histories)
             self.progress.report(f"\nTable, pictures, metrics and checkpoints: {self.folder}")
 
     def _folder(self, seed: int, arm: str) -> Path:
         return self.folder / f"seed{seed}" / arm
-
-    def _build_loss(self) -> nn.Module:
-        """A fresh loss term, with nothing in its buffers."""
-        return perpixel.TemplateSimilarityLoss(**self.settings.loss, ignore_index=self.settings.data.ignore_index)
 
     def _train_start(self, seed: int) -> tuple[SegmentationScores, Weights]:
         """The start of the arms of `seed`: given weights, or pre-training with cross-entropy alone."""
@@ -130,36 +134,23 @@ class FinetuneJob(Job):
             self, replace(training, evaluation=settings.evaluation, checkpoint_every=settings.checkpoint_every)
         )
 
-    def _histories(self) -> dict[str, dict[int, list[dict[str, Any]]]]:
-        """Rows per epoch by arm and seed."""
-        seeds = self.settings.seeds
-        return {arm: {s: read_json_lines(self._folder(s, arm) / "metrics.jsonl") for s in seeds} for arm in ARMS}
-
-    def _save_results(self, starts: Scores, arms: Mapping[str, Scores]) -> None:
+    def _save_results(self, starts: Scores, arms: Mapping[str, Scores], histories: Histories) -> None:
         settings = self.settings
-        seconds = {
-            arm: [row["seconds"] for rows in by_seed.values() for row in rows]
-            for arm, by_seed in self._histories().items()
-        }
-        results = compare_arms(
-            starts,
-            arms,
-            classes=self.images.classes,
-            seconds=seconds,
-            evaluation=settings.evaluation,
-            loss=describe_loss(settings.loss),
-            shared_start=not settings.pretrain_per_seed,
-        )
+        seconds = {arm: [row["seconds"] for rows in of.values() for row in rows] for arm, of in histories.items()}
+        loss, shared = describe_loss(settings.loss), not settings.pretrain_per_seed
+        results = Results(starts, arms, self.images.classes, seconds, settings.evaluation, loss, shared)
         results.save(self.folder)
         self.progress.console.print(Markdown("\n".join(results.table())))
         for sentence in results.sentences():
             self.progress.report(f"- {sentence}")
 
-    def _draw(self, starts: Scores, arms: Mapping[str, Scores], first: Mapping[str, Weights]) -> None:
+    def _draw(
+        self, starts: Scores, arms: Mapping[str, Scores], first: Mapping[str, Weights], histories: Histories
+    ) -> None:
         """Curves of all seeds, predictions of the first."""
         settings, seed = self.settings, self.settings.seeds[0]
         title = f"{settings.name}: {settings.model.name} on {settings.data.name}"
-        draw_curves(self.folder / "curves.png", self._histories(), starts, title)
+        draw_curves(self.folder / "curves.png", histories, starts, title)
         networks = {}
         for arm, weights in first.items():
             networks[arm] = build_network(settings.model, self.images.num_classes).eval()

@@ -18,19 +18,27 @@ HEADINGS = ("", "start", *ARMS, "difference", "interval", "verdict")
 
 @dataclass
 class Results:
-    """Differences of all metrics beside the score of the start, seconds per epoch of the arms, what was compared.
+    """Differences of all metrics between control and loss.
 
-    iou: class -> arm -> percent, mean over the seeds.
+    starts: scores by seed; arms: "control" and "loss", each by seed; seconds: of their epochs; loss: in words.
     """
 
-    differences: list[ScoreDifference]
-    start: dict[str, float]
-    seconds: dict[str, float]
-    seeds: list[int]
-    images: int
+    starts: Mapping[int, SegmentationScores]
+    arms: Mapping[str, Mapping[int, SegmentationScores]]
+    classes: Sequence[str]
+    seconds: Mapping[str, Sequence[float]]
+    evaluation: EvaluationSettings
     loss: str
     shared_start: bool
-    iou: dict[str, dict[str, float]]
+
+    def __post_init__(self) -> None:
+        options, (control, loss) = self.evaluation, [list(self.arms[arm].values()) for arm in ARMS]
+        self.differences = compare_scores(control, loss, level=options.level, resamples=options.resamples)
+        self.start = {d.metric: mean_score(d.metric, list(self.starts.values())) for d in self.differences}
+        self.median_seconds = {arm: median(self.seconds[arm] or [float("nan")]) for arm in ARMS}
+        self.seeds, self.images = list(self.arms["control"]), len(control[0].confusion)
+        percent = [(100 * torch.stack([s.iou for s in scores]).nanmean(0)).tolist() for scores in (control, loss)]
+        self.iou = {name: dict(zip(ARMS, values)) for name, *values in zip(self.classes, *percent)}
 
     @property
     def heading(self) -> str:
@@ -45,7 +53,7 @@ class Results:
             scores = (format_number(value) for value in (self.start[d.metric], d.control, d.treatment))
             ends = format_ends(d.interval.low, d.interval.high, sign=True)
             rows.append((d.metric, *scores, format_number(d.interval.value, sign=True), ends, d.verdict))
-        control, loss = (self.seconds[arm] for arm in ARMS)
+        control, loss = (self.median_seconds[arm] for arm in ARMS)
         numbers = (format_number(control), format_number(loss), format_number(loss - control, sign=True))
         return [*rows, ("seconds per epoch", "", *numbers, "", "")]
 
@@ -69,8 +77,17 @@ class Results:
         ious = ((name, *(format_number(iou[arm]) for arm in ARMS)) for name, iou in self.iou.items())
         lines += markdown_table(("IoU", *ARMS), ious)
         write_atomically(folder / "table.md", ("\n".join(lines) + "\n").encode())
-        content = {"lines": [self._line(d) for d in self.differences], **asdict(self), "words": self.sentences()}
-        save_json(folder / "results.json", {k: v for k, v in content.items() if k not in ("differences", "start")}, 2)
+        content = {
+            "lines": [self._line(difference) for difference in self.differences],
+            "seconds": self.median_seconds,
+            "seeds": self.seeds,
+            "images": self.images,
+            "loss": self.loss,
+            "shared_start": self.shared_start,
+            "iou": self.iou,
+            "words": self.sentences(),
+        }
+        save_json(folder / "results.json", content, indent=2)
 
     def _line(self, difference: ScoreDifference) -> dict[str, object]:
         return {
@@ -83,31 +100,3 @@ class Results:
             "verdict": difference.verdict,
             "seed_interval": difference.seed_interval,
         }
-
-
-def compare_arms(
-    starts: Mapping[int, SegmentationScores],
-    arms: Mapping[str, Mapping[int, SegmentationScores]],
-    *,
-    classes: tuple[str, ...],
-    seconds: Mapping[str, Sequence[float]],
-    evaluation: EvaluationSettings,
-    loss: str,
-    shared_start: bool,
-) -> Results:
-    """The results of a run; starts: by seed; arms: "control" and "loss", each by seed; seconds: of their epochs."""
-    scores = {arm: list(arms[arm].values()) for arm in ARMS}
-    differences = compare_scores(
-        scores["control"], scores["loss"], level=evaluation.level, resamples=evaluation.resamples
-    )
-    iou = {arm: 100 * torch.stack([s.iou for s in scores[arm]]).nanmean(0) for arm in ARMS}
-    return Results(
-        differences=differences,
-        start={d.metric: mean_score(d.metric, list(starts.values())) for d in differences},
-        seconds={arm: median(seconds[arm]) if seconds[arm] else float("nan") for arm in ARMS},
-        seeds=list(arms["control"]),
-        images=len(scores["control"][0].confusion),
-        loss=loss,
-        shared_start=shared_start,
-        iou={name: {arm: float(iou[arm][i]) for arm in ARMS} for i, name in enumerate(classes)},
-    )

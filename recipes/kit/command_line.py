@@ -31,11 +31,6 @@ def read_arguments(parser: ArgumentParser, arguments: list[str]) -> tuple[Namesp
     return parser.parse_path(folder / CONFIG), folder
 
 
-def as_yaml(parser: ArgumentParser, parsed: Namespace) -> str:
-    """Every setting, null ones too: left out, a null would come back as the default when the run is resumed."""
-    return parser.dump(parsed, skip_unset=False)
-
-
 def set_threads(hardware: HardwareSettings) -> None:
     """The cores this process may use (fewer if torch is set so), shared among the devices of a CPU run."""
     threads = hardware.threads

@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from rich.console import Console
 
 from perpixel.checks import complain
-from recipes.kit.command_line import Command, as_yaml, read_arguments, set_threads
+from recipes.kit.command_line import Command, read_arguments, set_threads
 from recipes.kit.images import Images
 from recipes.kit.interrupt import Interrupt
 from recipes.kit.progress import Progress
@@ -92,14 +92,12 @@ class Job:
         """The items, each of `size` images of the `total`, with a progress bar; stops between two where asked to."""
         done, began = 0, time.monotonic()
         self.progress.begin(title, 0, total)
-        try:
-            for item in items:
-                yield item
-                done += size(item)
-                self.progress.advance(done, {}, done / max(time.monotonic() - began, 1e-9))
-                self.stop_if_asked()
-        finally:
-            self.progress.end()
+        for item in items:
+            yield item
+            done += size(item)
+            self.progress.advance(done, {}, done / max(time.monotonic() - began, 1e-9))
+            self.stop_if_asked()
+        self.progress.end()
 
 
 def run_recipe(job: type[Job], arguments: list[str] | None = None) -> int:
@@ -124,13 +122,17 @@ def _run(kind: type[Job], arguments: list[str], command: Command) -> None:
     job = kind(settings, folder, fabric, Images(_data_needed(settings)), progress, Interrupt())
     job.prepare()
     command.folder = folder
-    with job.interrupt:
-        if fabric.is_global_zero and resumed is None:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / CONFIG, as_yaml(parser, parsed).encode())
-        fabric.barrier()
-        progress.report(f"run folder: {folder}")
-        job.run()
+    try:
+        with job.interrupt:
+            if fabric.is_global_zero and resumed is None:
+                folder.mkdir(parents=True, exist_ok=True)
+                # null settings too: left out, a null would come back as the default when the run is resumed
+                write_atomically(folder / CONFIG, parser.dump(parsed, skip_unset=False).encode())
+            fabric.barrier()
+            progress.report(f"run folder: {folder}")
+            job.run()
+    finally:
+        progress.end()
 
 
 def _data_needed(settings: RunSettings) -> DataSettings:

@@ -54,7 +54,7 @@ def layers_to_logits(network: nn.Module, size: tuple[int, int] = (64, 64)) -> li
     """
     network = copy.deepcopy(network).eval().requires_grad_(True)
     order: list[str] = []
-    own = {n: list(m.parameters(recurse=False)) for n, m in network.named_modules() if _has_parameters(m)}
+    own = _own_parameters(network)
     for name in own:
         network.get_submodule(name).register_forward_pre_hook(
             lambda _m, _i, name=name: order.append(name) if name not in order else None
@@ -67,8 +67,9 @@ def layers_to_logits(network: nn.Module, size: tuple[int, int] = (64, 64)) -> li
     return [name for name in order if not used.isdisjoint(own[name])]
 
 
-def _has_parameters(module: nn.Module) -> bool:
-    return any(True for _ in module.parameters(recurse=False))
+def _own_parameters(network: nn.Module) -> dict[str, list[nn.Parameter]]:
+    parameters = {name: list(module.parameters(recurse=False)) for name, module in network.named_modules()}
+    return {name: own for name, own in parameters.items() if own}
 
 
 def select_layers(network: nn.Module, layers: str, head: str | None = None) -> tuple[list[str], str]:
@@ -76,9 +77,8 @@ def select_layers(network: nn.Module, layers: str, head: str | None = None) -> t
 
     A layer is a convolution or linear map; normalisation layers go with the one they follow.
     """
-    path = layers_to_logits(network)
-    modules = dict(network.named_modules())
-    weighty = [n for n in path if any(p.ndim >= 2 for p in modules[n].parameters(recurse=False))]
+    path, own = layers_to_logits(network), _own_parameters(network)
+    weighty = [name for name in path if any(p.ndim >= 2 for p in own[name])]
     if not weighty:
         remedy = "Choose another network."
         raise ValueError(complain("model.name", "a network with convolutions", type(network).__name__, remedy))
@@ -87,12 +87,12 @@ def select_layers(network: nn.Module, layers: str, head: str | None = None) -> t
         remedy = f"Layers before the logits: {', '.join(weighty[-4:])}."
         raise ValueError(complain("model.head", "a layer the logits depend on", classifier, remedy))
     if layers == "all":
-        chosen = [n for n, m in modules.items() if _has_parameters(m)]
+        chosen = list(own)
     elif layers == "head":
         chosen = [classifier]
     else:
         chosen = path[path.index(weighty[-min(3, len(weighty))]) :]
-    trained = {p for n in chosen for p in modules[n].parameters(recurse=False)}
+    trained = {p for name in chosen for p in own[name]}
     for parameter in network.parameters():
         parameter.requires_grad_(parameter in trained)
     return chosen, classifier
@@ -104,13 +104,11 @@ def random_network(settings: ModelSettings, num_classes: int, seed: int, batches
     Without those, a fresh network's activations shrink or grow from layer to layer as no trained one's do.
     """
     seed_everything(seed + 1000)
-    network = build_network(settings, num_classes)
+    network = build_network(settings, num_classes).eval()
     moving: list[Any] = [m for m in network.modules() if getattr(m, "running_mean", None) is not None]
     for layer in moving:
         layer.reset_running_stats()
         layer.momentum = None  # the plain average over the batches
-    network.eval()
-    for layer in moving:
         layer.train()
     with torch.no_grad():
         for images in batches if moving else ():

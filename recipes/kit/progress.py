@@ -9,12 +9,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+EVERY_SECONDS = 30.0  # between lines where there is no terminal
+
 
 class Progress:
     """Title, steps, loss terms, images per second and time left; silent unless `shown` (rank 0)."""
 
-    def __init__(self, console: Console, *, shown: bool = True, every_seconds: float = 30.0) -> None:
-        self.console, self.shown, self.every_seconds = console, shown, every_seconds
+    def __init__(self, console: Console, *, shown: bool = True) -> None:
+        self.console, self.shown = console, shown
         self._bar: Bar | None = None
         self._task = TaskID(0)
         self._title, self._first, self._steps, self._began, self._reported = "", 0, 0, 0.0, 0.0
@@ -51,7 +53,7 @@ class Progress:
         text = "  ".join([*state, f"{images_per_second:.1f} images/s"])
         if self._bar is not None:
             self._bar.update(self._task, completed=step, text=text)
-        elif time.monotonic() - self._reported >= self.every_seconds:
+        elif time.monotonic() - self._reported >= EVERY_SECONDS:
             self._reported = time.monotonic()
             left = (self._reported - self._began) / max(step - self._first, 1) * (self._steps - step)
             self.report(f"{self._title}: step {step}/{self._steps}  {text}  {timedelta(seconds=round(left))} left")

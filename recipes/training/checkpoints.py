@@ -8,20 +8,25 @@ from typing import Any
 
 import torch
 
+from perpixel.checks import complain
 from recipes.kit.run_folder import DamagedCheckpoint, write_atomically
 
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
+FORMAT = "perpixel 3"  # of all files that a run is continued from: raise it when what they hold changes
 
 
 def save_checkpoint(path: Path, state: dict[str, Any], *, keep_as: Path | None = None) -> None:
     """`torch.save` through `write_atomically` (through memory, so that a full disk is an ordinary OSError)."""
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    torch.save({**state, "format": FORMAT}, buffer)
     write_atomically(path, buffer.getvalue(), keep_as=keep_as)
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """What `save_checkpoint` wrote, on the CPU, or DamagedCheckpoint: every record's checksum is verified first."""
+def load_checkpoint(path: Path, *, any_format: bool = False) -> dict[str, Any]:
+    """What `save_checkpoint` wrote, on the CPU, or DamagedCheckpoint: every record's checksum is verified first.
+
+    ValueError where another version of the recipes wrote it, unless `any_format`.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
@@ -34,6 +39,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise DamagedCheckpoint(f"{path}: not readable ({type(error).__name__}: {error})") from error
     if not isinstance(state, dict):
         raise DamagedCheckpoint(f"{path}: holds a {type(state).__name__}, not a checkpoint")
+    if (written := state.pop("format", "none")) != FORMAT and not any_format:
+        remedy = "Finish the run with the version of the recipe that began it, or begin anew."
+        raise ValueError(complain("resume", f"files of format {FORMAT!r}", f"{written!r} in {path}", remedy))
     return state
 
 

@@ -23,7 +23,8 @@ def load_network(settings: AnalysisSettings, num_classes: int) -> tuple[nn.Modul
         if not path.is_file():
             known = [str(p.parent.relative_to(settings.run)) for p in sorted(Path(settings.run).rglob(LAST))]
             raise FileNotFoundError(complain("part", f"one of {', '.join(known) or 'none'}", settings.part, "Choose."))
-        weights, source = unwrap_weights(load_checkpoint(path), str(path)), f"{settings.part} of {settings.run}"
+        weights = unwrap_weights(load_checkpoint(path, any_format=True), str(path))
+        source = f"{settings.part} of {settings.run}"
     else:
         given = starting_weights(settings.model)
         if given is None:

@@ -4,8 +4,16 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
+from lightning_fabric.strategies import ModelParallelStrategy
 from lightning_fabric.wrappers import _FabricOptimizer
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import perpixel
@@ -14,8 +22,8 @@ from recipes.kit.networks import build_network, select_layers
 from recipes.kit.randomness import random_state, set_random_state
 from recipes.kit.settings import Schedule
 from recipes.kit.weights import Weights
-from recipes.training.optimizer import build_optimizer, build_scheduler, set_training
-from recipes.training.sharding import is_sharded, set_whole, whole_optimizer, whole_weights
+from recipes.training.optimizer import build_optimizer, set_training
+from recipes.training.sharding import WHOLE
 
 
 class TrainingState:
@@ -48,10 +56,10 @@ class TrainingState:
         network = cast(nn.Module, torch.compile(self.network)) if hardware.compile else self.network
         self.model = self.fabric.setup_module(network)
         self.optimizer = build_optimizer(self.network, classifier, schedule)
-        self.scheduler = build_scheduler(self.optimizer, schedule, steps)
+        self.scheduler = LambdaLR(self.optimizer, lambda step: schedule.factor(step, steps))
         self.wrapped_optimizer = cast(_FabricOptimizer, self.fabric.setup_optimizers(self.optimizer))
         self.whole: nn.Module | None = None  # beside a sharded network: all of it, to evaluate and save
-        if is_sharded(self.fabric.strategy):
+        if isinstance(self.fabric.strategy, ModelParallelStrategy):
             self.whole = build_network(model, job.images.num_classes).to(device)
 
     def step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -74,17 +82,18 @@ class TrainingState:
 
     def evaluated(self) -> nn.Module:
         """The network whose scores count, the same on all processes: the average of its weights if there is one."""
-        self._broadcast_buffers()
-        self._gather_weights()
-        return self.average.module if self.average is not None else self.whole or self.network
+        network = self._gather_network()
+        return self.average.module if self.average is not None else network
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint; every process must ask."""
-        self._broadcast_buffers()
+        optimizer = self.optimizer.state_dict()
+        if self.whole is not None:
+            optimizer = dict(get_optimizer_state_dict(self.network, self.optimizer, options=WHOLE))
         return {
-            "model": (self._gather_weights() or self.network).state_dict(),
+            "model": self._gather_network().state_dict(),
             "ema": self.average.state_dict() if self.average is not None else {},
-            "optimizer": whole_optimizer(self.network, self.optimizer) if self.whole else self.optimizer.state_dict(),
+            "optimizer": optimizer,
             "scheduler": self.scheduler.state_dict(),
             "criterion": self._gather(self.criterion.state_dict()),
             "precision": self.fabric.strategy.precision.state_dict(),
@@ -95,7 +104,8 @@ class TrainingState:
         """Put back what `state_dict` gave."""
         rank = self.fabric.global_rank
         if self.whole is not None:
-            set_whole(self.network, self.optimizer, state["model"], state["optimizer"])
+            set_model_state_dict(self.network, state["model"], options=WHOLE)
+            set_optimizer_state_dict(self.network, self.optimizer, state["optimizer"], options=WHOLE)
         else:
             self.network.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -106,12 +116,6 @@ class TrainingState:
         self.fabric.strategy.precision.load_state_dict(state["precision"])
         set_random_state(state["random"][rank])
 
-    def _gather_weights(self) -> nn.Module | None:
-        """Bring `whole` up to date, if there is one."""
-        if self.whole is not None:
-            self.whole.load_state_dict(whole_weights(self.network))
-        return self.whole
-
     def _gather(self, value: Any) -> list[Any]:
         if self.fabric.world_size == 1:
             return [value]
@@ -119,9 +123,13 @@ class TrainingState:
         torch.distributed.all_gather_object(gathered, value)
         return gathered
 
-    def _broadcast_buffers(self) -> None:
-        """Give every process the statistics of the first, as DistributedDataParallel does before each forward pass."""
+    def _gather_network(self) -> nn.Module:
+        """All of the network, with the statistics of the first process, as DistributedDataParallel has them too."""
         if self.fabric.world_size > 1:
             for module in filter(None, (self.network, self.average)):
                 for buffer in module.buffers():
                     torch.distributed.broadcast(buffer, 0)
+        if self.whole is None:
+            return self.network
+        self.whole.load_state_dict(get_model_state_dict(self.network, options=WHOLE))
+        return self.whole

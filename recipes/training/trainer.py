@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.aggregation import MeanMetric
 
-from perpixel.checks import complain
 from perpixel.evaluation import SegmentationScores, score_images
 from recipes.kit.job import Job
 from recipes.kit.randomness import seed_everything
@@ -24,7 +23,7 @@ from recipes.training.history import History, Row
 from recipes.training.state import TrainingState
 
 FLUSH = 10  # steps between readings of the loss values: each waits for the device
-FORMAT, SCORES = "perpixel.training 2", "scores.pt"
+SCORES = "scores.pt"
 
 
 @dataclass
@@ -120,14 +119,15 @@ class Trainer:
             self.step += 1
             self.pending.append((self.step, rate, terms))
             self.means["seconds"].update(time.perf_counter() - began)
-            at_end = self.step % self.per_epoch == 0
-            if self.step % FLUSH == 0 or at_end:
+            if self.step % self.per_epoch == 0:
+                continue  # to the end of the epoch, where all this is done too
+            if self.step % FLUSH == 0:
                 self._flush()
-            if self.step % self.training.checkpoint_every == 0 and not at_end:
+            if self.step % self.training.checkpoint_every == 0:
                 self._save()
-            if not at_end:
-                self._stop_if_asked(saved=False)
+            self._stop_if_asked(saved=False)
             began = time.perf_counter()
+        self._flush()
         self._finish_epoch(epoch + 1)
 
     def _flush(self) -> None:
@@ -212,7 +212,6 @@ class Trainer:
     def _save(self) -> None:
         self._flush()
         checkpoint = {
-            "format": FORMAT,
             "step": self.step,
             **self.state.state_dict(),
             "means": {name: (float(mean.mean_value), float(mean.weight)) for name, mean in self.means.items()},
@@ -225,9 +224,6 @@ class Trainer:
         self.fabric.barrier()
 
     def _load(self, checkpoint: dict[str, Any]) -> None:
-        if checkpoint["format"] != FORMAT:
-            remedy = "Finish the run with the version of the recipe that began it, or begin anew."
-            raise ValueError(complain("resume", f"checkpoints of format {FORMAT!r}", checkpoint["format"], remedy))
         self.step, self.best = checkpoint["step"], checkpoint["best"]
         self.state.load_state_dict(checkpoint)
         for name, (total, weight) in checkpoint["means"].items():
