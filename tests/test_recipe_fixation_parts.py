@@ -34,15 +34,14 @@ def test_k_may_be_a_number_a_share_or_resolution(k: float, count: object) -> Non
 
 
 def test_the_rival_question_subtracts_logits_and_leaves_the_network() -> None:
-    network = small_fcn(5, width=8).eval()
+    network = small_fcn(5, width=8)  # in training mode: the statistics of its normalisation layers stay, too
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    asked = rival_logits(network, PAIRS)
-    x = torch.randn(2, 3, 24, 32)
-    logits, found = network(x), asked(x)
+    asked, x = rival_logits(network, PAIRS), torch.randn(2, 3, 24, 32)
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    logits, found = network.eval()(x), asked(x)
     torch.testing.assert_close(found[:, 0], logits[:, 0])
     for c, rival in PAIRS.items():
         torch.testing.assert_close(found[:, c], logits[:, c] - logits[:, rival])
-    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
     assert all(parameter.requires_grad for parameter in network.parameters())
 
 
