@@ -42,6 +42,12 @@ def interrupted(*_: object, **__: object) -> Any:
     raise KeyboardInterrupt
 
 
+def draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made but not rendered, which takes the most time of a tiny run."""
+    monkeypatch.setattr("recipes.kit.run_folder.picture_bytes", lambda figure: b"a picture")
+    monkeypatch.setattr("recipes.tracing.pictures.animation_bytes", lambda frames, _: b"an animation")
+
+
 def check_mistake(
     job: type[Job], given: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
