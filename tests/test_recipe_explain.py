@@ -14,7 +14,6 @@ from recipe_jobs import (
     CONFIGS,
     arguments,
     check_mistake,
-    check_not_overwritten,
     check_survives_its_file,
     draw_nothing,
     interrupted,
@@ -318,10 +317,6 @@ def test_without_weights_it_trains_first_and_continues_when_interrupted(
     assert "a training of 1 epochs" in (folder / "summary.md").read_text()
 
 
-def test_a_run_folder_is_never_overwritten(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    check_not_overwritten(ExplainJob, given(tmp_path, weights), tmp_path, capsys)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -334,8 +329,6 @@ def test_a_run_folder_is_never_overwritten(tmp_path: Path, weights: Path, capsys
         ({"measure__methods": "[Occlusion]"}, "measure.methods: expected one of"),
         ({"ask__least": "9999"}, "ask.labels: expected labels right on 9999 pixels"),
         ({"maps__patch": "0"}, "maps.patch: expected an integer >= 1"),
-        ({"run": "/nowhere"}, "run: expected a run folder of recipes.finetune"),
-        ({"hardware__devices": "2"}, "hardware.devices: expected 1"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_written(

@@ -13,7 +13,6 @@ from recipe_jobs import (
     CONFIGS,
     arguments,
     check_mistake,
-    check_not_overwritten,
     check_survives_its_file,
     draw_nothing,
     interrupted,
@@ -75,7 +74,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of recipes.finetune."""
     folder = tmp_path_factory.mktemp("runs") / "trained"
     shared = {k: v for k, v in TINY.items() if k.split(".")[0] in ("data", "model", "pretrain")}
-    changes = {"train__epochs": "1", "train__batch_size": "4", "evaluation__resamples": "100"}
+    changes = {"pretrain__epochs": "0", "train__epochs": "1", "train__batch_size": "4"}
+    changes |= {"evaluation__resamples": "100", "evaluation__pictures": "0"}
     assert run_recipe(FinetuneJob, arguments({"folder": str(folder)}, shared, **changes)) == 0
     return folder
 
@@ -222,14 +222,11 @@ def test_stopped_run_continues_with_what_it_measured(
         assert (folder / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_a_run_folder_is_never_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    check_not_overwritten(FixationJob, given(tmp_path), tmp_path, capsys)
-
-
 @pytest.mark.slow
 def test_a_finetuning_run_brings_its_data_and_model(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    draw_nothing(monkeypatch)
     folder, picture = tmp_path / "run", tmp_path / "seen.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(picture)
     options = [f"--run={trained}", f"--folder={folder}", "--do=[image,shares]", f"--picture.image={picture}"]
@@ -252,9 +249,6 @@ def test_a_finetuning_run_brings_its_data_and_model(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data__name": "folder"}, "root: expected the folder of 'folder'"),
-        ({"model__name": "unet"}, "model.name: expected small_fcn or one of torchvision's"),
-        ({"model__checkpoint": "/nowhere/w.pt"}, "model.checkpoint: expected a file"),
         ({"run": "/nowhere"}, "run: expected a run folder of recipes.finetune"),
         ({"picture__image": "99"}, "picture.image: expected below 6"),
         ({"picture__image": "/nowhere.png"}, "picture.image: expected an image file"),

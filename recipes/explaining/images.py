@@ -165,7 +165,6 @@ class ImageReader:
     device: torch.device
 
     def drawn(self, selection: Selection) -> list[ExplainedImage]:
-        """The images to draw."""
         found = [self.with_labels(number, labels) for number, labels in selection.drawn.items()]
         return with_distinct_names([*found, *(self.file(path, selection.labels) for path in selection.files)])
 

@@ -164,9 +164,9 @@ def share_findings(shares: Shares) -> list[dict[str, Any]]:
             found["mean share: minus full", shift] = mean(difference(share, shares.share["full"]))
     found["mean start on the object", ""] = mean(shares.start)
     rows = []
-    for (what, shift), statistic in found.items():
+    for (what, under), statistic in found.items():
         of = shares.interval(statistic)
-        row = {"what": what, "shift": shift, "classes": len(known), "images": shares.images}
+        row = {"what": what, "shift": under, "classes": len(known), "images": shares.images}
         rows.append(row | {"value": of.value, "low": of.low, "high": of.high})
     return rows
 
