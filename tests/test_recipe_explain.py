@@ -331,7 +331,7 @@ def test_without_weights_it_trains_first_and_continues_when_interrupted(
         ({"maps__patch": "0"}, "maps.patch: expected an integer >= 1"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_written(
+def test_mistakes_are_reported_before_anything_is_written(
     changes: dict[str, str], message: str, tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
