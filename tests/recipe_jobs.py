@@ -42,10 +42,16 @@ def interrupted(*_: object, **__: object) -> Any:
     raise KeyboardInterrupt
 
 
+def draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made but not rendered, which takes the most time of a tiny run."""
+    monkeypatch.setattr("recipes.kit.run_folder.picture_bytes", lambda figure: b"a picture")
+    monkeypatch.setattr("recipes.tracing.pictures.animation_bytes", lambda frames, _: b"an animation")
+
+
 def check_mistake(
     job: type[Job], given: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The mistake is told before anything is written."""
+    """The mistake is reported before anything is written."""
     assert run_recipe(job, given) == 1
     assert message in capsys.readouterr().out
     assert not folder.exists()
@@ -54,9 +60,9 @@ def check_mistake(
 def check_not_overwritten(job: type[Job], given: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "config.yaml").write_text("name: mine\n")
     assert run_recipe(job, given) == 1
-    told = capsys.readouterr().out
-    assert "expected a new or empty folder" in told
-    assert f"--resume {folder}" in told
+    printed = capsys.readouterr().out
+    assert "expected a new or empty folder" in printed
+    assert f"--resume {folder}" in printed
     assert (folder / "config.yaml").read_text() == "name: mine\n"
 
 

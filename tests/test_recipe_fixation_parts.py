@@ -16,8 +16,8 @@ from recipes.kit.images import Images
 from recipes.kit.networks import random_network
 from recipes.kit.settings import DataSettings, ModelSettings
 from recipes.tracing.counts import SHARES, contributions, measure_counts, smallest_counts
-from recipes.tracing.evidence import pack, trace_regions
-from recipes.tracing.network import TracedNetwork, rival_logits
+from recipes.tracing.evidence import evidence_example, pack, trace_regions
+from recipes.tracing.network import TracedNetwork, known_rivals, rival_logits
 from recipes.tracing.settings import FixationMeasureSettings, TraceSettings
 from recipes.tracing.shares import spearman
 
@@ -34,15 +34,14 @@ def test_k_may_be_a_number_a_share_or_resolution(k: float, count: object) -> Non
 
 
 def test_the_rival_question_subtracts_logits_and_leaves_the_network() -> None:
-    network = small_fcn(5, width=8).eval()
+    network = small_fcn(5, width=8)  # in training mode: the statistics of its normalisation layers stay, too
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    asked = rival_logits(network, PAIRS)
-    x = torch.randn(2, 3, 24, 32)
-    logits, found = network(x), asked(x)
+    asked, x = rival_logits(network, PAIRS), torch.randn(2, 3, 24, 32)
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    logits, found = network.eval()(x), asked(x)
     torch.testing.assert_close(found[:, 0], logits[:, 0])
     for c, rival in PAIRS.items():
         torch.testing.assert_close(found[:, c], logits[:, c] - logits[:, rival])
-    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
     assert all(parameter.requires_grad for parameter in network.parameters())
 
 
@@ -150,6 +149,19 @@ def test_regions_of_a_row_are_followed_together_as_if_alone() -> None:
         y, x = fix.points[:, 3], fix.points[:, 4]
         on, own = (float((fix.mass * mask[y, x]).sum()) for mask in (region.evidence, region.own))
         assert np.allclose(found, [int(region.start.sum()), float(fix.mass.sum()), on, own], atol=1e-9)
+
+
+def test_the_example_shows_two_creatures_under_both_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, network = Images(DataSettings(train_images=1, eval_images=4, size=(32, 48))), traced(small_fcn(11, width=8))
+    truth = (labels for _, _, labels, _ in images.evaluation(batch_size=1, far=0.0))
+    monkeypatch.setattr(TracedNetwork, "predict", lambda *_: next(truth))
+    settings, networks = FixationMeasureSettings(far=4, view=None), {"trained": network, "random#0": network}
+    figure = evidence_example(networks, known_rivals(images, TraceSettings()), images, range(4), settings)
+    assert figure is not None
+    titles = [axis.get_title() for axis in figure.axes]
+    assert titles[::4] == ["white: pixels asked; black: head"] * 2
+    assert sum("random: not " in title for title in titles) == 2
+    assert figure.legends[0].get_title().get_text().startswith("the larger a dot")
 
 
 def test_evidence_lies_where_a_built_network_looks() -> None:

@@ -79,7 +79,7 @@ def picture_axis(axis: "Axes", title: str = "") -> None:
 
 def legend(figure: "Figure", handles: Sequence[Any], names: Sequence[str] | None = None, **more: Any) -> None:
     """The legend below all axes; names: of handles without a label of their own."""
-    given: dict[str, Any] = {"handles": handles} if names is None else {"handles": handles, "labels": names}
+    given: dict[str, Any] = {"handles": handles} | ({"labels": names} if names else {})
     figure.legend(**given, **{"loc": "outside lower left", "frameon": False, "fontsize": 9, "ncols": 4, **more})
 
 

@@ -1,6 +1,7 @@
 """explorer-IMAGE.html: a page in which any pixel, region or class of a drawn image can be asked."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -21,12 +22,11 @@ def write_explorer(
     if settings.backdrop != "photograph":
         painted = fixation_backdrop(None, image.predicted, images.colors, style=settings.backdrop)
         display = torch.from_numpy(painted).permute(2, 0, 1).float()
-    name = f"explorer-{image.file_name}.html"
-    temporary = folder / f".{name}.drawing"
     hidden = f"baseline '{settings.maps.baselines}'"
-    try:
+    with TemporaryDirectory() as scratch:
+        page = Path(scratch) / f"explorer-{image.file_name}.html"
         context_explorer(
-            temporary,
+            page,
             display,
             effects.logits[0].cpu(),
             effects.values[0].cpu(),
@@ -40,9 +40,7 @@ def write_explorer(
             start=_first_pixel(image),
             ignore_index=images.ignore_index,
         )
-        write_atomically(folder / name, temporary.read_bytes())
-    finally:
-        temporary.unlink(missing_ok=True)
+        write_atomically(folder / page.name, page.read_bytes())
 
 
 def _first_pixel(image: ExplainedImage) -> tuple[int, int] | None:

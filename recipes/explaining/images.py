@@ -53,7 +53,6 @@ class ExplainedImage:
 
     @property
     def file_name(self) -> str:
-        """The name in a file name."""
         return file_name(self.name)
 
 
@@ -156,37 +155,35 @@ def evenly(values: Sequence[int], count: int) -> list[int]:
     return [values[int(i)] for i in np.linspace(0, len(values) - 1, count).round()]
 
 
+@dataclass
 class ImageReader:
     """Reads images, has the explained network label them, and finds their regions."""
 
-    def __init__(self, settings: ExplainSettings, images: Images, network: nn.Module, device: torch.device) -> None:
-        self.settings, self.images, self.network, self.device = settings, images, network, device
+    settings: ExplainSettings
+    images: Images
+    network: nn.Module
+    device: torch.device
 
     def drawn(self, selection: Selection) -> list[ExplainedImage]:
-        """The images to draw."""
         found = [self.with_labels(number, labels) for number, labels in selection.drawn.items()]
         return with_distinct_names([*found, *(self.file(path, selection.labels) for path in selection.files)])
 
     def with_labels(self, index: int, labels: Sequence[int]) -> ExplainedImage:
         """Evaluation image number `index`, asked about these labels, whatever the truth is."""
         image = self.evaluation(index, [])
-        regions = []
         for label in labels:
             known = [r.evidence for r in image.evidence_regions if r.label == label and r.evidence is not None]
             evidence = torch.stack(known).any(0) if known else None
-            regions.append(Region("label", label, image.predicted == label, evidence))
-        measured_too = not self.settings.measure.images
-        return replace(image, regions=regions, evidence_regions=image.evidence_regions if measured_too else [])
+            image.regions.append(Region("label", label, image.predicted == label, evidence))
+        return replace(image, evidence_regions=[]) if self.settings.measure.images else image
 
     def evaluation(self, index: int, labels: Sequence[int]) -> ExplainedImage:
         """Evaluation image number `index`, asked about those of the labels that are right on enough pixels."""
         _, batch, truth, _ = next(iter(self.images.evaluation(batch_size=1, far=0.0, only=[index])))
         predicted = self._predict(batch)
         right = predicted[predicted == truth[0]]
-        regions = [
-            Region("label", c, predicted == c) for c in labels if int((right == c).sum()) >= self.settings.ask.least
-        ]
-        evidence_regions = []
+        least, evidence_regions = self.settings.ask.least, []
+        regions = [Region("label", c, predicted == c) for c in labels if int((right == c).sum()) >= least]
         if self.images.pairs:
             found = find_evidence_regions(self.images, index, predicted, self.settings.measure)
             evidence_regions = [Region(r.kind, r.label, r.start, r.evidence) for r in found if r.kind in EVIDENCE]

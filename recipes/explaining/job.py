@@ -80,28 +80,26 @@ class ExplainJob(Job):
             with self._collecting_warnings():
                 of_measured.append(self.measured(explainer, image, everywhere))
 
-        pooled = _pooled(of_drawn)
+        pooled = _joined(of_drawn)
         results = Results(
             weights=weights,
             labels=[images.classes[c] for c in selection.labels],
             images=[image.name for image in measured or drawn],
             drawn_images=[image.name for image in drawn],
-            measured=_pooled(of_measured) if measured else pooled,
+            measured=_joined(of_measured) if measured else pooled,
             drawn=pooled,
         )
-        for image in (image for image in drawn if not image.regions):
-            missing = f"none of the labels asked about is predicted on {settings.ask.least} pixels there"
-            self.warnings.append(f"{image.name}: {missing}: no maps are drawn of it")
+        missing = f"none of the labels asked about is predicted on {settings.ask.least} pixels there"
+        self.warnings += [f"{i.name}: {missing}: no maps are drawn of it" for i in drawn if not i.regions]
         self._conclude(measurements, results)
 
     def measured(
         self, explainer: Explainer, image: ExplainedImage, measurements: Sequence[Measurement]
     ) -> dict[str, Rows]:
         """What is measured on one image, or what was before this run was stopped."""
-        path, methods = self.folder / "measured" / f"{image.file_name}.pt", self.settings.measured_methods
-        return load_or_compute(
-            path, lambda: measure(explainer.explain(image, methods), measurements), self.progress.report
-        )
+        explanations = explainer.explain(image, self.settings.measured_methods)  # a generator: nothing is done yet
+        path = self.folder / "measured" / f"{image.file_name}.pt"
+        return load_or_compute(path, lambda: measure(explanations, measurements), self.progress.report)
 
     def _conclude(self, measurements: Sequence[Measurement], results: Results) -> None:
         for measurement in measurements:
@@ -131,9 +129,10 @@ class ExplainJob(Job):
         settings, classes = self.settings, self.images.num_classes
         some = (selection.measured or list(selection.drawn))[:32] or list(range(min(8, self.images.evaluated)))
         batches = [batch for _, batch, _, _ in self.images.evaluation(batch_size=8, far=0.0, only=some)]
-        seeds = {f"{RANDOM} {seed}": seed for seed in settings.measure.random_seeds}
-        networks = {name: random_network(settings.model, classes, seed, batches) for name, seed in seeds.items()}
-        return {name: network.to(self.fabric.device) for name, network in networks.items()}
+        return {
+            f"{RANDOM} {seed}": random_network(settings.model, classes, seed, batches).to(self.fabric.device)
+            for seed in settings.measure.random_seeds
+        }
 
     @contextmanager
     def _collecting_warnings(self) -> Iterator[None]:
@@ -157,5 +156,5 @@ def measure(explanations: Iterable[Explanation], measurements: Sequence[Measurem
     return rows
 
 
-def _pooled(images: Sequence[dict[str, Rows]]) -> dict[str, Rows]:
+def _joined(images: Sequence[dict[str, Rows]]) -> dict[str, Rows]:
     return {name: [row for rows in images for row in rows[name]] for name in images[0]}

@@ -41,43 +41,30 @@ class Explanation:
     maps: list[SignedMap]
 
 
+@dataclass
 class Explainer:
     """Explains images as the settings say.
 
     networks: by name, the explained one first. stop_if_asked: called before every map, to raise KeyboardInterrupt.
     """
 
-    def __init__(
-        self,
-        settings: ExplainSettings,
-        networks: Mapping[str, nn.Module],
-        device: torch.device,
-        stop_if_asked: Callable[[], None] = lambda: None,
-    ) -> None:
-        self.settings, self.networks, self.device, self.stop_if_asked = settings, networks, device, stop_if_asked
+    settings: ExplainSettings
+    networks: Mapping[str, nn.Module]
+    device: torch.device
+    stop_if_asked: Callable[[], None] = lambda: None
 
     def explain(self, image: ExplainedImage, methods: Sequence[str]) -> Iterator[Explanation]:
         """The explanations of one image, network by network; maps region by region, method by method."""
         for name, network in self.networks.items():
-            effects = self.influence(network, image)
-            maps = [
-                self.map(network, image, region, method, effects)
-                for region in (*image.regions, *image.evidence_regions)
-                for method in methods
-            ]
+            effects, asked = self.influence(network, image), (*image.regions, *image.evidence_regions)
+            maps = [self.map(network, image, region, method, effects) for region in asked for method in methods]
             yield Explanation(name, network, image, effects, maps)
 
     def influence(self, network: nn.Module, image: ExplainedImage) -> Influence:
         """What every patch of the image does."""
         maps = self.settings.maps
-        return influence(
-            network,
-            self.batch(image),
-            patch=self.patch(image),
-            stride=maps.stride,
-            baselines=maps.baselines,
-            batch_size=maps.batch_size,
-        )
+        batch, patch, size = self.batch(image), self.patch(image), maps.batch_size
+        return influence(network, batch, patch=patch, stride=maps.stride, baselines=maps.baselines, batch_size=size)
 
     def map(
         self, network: nn.Module, image: ExplainedImage, region: Region, method: str, effects: Influence | None = None

@@ -1,6 +1,7 @@
 """The settings of an explanation run: dataclasses that become the YAML file and the command line."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -33,9 +34,8 @@ class AskSettings:
     score: Literal["margin", "logit"] = "margin"
 
     def __post_init__(self) -> None:
-        check_integer("ask.pictures", self.pictures, low=1)
-        check_integer("ask.most", self.most, low=1)
-        check_integer("ask.least", self.least, low=1)
+        for name in ("pictures", "most", "least"):
+            check_integer(f"ask.{name}", getattr(self, name), low=1)
         for name, given in (("images", self.images), ("labels", self.labels)):
             if given is not None and (not given or len(set(given)) < len(given)):
                 remedy = "Leave it out for the default."
@@ -104,9 +104,8 @@ class CurveSettings:
     stages: int = 1
 
     def __post_init__(self) -> None:
-        check_integer("curves.steps", self.steps, low=2)
-        check_integer("curves.seeds", self.seeds, low=2)
-        check_integer("curves.stages", self.stages, low=0)
+        for name, low in (("steps", 2), ("seeds", 2), ("stages", 0)):
+            check_integer(f"curves.{name}", getattr(self, name), low=low)
 
 
 @dataclass
@@ -133,14 +132,9 @@ class DataSetSettings(MeasureSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_integer("measure.images", self.images, low=0)
         check_number("measure.least", self.least, low=0, high=1, open_high=True)
-        check_integer("measure.controls", self.controls, low=1)
-        check_integer("measure.bins", self.bins, low=2)
-
-
-def _short_pretraining() -> Schedule:
-    return pretraining(epochs=4)
+        for name, low in (("images", 0), ("controls", 1), ("bins", 2)):
+            check_integer(f"measure.{name}", getattr(self, name), low=low)
 
 
 @dataclass
@@ -159,7 +153,7 @@ class ExplainSettings(AnalysisSettings):
     """
 
     name: str = "explain"
-    pretrain: Schedule = field(default_factory=_short_pretraining)
+    pretrain: Schedule = field(default_factory=partial(pretraining, epochs=4))
     backdrop: Literal["photograph", "labels", "outlines"] = "photograph"
     explorer: bool = True
     ask: AskSettings = field(default_factory=AskSettings)

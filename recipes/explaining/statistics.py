@@ -1,18 +1,16 @@
 """Means over images with bootstrap intervals, their differences to the controls, and these in words."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from perpixel.evaluation import BootstrapInterval, ratio
+from perpixel.evaluation import BootstrapInterval
 from recipes.explaining.maps import RANDOM, TRAINED
 from recipes.explaining.settings import DataSetSettings
+from recipes.kit.statistics import Statistic, ratio_of_sums, verdict
 from recipes.kit.tables import Row, format_cell, interval_columns
 
-Floats = NDArray[np.float64]
-Statistic = Callable[[Floats], Floats]  # of weights (R, images): how often each image counts
 ALL = "all"
 FEWEST = 5  # images that an interval needs
 
@@ -20,11 +18,6 @@ FEWEST = 5  # images that an interval needs
 def pooled_name(network: str) -> str:
     """The name under which networks are pooled: "random weights 1" is one of the "random weights"."""
     return RANDOM if network.startswith(RANDOM) else network
-
-
-def difference(one: Statistic, other: Statistic) -> Statistic:
-    """The difference of two statistics on the same draw of images."""
-    return lambda weights: one(weights) - other(weights)
 
 
 def with_interval(
@@ -52,7 +45,7 @@ class Means:
             if fits and value == value:
                 sums[self.place[row["image"]]] += value
                 counts[self.place[row["image"]]] += 1
-        return lambda weights: ratio(weights @ sums, weights @ counts)
+        return ratio_of_sums(sums, counts)
 
     def seen(self, wanted: Mapping[str, Any]) -> tuple[int, int]:
         """How many regions, and in how many images: rows of the explained network."""
@@ -80,10 +73,10 @@ def interval_text(row: Row, name: str, unit: str = "", *, sign: bool = False) ->
     return format_cell(row, name, 1 if unit else 2, sign=sign, unit=unit, missing="undefined")
 
 
-def verdict(row: Row, name: str, more: str, less: str) -> str:
-    """`more` or `less` where the interval excludes zero, else "undecided"."""
-    if row[name] != row[name]:
+def against_random(row: Row, more: str, less: str) -> str:
+    """`more` or `less` where the interval of the difference to random weights excludes zero, else why not."""
+    if np.isnan(row["minus_random"]):
         return "undefined"
-    if row[f"{name}_low"] != row[f"{name}_low"]:
+    if np.isnan(row["minus_random_low"]):
         return f"fewer than {FEWEST} images: no interval"
-    return more if row[f"{name}_low"] > 0 else less if row[f"{name}_high"] < 0 else "undecided"
+    return verdict(row, "minus_random", f"{more} random weights", f"{less} random weights")

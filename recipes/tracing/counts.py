@@ -35,9 +35,8 @@ def report_counts(run: FixationRun, network: TracedNetwork) -> Report:
     measured = run.measured("counts", partial(measure_counts, network, batches, measure, seed))
     rows = count_rows(measured, measure)
     save_csv(run.folder / "counts.csv", rows)
-    draw = _chart(rows, f"{run.subject}: inputs that hold a unit")
-    if draw is not None:
-        save_figure(run.folder / "counts.png", draw)
+    if (figure := _chart(rows, f"{run.subject}: inputs that hold a unit")) is not None:
+        save_figure(run.folder / "counts.png", figure)
     return Report([*count_lines(rows), "![counts.png](counts.png)"], {"rows": rows})
 
 
@@ -95,8 +94,7 @@ class _Counter:
         for n in range(len(out)):
             units, value = self._sample(conv, out[n], n)
             given = contributions(conv, args[0].detach(), units)
-            total = given.sum((1, 2))
-            size = given.abs().sum((1, 2)).clamp(min=1e-12)
+            total, size = given.sum((1, 2)), given.abs().sum((1, 2)).clamp(min=1e-12)
             if bool(((total - value.double()).abs() / size > 1e-3).any()):
                 raise RuntimeError(f"{name}: the contributions found do not add up to the units; please report this")
             given = given[total > 1e-6 * size]  # what rounding alone can make positive has no largest part
@@ -153,16 +151,15 @@ def count_rows(measured: dict[str, Any], settings: FixationMeasureSettings) -> l
         for select, of in ((select, of) for select in RANKED for of in WHOLES):
             counts, image = layer[f"{select}/{of}"].double(), layer["image"]
             for column, share in enumerate(SHARES if len(counts) else ()):
-                values = counts[:, column]
-                row: dict[str, Any] = {"layer": name, "select": select, "of": of, "inputs": measured["inputs"][name]}
-                row |= {"share": round(100 * share)}
-                row |= dict(zip(("q25", "median", "q75"), torch.quantile(values, quarters).tolist()))
-                row |= {"units": len(values), "images": images, "median_low": float("nan"), "median_high": float("nan")}
+                values, low, high = counts[:, column], np.nan, np.nan
                 if share == 0.5 and images > 1:
                     statistic, draws = partial(_median, values, image), min(settings.resamples, 999)
                     interval = bootstrap_images(statistic, images, level=settings.level, resamples=draws)
-                    row |= {"median_low": interval.low, "median_high": interval.high}
-                rows.append(row)
+                    low, high = interval.low, interval.high
+                row = {"layer": name, "select": select, "of": of, "inputs": measured["inputs"][name]}
+                row |= {"share": round(100 * share)}
+                row |= dict(zip(("q25", "median", "q75"), torch.quantile(values, quarters).tolist()))
+                rows.append(row | {"units": len(values), "images": images, "median_low": low, "median_high": high})
     return rows
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from torch import Tensor
 
 from perpixel.evaluation import BootstrapInterval, ratio
@@ -16,15 +15,35 @@ from recipes.kit.evidence import KINDS, EvidenceRegion, find_evidence_regions
 from recipes.kit.images import Images
 from recipes.kit.networks import random_network
 from recipes.kit.run_folder import save_figure
+from recipes.kit.statistics import Floats, quotient, ratio_of_sums, verdict
 from recipes.kit.tables import Row, format_cell, format_number, interval_columns, markdown_table, save_csv
 from recipes.tracing.network import TracedNetwork, known_rivals
 from recipes.tracing.pictures import point_panel
 from recipes.tracing.run import FixationRun, Report
 from recipes.tracing.settings import FixationMeasureSettings
 
-Floats = NDArray[np.float64]
-Statistic = Callable[[Floats], Floats]
 SWAPPED = "far body, swapped"
+# column of evidence.csv -> a sentence on it, what a value above 1 means, what one that may be 1
+NO_DIFFERENCE = "no difference shown"
+COMPARISONS = {
+    "factor": (
+        "Far body, {question} question: the trained network's share on the head is {times} times that with {network} "
+        "weights, which itself is {random_lift} times chance",
+        "more than random",
+        "undecided",
+    ),
+    "change": (
+        "From the class to the rival question, {network}, {kind}: mass on the evidence times {times}",
+        "the question matters",
+        NO_DIFFERENCE,
+    ),
+    "swap": (
+        "Far body, {question} question, {network}: asked for their own class, the pixels put {times} times as much "
+        "mass on the head as asked for the relative",
+        "the head is evidence",
+        NO_DIFFERENCE,
+    ),
+}
 BY_NETWORK = ("far body, right", "far body, mistaken")  # kinds that depend on what the network labels
 
 
@@ -36,7 +55,7 @@ def report_evidence(run: FixationRun, network: TracedNetwork) -> Report:
     networks = {"trained": network}
     for seed in settings.measure.random_seeds:
         random = random_network(settings.model, images.num_classes, seed, batches).to(device)
-        networks[f"random#{seed}"] = TracedNetwork(random, settings.trace, device, "random weights")
+        networks[f"random#{seed}"] = TracedNetwork(random, settings.trace, device)
     rivals, sums = known_rivals(images, settings.trace), {}
     for name, one in networks.items():  # a stage each, so that a stopped run loses little
         title = f"evidence-{name.replace('#', '')}"
@@ -45,10 +64,8 @@ def report_evidence(run: FixationRun, network: TracedNetwork) -> Report:
         sums[name] = run.measured(title, partial(measure, trained=network, each=each))
     rows = evidence_rows(pool_networks(sums), settings.measure)
     save_csv(run.folder / "evidence.csv", rows)
-    chart = evidence_chart(rows, f"{run.subject}: mass on what decides the label")
-    save_figure(run.folder / "evidence.png", chart)
-    example = evidence_example(networks, rivals, images, run.indices, settings.measure)
-    if example is not None:
+    save_figure(run.folder / "evidence.png", evidence_chart(rows, f"{run.subject}: mass on what decides the label"))
+    if (example := evidence_example(networks, rivals, images, run.indices, settings.measure)) is not None:
         save_figure(run.folder / "evidence_example.png", example)
     lines = evidence_lines(rows, settings.measure)
     return Report([*lines, "![evidence.png](evidence.png)", "![example](evidence_example.png)"], {"rows": rows})
@@ -59,10 +76,8 @@ def pack(regions: Iterable[EvidenceRegion]) -> list[list[EvidenceRegion]]:
     rows: list[list[EvidenceRegion]] = []
     for region in regions:
         for row in rows:
-            fits = row[0].image == region.image and all(
-                t.label != region.label and not bool((t.start & region.start).any()) for t in row
-            )
-            if fits:
+            apart = all(t.label != region.label and not bool((t.start & region.start).any()) for t in row)
+            if row[0].image == region.image and apart:
                 row.append(region)
                 break
         else:
@@ -148,34 +163,27 @@ def evidence_rows(sums: Mapping[str, Tensor], settings: FixationMeasureSettings)
     Ends of intervals are over images; the pixels of an image stay together.
     """
     tables = {key: value.numpy() for key, value in sums.items()}
-    trained = next(iter(tables)).split("|")[0]
-    rows = []
+    shares = {key: ratio_of_sums(table[:, 2], table[:, 1]) for key, table in tables.items()}
+    trained, rows = next(iter(tables)).split("|")[0], []
     for key, table in tables.items():
         name, question, kind = key.split("|")
-        images, (pixels, mass, _, _, by_chance) = len(table), (float(column.sum()) for column in table.T)
-        share, own, lift = (settings.interval(_share(table, *parts), images) for parts in ((2, 1), (3, 1), (2, 4)))
-        row = {"network": name, "question": question, "kind": kind, "images": int((table[:, 0] > 0).sum())}
-        row |= {"pixels": pixels, **interval_columns("share", share, 100)}
-        row |= {"chance": 100 * float(ratio(by_chance, mass))}
-        row |= {**interval_columns("lift", lift), "own": 100 * own.value}
+        interval = partial(settings.interval, images=len(table))
+        pixels, mass, on, own, by_chance = table.T
+        row = {"network": name, "question": question, "kind": kind, "images": int((pixels > 0).sum())}
+        row |= {"pixels": float(pixels.sum()), **interval_columns("share", interval(shares[key]), 100)}
+        row |= {"chance": 100 * float(ratio(by_chance.sum(), mass.sum()))}
+        row |= interval_columns("lift", interval(ratio_of_sums(on, by_chance)))
+        row |= {"own": 100 * float(ratio_of_sums(own, mass)(np.ones((1, len(table))))[0])}
         compared = {"factor": f"{trained}|{question}|{kind}", "change": f"{name}|class|{kind}"}
         compared["swap"] = f"{name}|{question}|{SWAPPED}" if kind == "far body" else key
         for what, other in compared.items():
             found = BootstrapInterval(np.nan, np.nan, np.nan, settings.level)
             if other != key and other in tables:
-                pair = (tables[other], table) if what == "factor" else (table, tables[other])
-                found = settings.interval(_quotient(*pair), images)
+                pair = (shares[other], shares[key])
+                found = interval(quotient(*(pair if what == "factor" else reversed(pair))))
             row |= interval_columns(what, found)
         rows.append(row)
     return rows
-
-
-def _share(sums: Floats, part: int, whole: int) -> Statistic:
-    return lambda weights: ratio(weights @ sums[:, part], weights @ sums[:, whole])
-
-
-def _quotient(one: Floats, other: Floats) -> Statistic:
-    return lambda weights: ratio(_share(one, 2, 1)(weights), _share(other, 2, 1)(weights))
 
 
 def evidence_lines(rows: Sequence[Row], settings: FixationMeasureSettings) -> list[str]:
@@ -206,30 +214,23 @@ def evidence_lines(rows: Sequence[Row], settings: FixationMeasureSettings) -> li
 
 def _sentences(rows: Sequence[Row], networks: Sequence[str]) -> list[str]:
     found = {(r["network"], r["question"], r["kind"]): r for r in rows}
-    trained, lines = networks[0], list[str]()
-    for question in ("class", "rival"):
-        for name in networks[1:]:
-            if row := found.get((name, question, "far body")):
-                verdict = _verdict(row, "factor", "more than random", "undecided")
-                lines.append(
-                    f"Far body, {question} question: the trained network's share on the head is "
-                    f"{format_cell(row, 'factor')} times that with {name} weights, which itself is "
-                    f"{format_cell(row, 'lift', 1)} times chance: {verdict}."
-                )
-    for name, kind in (*((name, "far body") for name in networks), (trained, "local")):
-        if row := found.get((name, "rival", kind)):
-            lines.append(
-                f"From the class to the rival question, {name}, {kind}: mass on the evidence times "
-                f"{format_cell(row, 'change')}: {_verdict(row, 'change', 'the question matters')}."
+    trained, both = networks[0], ("class", "rival")
+    compared = [("factor", (name, question, "far body")) for question in both for name in networks[1:]]
+    compared += [("change", (name, "rival", "far body")) for name in networks] + [
+        ("change", (trained, "rival", "local"))
+    ]
+    compared += [("swap", (name, question, "far body")) for question in both for name in networks]
+    lines = []
+    for column, key in compared:
+        if row := found.get(key):
+            text, more, neither = COMPARISONS[column]
+            says = (
+                "undecided"
+                if np.isnan(row[f"{column}_low"])
+                else verdict(row, column, more, "less", at=1, neither=neither)
             )
-    for question in ("class", "rival"):
-        for name in networks:
-            if row := found.get((name, question, "far body")):
-                lines.append(
-                    f"Far body, {question} question, {name}: asked for their own class, the pixels put "
-                    f"{format_cell(row, 'swap')} times as much mass on the head as asked for the relative: "
-                    f"{_verdict(row, 'swap', 'the head is evidence')}."
-                )
+            times = {"times": format_cell(row, column), "random_lift": format_cell(row, "lift", 1)}
+            lines.append(f"{text.format(**row, **times)}: {says}.")
     right, wrong = (found.get((trained, "rival", kind)) for kind in BY_NETWORK)
     if right and wrong:
         lines.append(
@@ -240,25 +241,17 @@ def _sentences(rows: Sequence[Row], networks: Sequence[str]) -> list[str]:
     return lines
 
 
-def _verdict(row: Row, name: str, more: str, neither: str = "no difference shown") -> str:
-    low, high = row[f"{name}_low"], row[f"{name}_high"]
-    if low != low:
-        return "undecided"
-    return more if low > 1 else "less" if high < 1 else neither
-
-
 def evidence_chart(rows: Sequence[Row], title: str) -> Figure:
     """Lift of the mass on the evidence by kind and question, trained beside random weights."""
     found = {(r["network"], r["kind"], r["question"]): (r["lift"], r["lift_low"], r["lift_high"]) for r in rows}
-    known = {(r["kind"], r["question"]) for r in rows}
+    known = {key[1:] for key in found}
     kinds = [(kind, question) for kind in KINDS for question in ("class", "rival") if (kind, question) in known]
     gap, lowest = (float("nan"),) * 3, 0.05  # a share of nothing has no place on a logarithmic axis
     series = {
         name: [tuple(max(v, lowest) for v in found.get((name, *kind), gap)) for kind in kinds]
         for name in dict.fromkeys(r["network"] for r in rows)
     }
-    names = [f"{kind}: {question} question" for kind, question in kinds]
-    unit = "mass on the evidence, times chance"
+    names, unit = [f"{kind}: {question} question" for kind, question in kinds], "mass on the evidence, times chance"
     return interval_chart(names, series, xlabel=unit, title=title, log=True, line=1.0)
 
 

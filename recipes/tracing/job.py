@@ -57,8 +57,7 @@ class FixationJob(FixationRun):
         if self.loaded is None:
             self.progress.report("no weights given: a network is trained first")
         network, weights = self.loaded or train_network(self, self.folder / "network")
-        network = network.to(self.fabric.device).eval()
-        traced = TracedNetwork(network, settings.trace, self.fabric.device, weights)
+        traced = TracedNetwork(network.to(self.fabric.device).eval(), settings.trace, self.fabric.device)
         traced = traced.against(asked_rivals(images, settings.trace))
         self.progress.report(f"network: {settings.model.name}, {weights}")
         asked = "its rival" if settings.trace.question == "rival" else "nothing: the score alone"
@@ -74,28 +73,21 @@ class FixationJob(FixationRun):
         save_json(self.folder / "results.json", results, indent=1)
         text = self._summary(weights, lines)
         write_atomically(self.folder / "summary.md", text.encode())
-        for line in text.splitlines():
-            if line.startswith(("- ", "#")):
-                self.progress.report(line)
+        self.progress.report("\n".join(line for line in text.splitlines() if line.startswith(("- ", "#"))))
         self.progress.report(f"\nPictures, tables and summary.md: {self.folder}")
 
     def _summary(self, weights: str, lines: Sequence[str]) -> str:
-        trace, level = self.settings.trace, 100 * self.settings.measure.level
-        return "\n".join(
-            [
-                f"# Fixations of {self.subject}",
-                "",
-                f"Network: {weights}. {len(self.indices)} of {self.images.evaluated} evaluation images. Rules "
-                f"{trace.rules} ({trace.select}), k {trace.k}, shift {trace.shift} where not said otherwise, "
-                f"question {trace.question}.",
-                "",
-                *lines,
-                "## What this cannot say",
-                "",
-                f"- Intervals ({level:g} %) are over images, for this one network: another training may "
-                "differ. Images that resemble each other, such as frames of a film, make them too narrow.",
-                "- A fixation is the largest contribution at every step, not a proof of cause: what was passed over "
-                "may matter as much, and hiding the point need not change the label.",
-                "",
-            ]
-        )
+        trace, level, body = self.settings.trace, 100 * self.settings.measure.level, "\n".join(lines)
+        return f"""# Fixations of {self.subject}
+
+Network: {weights}. {len(self.indices)} of {self.images.evaluated} evaluation images. Rules {trace.rules} \
+({trace.select}), k {trace.k}, shift {trace.shift} where not said otherwise, question {trace.question}.
+
+{body}
+## What this cannot say
+
+- Intervals ({level:g} %) are over images, for this one network: another training may differ. Images that resemble \
+each other, such as frames of a film, make them too narrow.
+- A fixation is the largest contribution at every step, not a proof of cause: what was passed over may matter as much, \
+and hiding the point need not change the label.
+"""

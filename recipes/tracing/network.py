@@ -18,15 +18,11 @@ from recipes.tracing.settings import Shift, TraceSettings
 
 @dataclass(frozen=True)
 class TracedNetwork:
-    """A network in evaluation mode, and how its points are followed.
-
-    weights: where they are from, in words. followed: the network that points go through, where it is another.
-    """
+    """A network in evaluation mode, and how its points are followed; `followed`: through another network."""
 
     network: nn.Module
     trace: TraceSettings
     device: torch.device
-    weights: str = ""
     followed: nn.Module | None = None
 
     @torch.no_grad()
@@ -59,16 +55,15 @@ def rival_logits(network: nn.Module, rivals: Mapping[int, int]) -> nn.Module:
     Done in the weights of the classifier, so that a contribution to the new logit is the difference of contributions:
     what speaks for both classes cancels. ValueError if the logits are not a linear function of the classifier's output.
     """
-    result = copy.deepcopy(network)
-    name = select_layers(copy.deepcopy(network), "head")[1]
-    mine = torch.tensor(sorted(rivals))
-    other = torch.tensor([rivals[c] for c in sorted(rivals)])
+    result, plain = (copy.deepcopy(network).eval() for _ in range(2))  # training statistics do not move with the probe
+    name = select_layers(plain, "head")[1]
+    mine, other = torch.tensor(sorted(rivals.items())).T
     with torch.no_grad():
         for parameter in result.get_submodule(name).parameters(recurse=False):
             parameter[mine] = parameter[mine] - parameter[other]
         like = next(network.parameters())
         probe = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(like)
-        expected = dense_logits(network(probe)).clone()
+        expected = dense_logits(plain(probe)).clone()
         expected[:, mine] = expected[:, mine] - expected[:, other]
         found = dense_logits(result(probe))
     if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):

@@ -50,13 +50,13 @@ def report_image(run: FixationRun, network: TracedNetwork) -> Report:
     frames = [sheet([panel], cell=5.2, note=f"{name}{asked}", heaviest=heaviest) for panel in panels]
     write_atomically(folder / "flow.gif", animation_bytes(frames, picture.milliseconds))
 
-    jumped = sum(fix.jumps.values())
+    jumped, files = sum(fix.jumps.values()), ("fixations.png", "density.png", "flow.png", "flow.gif")
     lines = [
         f"## {name}",
         "",
         f"- {fix.started:.0f} labelled pixels rest on {len(fix.points)} points (one per class and channel; "
         f"mass dropped: {fix.dropped:.0f}, through a global pooling: {jumped:.0f}).",
-        *(f"![{file}]({file})" for file in ("fixations.png", "density.png", "flow.png", "flow.gif")),
+        *(f"![{file}]({file})" for file in files),
     ]
     numbers = {"image": name, "classes": [images.classes[c] for c in shown], "points": len(fix.points)}
     numbers |= {"started": fix.started, "dropped": fix.dropped, "through global pooling": jumped}

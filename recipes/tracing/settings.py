@@ -47,12 +47,12 @@ class TraceSettings:
         """`k` of perpixel.fixations."""
         if isinstance(self.k, str):
             return self.k
-        if isinstance(self.k, int) or self.k >= 1:
-            if self.k != int(self.k):
-                expected = "a whole number from 1, a share between 0 and 1, or resolution"
-                raise ValueError(complain("trace.k", expected, self.k, "Round it."))
-            return check_integer("trace.k", int(self.k), low=1)
-        return Share(check_number("trace.k", self.k, low=0, open_low=True))
+        if isinstance(self.k, float) and self.k < 1:
+            return Share(check_number("trace.k", self.k, low=0, open_low=True))
+        if self.k != int(self.k):
+            expected = "a whole number from 1, a share between 0 and 1, or resolution"
+            raise ValueError(complain("trace.k", expected, self.k, "Round it."))
+        return check_integer("trace.k", int(self.k), low=1)
 
 
 @dataclass
@@ -77,9 +77,8 @@ class PictureSettings:
     milliseconds: int = 900
 
     def __post_init__(self) -> None:
-        check_integer("picture.most", self.most, low=1)
-        check_integer("picture.frames", self.frames, low=2)
-        check_integer("picture.milliseconds", self.milliseconds, low=20)
+        for name, low in (("most", 1), ("frames", 2), ("milliseconds", 20)):
+            check_integer(f"picture.{name}", getattr(self, name), low=low)
 
 
 @dataclass

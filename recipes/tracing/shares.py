@@ -1,14 +1,13 @@
 """How much of the fixations' mass lies on the object, per class and shift, beside IoU and chance (shares.csv)."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from scipy.stats import rankdata
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from perpixel.evaluation import BootstrapInterval, class_iou, confusion_matrices
 from perpixel.report import interval_chart
 from recipes.kit.images import EvaluationBatch
 from recipes.kit.run_folder import save_figure
+from recipes.kit.statistics import Floats, Statistic, difference, quotient, ratio_of_sums
 from recipes.kit.tables import (
     Row,
     format_cell,
@@ -29,8 +29,6 @@ from recipes.tracing.network import TracedNetwork
 from recipes.tracing.run import FixationRun, Report
 from recipes.tracing.settings import SHIFTS, FixationMeasureSettings
 
-Floats = NDArray[np.float64]
-Statistic = Callable[[Floats], Floats]
 VOID = 255
 
 
@@ -58,7 +56,7 @@ def measure_shares(
     (N, 3, C), that reached the image; on, the part of it on the object. Per batch: lost (B, 3, 2), mass that reached
     none, and that went through a global pooling; started (B,).
     """
-    found: dict[str, list[Tensor]] = {name: [] for name in ("confusion", "object", "mass", "on", "lost", "started")}
+    found: list[dict[str, Tensor]] = []
     for _, images, labels, _ in batches:
         predicted = network.predict(images).cpu()
         start = torch.where(labels == ignore_index, VOID, predicted)
@@ -70,48 +68,32 @@ def measure_shares(
             for sums, values in ((mass, held), (on, held * (labels[image, y, x] == label))):
                 sums.append(empty.index_add(0, image * classes + label, values).view(-1, classes))
             lost.append([fix.dropped, sum(fix.jumps.values())])
-        found["confusion"].append(confusion_matrices(predicted, labels, classes, ignore_index=ignore_index))
-        found["object"].append(torch.stack([(labels == c).double().mean((1, 2)) for c in range(classes)], 1))
-        found["mass"].append(torch.stack(mass, 1))
-        found["on"].append(torch.stack(on, 1))
-        found["lost"].append(torch.tensor([lost], dtype=torch.float64))
-        found["started"].append((start != VOID).sum()[None])
-    return {name: torch.cat(parts) for name, parts in found.items()}
-
-
-@dataclass(frozen=True)
-class MassOnObject:
-    """Statistics of one shift, of weights (R, N): how often each image counts. Arrays (N, C) of `measure_shares`."""
-
-    mass: Floats
-    on: Floats
-    object: Floats
-
-    def share(self, weights: Floats) -> Floats:
-        """(R, C): mass on the object over all mass of the class."""
-        return ratio(weights @ self.on, weights @ self.mass)
-
-    def chance(self, weights: Floats) -> Floats:
-        """(R, C): the share if every point fell anywhere in its image, |R| / HW, weighted by mass."""
-        return ratio(weights @ (self.mass * self.object), weights @ self.mass)
-
-    def lift(self, weights: Floats) -> Floats:
-        """(R, C): share / chance."""
-        return ratio(self.share(weights), self.chance(weights))
+        of_batch = {"confusion": confusion_matrices(predicted, labels, classes, ignore_index=ignore_index)}
+        of_batch["object"] = torch.stack([(labels == c).double().mean((1, 2)) for c in range(classes)], 1)
+        of_batch |= {"mass": torch.stack(mass, 1), "on": torch.stack(on, 1)}
+        of_batch |= {"lost": torch.tensor([lost], dtype=torch.float64), "started": (start != VOID).sum()[None]}
+        found.append(of_batch)
+    return {name: torch.cat([of_batch[name] for of_batch in found]) for name in found[0]}
 
 
 class Shares:
-    """The statistics of `measure_shares`, as functions of weights (R, N): how often each image counts.
+    """The statistics of `measure_shares`.
 
-    lost: by shift, the shares of the mass that were dropped, and that went through a global pooling.
+    share: by shift, mass on the object over all mass of the class; chance: the share if every point fell anywhere in
+    its image, |R| / HW, weighted by mass; lift: share / chance. start: share of the pixels labelled c that lie on c
+    (precision), which is the share if no point moved. lost: by shift, the shares of the mass that were dropped, and
+    that went through a global pooling.
     """
 
     def __init__(self, measured: Mapping[str, Tensor], settings: FixationMeasureSettings) -> None:
         self.settings, self.confusion = settings, measured["confusion"].double().numpy()
         self.images, self.classes = measured["object"].shape
-        mass, on = (measured[name].numpy() for name in ("mass", "on"))
-        parts = measured["object"].numpy()
-        self.by_shift = {s: MassOnObject(mass[:, n], on[:, n], parts) for n, s in enumerate(SHIFTS)}
+        parts, self.mass = measured["object"].numpy(), dict(zip(SHIFTS, measured["mass"].numpy().swapaxes(0, 1)))
+        on = dict(zip(SHIFTS, measured["on"].numpy().swapaxes(0, 1)))
+        self.share = {s: ratio_of_sums(on[s], self.mass[s]) for s in SHIFTS}
+        self.chance = {s: ratio_of_sums(self.mass[s] * parts, self.mass[s]) for s in SHIFTS}
+        self.lift = {s: quotient(self.share[s], self.chance[s]) for s in SHIFTS}
+        self.start = ratio_of_sums(self.confusion.diagonal(axis1=1, axis2=2), self.confusion.sum(1))
         lost = measured["lost"].sum(0) / max(float(measured["started"].sum()), 1.0)
         self.lost: dict[str, list[float]] = dict(zip(SHIFTS, lost.tolist()))
 
@@ -119,11 +101,6 @@ class Shares:
         """(R, C) in [0, 1]."""
         matrices = torch.from_numpy(weights @ self.confusion.reshape(self.images, -1))
         return class_iou(matrices.view(-1, self.classes, self.classes)).numpy()
-
-    def start(self, weights: Floats) -> Floats:
-        """(R, C): share of the pixels labelled c that lie on c (precision): the share if no point moved."""
-        hits = self.confusion.diagonal(axis1=1, axis2=2)
-        return ratio(weights @ hits, weights @ self.confusion.sum(1))
 
     def interval(self, statistic: Statistic) -> BootstrapInterval:
         """Of a statistic (R,) of the images."""
@@ -142,17 +119,16 @@ def share_rows(shares: Shares, names: Sequence[str]) -> list[dict[str, Any]]:
 
     low, high: ends of the intervals over images, NaN for a class predicted in fewer than two of them.
     """
-    once = np.ones((1, shares.images))
+    once, rows = np.ones((1, shares.images)), []
     iou, start = shares.iou(once)[0], shares.start(once)[0]
-    rows = []
-    for shift, of in shares.by_shift.items():
-        chance = of.chance(once)[0]
+    for shift in SHIFTS:
+        mass, chance = shares.mass[shift], shares.chance[shift](once)[0]
         for c, name in enumerate(names):
-            images = int((of.mass[:, c] > 0).sum())
-            share, lift = (shares.interval(_column(statistic, c)) for statistic in (of.share, of.lift))
+            images = int((mass[:, c] > 0).sum())
+            share, lift = (shares.interval(_column(of[shift], c)) for of in (shares.share, shares.lift))
             if images < 2:  # another draw of images has it or not, and tells nothing of the share
                 share, lift = (replace(found, low=np.nan, high=np.nan) for found in (share, lift))
-            row = {"shift": shift, "class": name, "images": images, "pixels": float(of.mass[:, c].sum())}
+            row = {"shift": shift, "class": name, "images": images, "pixels": float(mass[:, c].sum())}
             row |= {"iou": 100 * float(iou[c]), "started_on_object": 100 * float(start[c])}
             row |= interval_columns("share", share, 100) | {"chance": 100 * float(chance[c])}
             rows.append(row | interval_columns("lift", lift))
@@ -163,46 +139,41 @@ def _column(statistic: Statistic, column: int) -> Statistic:
     return lambda weights: statistic(weights)[:, column]
 
 
-def _difference(one: Statistic, other: Statistic) -> Statistic:
-    return lambda weights: one(weights) - other(weights)
-
-
 def share_findings(shares: Shares) -> list[dict[str, Any]]:
     """findings.csv: rank correlations with IoU over the classes, means over the classes, what the shifts cost.
 
     Over classes that are predicted in at least two images.
     """
-    full = shares.by_shift["full"]
-    known = ((full.mass > 0).sum(0) > 1).nonzero()[0]
-    found: dict[tuple[str, str], BootstrapInterval] = {}
+    known = ((shares.mass["full"] > 0).sum(0) > 1).nonzero()[0]
+    found: dict[tuple[str, str], Statistic] = {}
 
-    def mean(values: Statistic, average: Callable[[Floats, int], Floats] = np.nanmean) -> BootstrapInterval:
-        return shares.interval(lambda w: 100 * average(values(w)[:, known], 1))
+    def mean(values: Statistic, average: Callable[[Floats, int], Floats] = np.nanmean) -> Statistic:
+        return lambda weights: 100 * average(values(weights)[:, known], 1)
 
-    def correlation(values: Statistic) -> BootstrapInterval:
-        return shares.interval(lambda w: spearman(shares.iou(w)[:, known], values(w)[:, known]))
+    def correlation(values: Statistic) -> Statistic:
+        return lambda weights: spearman(shares.iou(weights)[:, known], values(weights)[:, known])
 
     if len(known) > 2:
         found["spearman: IoU, start on the object", ""] = correlation(shares.start)
-    for shift, of in shares.by_shift.items():
+    for shift, share in shares.share.items():
         if len(known) > 2:
-            found["spearman: IoU, share", shift] = correlation(of.share)
-        found["mean share", shift] = mean(of.share)
-        found["mean chance", shift] = mean(of.chance, np.mean)
-        if of is not full:
-            found["mean share: minus full", shift] = mean(_difference(of.share, full.share))
+            found["spearman: IoU, share", shift] = correlation(share)
+        found["mean share", shift] = mean(share)
+        found["mean chance", shift] = mean(shares.chance[shift], np.mean)
+        if shift != "full":
+            found["mean share: minus full", shift] = mean(difference(share, shares.share["full"]))
     found["mean start on the object", ""] = mean(shares.start)
-    return [
-        {"what": what, "shift": shift, "classes": len(known), "images": shares.images}
-        | {"value": of.value, "low": of.low, "high": of.high}
-        for (what, shift), of in found.items()
-    ]
+    rows = []
+    for (what, under), statistic in found.items():
+        of = shares.interval(statistic)
+        row = {"what": what, "shift": under, "classes": len(known), "images": shares.images}
+        rows.append(row | {"value": of.value, "low": of.low, "high": of.high})
+    return rows
 
 
 def object_lines(rows: Sequence[Row], findings: Sequence[Row]) -> list[str]:
     """Experiment 1."""
     full = [row for row in rows if row["shift"] == "full"]
-    head = ("class", "IoU", "start on object", "mass on object", "chance", "lift")
     body = []
     for r in full:
         iou, on, chance = (format_number(r[name], 1) for name in ("iou", "started_on_object", "chance"))
@@ -212,15 +183,14 @@ def object_lines(rows: Sequence[Row], findings: Sequence[Row]) -> list[str]:
     lines = [
         "## 1. Mass on the object, beside IoU",
         "",
-        *markdown_table(head, body),
+        *markdown_table(("class", "IoU", "start on object", "mass on object", "chance", "lift"), body),
         "",
         "- Percent. Every pixel is traced from the class it is labelled; the object is that class in the truth. Chance "
         "is the object's share of the image.",
         f"- More mass on the object than chance: {above}; less: {below}.",
     ]
     found = {(f["what"], f["shift"]): f for f in findings}
-    start = found.get(("spearman: IoU, start on the object", ""))
-    if start is not None:
+    if start := found.get(("spearman: IoU, start on the object", "")):
         rank = found["spearman: IoU, share", "full"]
         lines += [
             f"- Rank correlation of IoU and mass on the object over n = {rank['classes']} classes: "
@@ -236,19 +206,18 @@ def shift_lines(findings: Sequence[Row], lost: Mapping[str, Sequence[float]]) ->
     """Experiment 2."""
     found = {(f["what"], f["shift"]): f for f in findings}
     head = ("shift", "mean share over classes", "minus full", "Spearman with IoU", "dropped", "through global pooling")
-    body = []
+    body, lines = [], list[str]()
     for shift in SHIFTS:
         ranked, gain = found.get(("spearman: IoU, share", shift)), found.get(("mean share: minus full", shift))
-        parts = [_interval(found["mean share", shift]), "" if gain is None else _interval(gain)]
-        parts += ["–" if ranked is None else _interval(ranked, 2), *(f"{100 * part:.1f}" for part in lost[shift])]
+        parts = [_interval(found["mean share", shift]), _interval(gain) if gain else ""]
+        parts += [_interval(ranked, 2) if ranked else "–", *(f"{100 * part:.1f}" for part in lost[shift])]
         body.append([shift, *parts])
-    lines = ["## 2. The three shifts", "", *markdown_table(head, body), ""]
-    for shift in ("partial", "none"):
-        gain = found["mean share: minus full", shift]
-        less = {"positive": "more", "negative": "less", "undecided": "neither clearly more nor less"}[_sign(gain)]
-        lines.append(f"- Shift {shift} leaves {less} mass on the object than full ({_interval(gain)} points).")
+        if gain:
+            less = {"positive": "more", "negative": "less", "undecided": "neither clearly more nor less"}[_sign(gain)]
+            lines.append(f"- Shift {shift} leaves {less} mass on the object than full ({_interval(gain)} points).")
     still = _interval(found["mean start on the object", ""])
-    return [*lines, f"- If no point moved at all, the mean share would be {still}: the mean precision."]
+    lines.append(f"- If no point moved at all, the mean share would be {still}: the mean precision.")
+    return ["## 2. The three shifts", "", *markdown_table(head, body), "", *lines]
 
 
 def _interval(row: Row, digits: int = 1) -> str:

@@ -2,12 +2,11 @@
 
 from recipes.explaining.measurements.class_matrix import ClassContextMatrix
 from recipes.explaining.measurements.curves import RemovalCurves
-from recipes.explaining.measurements.evidence import EvidenceShares
 from recipes.explaining.measurements.measurement import Figure, Measurement, Results, Rows, Section
 from recipes.explaining.measurements.object_alone import ObjectAlone
 from recipes.explaining.measurements.profiles import RadialProfiles
 from recipes.explaining.measurements.salient_parts import ObjectsWithoutSalientParts
-from recipes.explaining.measurements.signed_maps import SignedMaps
+from recipes.explaining.measurements.signed_maps import EvidenceShares, SignedMaps
 
 MEASUREMENTS: tuple[type[Measurement], ...] = (
     ClassContextMatrix,

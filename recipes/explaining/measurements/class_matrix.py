@@ -1,6 +1,7 @@
 """Which class leans on which? The class-context matrix, pooled over images (matrix.csv, matrix.png)."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,14 +13,13 @@ from recipes.explaining.measurements.measurement import Figure, Measurement, Res
 from recipes.explaining.settings import DataSetSettings
 from recipes.explaining.statistics import (
     FEWEST,
-    Statistic,
     count,
-    difference,
     interval_text,
     of_network,
     pooled_name,
     with_interval,
 )
+from recipes.kit.statistics import Statistic, difference, ratio_of_sums
 from recipes.kit.tables import Row
 
 MOST_NAMED = 3  # classes named per label
@@ -99,8 +99,7 @@ class PooledMatrix:
         mine = [r for r in rows if pooled_name(r["network"]) == network]
         parts = [[r for r in mine if r["image"] == image] for image in dict.fromkeys(r["image"] for r in mine)]
         self.sums, self.counts = (
-            torch.stack([torch.stack([r[name] for r in of_image]).sum(0) for of_image in parts]).numpy()
-            for name in ("sums", "counts")
+            torch.stack([sum(r[name] for r in of_image) for of_image in parts]).numpy() for name in ("sums", "counts")
         )
         self.loss, self.control = ratio(self.sums.sum(0), self.counts.sum(0))
         self.pixels = (self.counts.sum(0)[0] / len(parts[0])).round().astype(np.int64)
@@ -109,9 +108,7 @@ class PooledMatrix:
         """Entry minus its control; both over images where both have pixels."""
         both = np.all(self.counts[:, :, row, column] > 0, axis=1)
         sums, counts = (v[:, :, row, column] * both[:, None] for v in (self.sums, self.counts))
-        own, control = (
-            lambda weights, part=part: ratio(weights @ sums[:, part], weights @ counts[:, part]) for part in (0, 1)
-        )
+        own, control = (ratio_of_sums(sums[:, part], counts[:, part]) for part in (0, 1))
         return difference(own, control)
 
 
@@ -137,10 +134,7 @@ def matrix_rows(rows: Sequence[Row], names: Sequence[str], settings: DataSetSett
 
 def _sentence(label: str, rows: Sequence[Row], random: Mapping[tuple[str, ...], Row]) -> str:
     """What the label leans on: rows of the matrix with its logit, and those of random weights."""
-
-    def with_interval(row: Row) -> str:
-        return interval_text(row, "excess", sign=True)
-
+    text_of = partial(interval_text, name="excess", sign=True)
     known = [r for r in rows if r["excess_low"] == r["excess_low"]]
     costly = sorted((r for r in known if r["excess_low"] > 0), key=lambda r: -r["excess"])[:MOST_NAMED]
     cheap = sorted((r for r in known if r["excess_high"] < 0), key=lambda r: r["excess"])[:MOST_NAMED]
@@ -148,8 +142,8 @@ def _sentence(label: str, rows: Sequence[Row], random: Mapping[tuple[str, ...], 
         parts = []
         for row in costly:
             control = random.get((label, row["hidden"]))
-            beside = "" if control is None else f"; random weights {with_interval(control)}"
-            parts.append(f"**{row['hidden']}** {with_interval(row)}, {count(row['images'], 'image')}{beside}")
+            beside = "" if control is None else f"; random weights {text_of(control)}"
+            parts.append(f"**{row['hidden']}** {text_of(row)}, {count(row['images'], 'image')}{beside}")
         text = f"- **{label}** leans on " + "; ".join(parts) + "."
     elif not known:
         seen = max((r["images"] for r in rows if r["excess"] == r["excess"]), default=0)
@@ -157,6 +151,6 @@ def _sentence(label: str, rows: Sequence[Row], random: Mapping[tuple[str, ...], 
     else:
         text = f"- **{label}**: no class whose hiding costs it certainly more than as much hidden at random."
     if cheap:
-        named = ", ".join(f"{r['hidden']} {with_interval(r)}" for r in cheap)
+        named = ", ".join(f"{r['hidden']} {text_of(r)}" for r in cheap)
         text += f" Hiding these costs it less than hiding as much at random: {named}."
     return text

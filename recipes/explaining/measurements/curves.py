@@ -68,12 +68,9 @@ class RemovalCurves(Measurement):
             for method in methods
         ]
         if panels:
-            figure = removal_chart(
-                panels,
-                columns=len(methods),
-                title=f"{image.name}: the object stays, patches of context are removed (baseline "
-                f"'{self.settings.maps.baselines}') or put back",
-            )
+            removed = f"removed (baseline '{self.settings.maps.baselines}') or put back"
+            title = f"{image.name}: the object stays, patches of context are {removed}"
+            figure = removal_chart(panels, columns=len(methods), title=title)
             yield f"curves-{image.file_name}", figure, f"{image.name}: deletion and insertion, with random orders"
 
     def tables(self, results: Results) -> Tables:

@@ -39,15 +39,10 @@ class RadialProfiles(Measurement):
             if row["kind"] == "label" and row["share"] == row["share"]:
                 key = (pooled_name(row["network"]), row["method"], row["from"], row["to"])
                 groups.setdefault(key, []).append(row)
-        means = [
-            {
-                **dict(zip(("network", "method", "from", "to"), key)),
-                "share": float(np.mean([r["share"] for r in group])),
-                "area": float(np.mean([r["area"] for r in group])),
-                "questions": len(group),
-            }
-            for key, group in groups.items()
-        ]
+        columns, means = ("network", "method", "from", "to", "share", "area", "questions"), Rows()
+        for key, group in groups.items():
+            share, area = (float(np.mean([r[name] for r in group])) for name in ("share", "area"))
+            means.append(dict(zip(columns, (*key, share, area, len(group)))))
         what = "a row per map and distance: the share of what lies outside the region, beside that of the area"
         return {
             "profiles": (results.all_rows(self.name), what),

@@ -21,7 +21,7 @@ class ObjectsWithoutSalientParts(Measurement):
 
     def measure(self, explanation: Explanation) -> Rows:
         rows = Rows()
-        for row in (row for part in self._parts(explanation) for row in part.rows()):
+        for row in (row for parts in self._parts(explanation) for row in parts.rows()):
             shares = {key: 100 * row[key] for key in ("kept", "iou_before", "iou_after")}
             label = self.images.classes[int(row["label"])]
             named = {"image": explanation.image.name, "label": label, "network": explanation.network_name}
@@ -57,11 +57,10 @@ class ObjectsWithoutSalientParts(Measurement):
         lines = []
         for key, row in own.items():
             if row["lost"] == row["lost"]:
-                other, after = random[key], row["held"] - row["lost"]
+                course, beside = (f"from {r['held']:.2f} to {r['held'] - r['lost']:.2f}" for r in (row, random[key]))
                 lines.append(
                     f"- {row['label']}, {row['image']}: the rest keeps its label on {row['kept']:.0f} % of its pixels; "
-                    f"its mean logit goes from {row['held']:.2f} to {after:.2f} (random weights: from "
-                    f"{other['held']:.2f} to {other['held'] - other['lost']:.2f})."
+                    f"its mean logit goes {course} (random weights: {beside})."
                 )
         note = "The tenth of each drawn object with the most activation is hidden; what becomes of the rest of it?"
         return Section("Without the discriminative region", lines, note)

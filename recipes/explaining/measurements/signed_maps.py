@@ -1,4 +1,4 @@
-"""The signed maps, drawn; how much of them lies outside the region, and how far (shares.csv, means.csv)."""
+"""The signed maps: what lies outside the region, how far, and on known evidence (shares.csv, means.csv, pictures)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -6,23 +6,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from perpixel.attribution import context_share, density_ratio, radial_profile
-from perpixel.report import MapPanel, fixation_backdrop, signed_panels
+from perpixel.attribution import context_share, density_ratio, evidence_share, pointing, radial_profile
+from perpixel.report import MapPanel, fixation_backdrop, interval_chart, signed_panels
+from recipes.explaining.images import EVIDENCE
 from recipes.explaining.maps import RANDOM, TRAINED, Explanation, SignedMap
-from recipes.explaining.measurements.evidence import evidence_columns
 from recipes.explaining.measurements.measurement import Figure, Measurement, Results, Rows, Section, Tables
 from recipes.explaining.settings import INFLUENCE, DataSetSettings
 from recipes.explaining.statistics import (
     ALL,
     Means,
-    difference,
+    against_random,
+    count,
     interval_text,
     labels_in,
     of_network,
     pooled_name,
-    verdict,
     with_interval,
 )
+from recipes.kit.statistics import difference
 from recipes.kit.tables import Row
 
 EVIDENCE_COLOR = "#1f6fd0"
@@ -106,12 +107,12 @@ class SignedMaps(Measurement):
         for row in (r for r in rows if r["network"] == TRAINED):
             other = random[row["method"], row["quantity"]]
             if row["quantity"] == "context_share":
-                against = verdict(row, "minus_random", "more than random weights", "less than random weights")
                 lines.append(
                     f"- {row['method']}: {interval_text(row, 'value', ' %')} of the absolute values lie outside the "
                     f"region (evenly spread: {row['chance']:.1f} %; random weights: "
                     f"{interval_text(other, 'value', ' %')}); difference to random weights "
-                    f"{interval_text(row, 'minus_random', sign=True)} points: {against}."
+                    f"{interval_text(row, 'minus_random', sign=True)} points: "
+                    f"{against_random(row, 'more than', 'less than')}."
                 )
             else:
                 lines.append(
@@ -142,6 +143,16 @@ def context_columns(found: SignedMap, border: float) -> dict[str, Any]:
     }
 
 
+def evidence_columns(found: SignedMap) -> dict[str, float]:
+    """What lies on the known evidence of the region, beside chance, in percent; NaN where none is known."""
+    names = ("evidence", "evidence_chance", "pointing", "pointing_chance")
+    if found.region.evidence is None:
+        return dict.fromkeys(names, float("nan"))
+    evidence = found.region.evidence[None]
+    on, hit = evidence_share(found.values[None], evidence, part="positive"), pointing(found.values[None], evidence)
+    return {name: 100 * float(value) for name, value in zip(names, (on.share, on.chance, hit.hit, hit.chance))}
+
+
 def mean_rows(rows: Sequence[Row], images: Sequence[str], settings: DataSetSettings) -> Rows:
     """means.csv: a row per kind, label, method, quantity and (pooled) network, with interval, chance, and control.
 
@@ -169,3 +180,45 @@ def mean_rows(rows: Sequence[Row], images: Sequence[str], settings: DataSetSetti
                         row["chance"] = float(chance(once)[0])
                 result.append(row)
     return result
+
+
+class EvidenceShares(Measurement):
+    """Mean share of the positive values on known evidence; measured with the maps (`SignedMaps`)."""
+
+    name = "evidence"
+
+    def section(self, results: Results) -> Section:
+        means, lines = results.tables["means"], list[str]()
+        own, random = (of_network(means, name, "kind", "method", "quantity") for name in (TRAINED, RANDOM))
+        for kind, what in EVIDENCE.items():
+            rows = [row for (of, _, quantity), row in own.items() if of == kind and quantity == "evidence"]
+            if rows:
+                seen = f"{count(rows[0]['questions'], 'region')}, {count(rows[0]['images'], 'image')}"
+                lines.append(f"- *{kind}* (evidence: {what}; {seen}):")
+            for row in rows:
+                keys = [(kind, row["method"], quantity) for quantity in ("evidence", "pointing")]
+                on, hit = (
+                    f"{interval_text(own[key], 'value', ' %')}{what} (chance {own[key]['chance']:.1f} %, random "
+                    f"weights {interval_text(random[key], 'value', ' %')}"
+                    for key, what in zip(keys, (" of the positive values on the evidence", ""))
+                )
+                above = against_random(row, "above", "below")
+                lines.append(f"  - {row['method']}: {on}: {above}); the highest value lies there in {hit}).")
+        return Section("Do the maps find what decides?", lines)
+
+    def charts(self, results: Results) -> Iterator[Figure]:
+        rows = [r for r in results.tables["means"] if r["quantity"] == "evidence"]
+        own, random = (of_network(rows, name, "kind", "method") for name in (TRAINED, RANDOM))
+        pairs = sorted(own, key=lambda pair: list(EVIDENCE).index(pair[0]))
+        if pairs:
+            ends = ("value", "value_low", "value_high")
+            found = {TRAINED: own, RANDOM: random}
+            series = {name: [tuple(of[pair][e] for e in ends) for pair in pairs] for name, of in found.items()}
+            figure = interval_chart(
+                [f"{kind}: {method}" for kind, method in pairs],
+                series,
+                marks={"chance: the evidence's share of the image": [random[pair]["chance"] for pair in pairs]},
+                xlabel="share of the positive values on the evidence (%)",
+                title=f"{self.subject}: do the maps find what decides?",
+            )
+            yield "evidence", figure, "share of the positive values on the known evidence, beside controls"
