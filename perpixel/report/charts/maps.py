@@ -2,17 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from perpixel.checks import check_integer, check_number, complain
 from perpixel.report import theme
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from perpixel.report.theme import Axes, Figure
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ def signed_panels(
     meaning: str = "",
     title: str = "",
     note: str = "",
-) -> "Figure":
+) -> Figure:
     """A grid of maps, orange for and purple against the label, each with a colour bar that is symmetric about zero.
 
     shared: one scale, that of the largest map, for all. clip: the quantile of |values| at which a scale ends; its bar
@@ -85,13 +82,13 @@ def signed_panels(
     return figure
 
 
-def _draw_map(axis: "Axes", values: theme.Array, limit: float, size: tuple[int, int]) -> None:
+def _draw_map(axis: Axes, values: theme.Array, limit: float, size: tuple[int, int]) -> None:
     limit = limit or float(np.abs(values).max()) or 1.0
     scale: dict[str, Any] = {"cmap": theme.SIGNED, "vmin": -limit, "vmax": limit}
     axis.imshow(values, **scale, interpolation="nearest", extent=theme.extent(*size))
 
 
-def _draw_bar(figure: "Figure", axis: "Axes", drawn: Any, meaning: str) -> None:
+def _draw_bar(figure: Figure, axis: Axes, drawn: Any, meaning: str) -> None:
     values, (_, limit) = drawn.get_array(), drawn.get_clim()
     beyond = bool((values < -limit).any()), bool((values > limit).any())
     extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get(beyond, "neither")
@@ -104,7 +101,7 @@ def _draw_bar(figure: "Figure", axis: "Axes", drawn: Any, meaning: str) -> None:
         bar.set_label(meaning, fontsize=8)
 
 
-def _draw_outlines(axis: "Axes", panel: MapPanel, size: tuple[int, int]) -> None:
+def _draw_outlines(axis: Axes, panel: MapPanel, size: tuple[int, int]) -> None:
     if panel.patch is not None:
         across, down = (np.arange(step, length, step) - 0.5 for step, length in zip(panel.patch[::-1], size[::-1]))
         axis.vlines(across, -0.5, size[0] - 0.5, color="#00000030", linewidth=0.5)

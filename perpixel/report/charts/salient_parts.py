@@ -1,16 +1,14 @@
 """Objects with and without their discriminative region, side by side."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from perpixel.checks import check_tensor, complain
 from perpixel.report import theme
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from perpixel.report.theme import Figure
 
 _REGION, _OBJECT = "#e6007a", "#222222"
 _CELL = 2.7
@@ -28,7 +26,7 @@ def salient_sheet(
     classes: Sequence[str] | None = None,
     colors: Tensor | None = None,
     title: str = "",
-) -> "Figure":
+) -> Figure:
     """A row per object: the picture, the labels found with and without the region, the change of the activation.
 
     pictures: float (M, 3, h, w) in [0, 1]; regions, objects: bool (M, H, W), what was hidden and the true pixels of the
