@@ -45,14 +45,14 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def panel_figure(
-    count: int, columns: int, panel: tuple[float, float], *more: float, **sharing: bool
+    count: int, columns: int, panel: tuple[float, float], *more: float, share: bool = False
 ) -> tuple[Figure, list[Any], int]:
     """A figure of `count` panels (width, height) in rows and `more` inches of height; its axes; its columns."""
     check_integer("columns", columns, low=1)
     columns = min(columns, count)
     rows = -(-count // columns)
     figure = new_figure(panel[0] * columns, sum(more, panel[1] * rows))
-    axes = list(figure.subplots(rows, columns, squeeze=False, **sharing).flat)
+    axes = list(figure.subplots(rows, columns, squeeze=False, sharex=share, sharey=share).flat)
     for axis in axes[count:]:
         axis.set_visible(False)
     return figure, axes[:count], columns

@@ -59,9 +59,6 @@ class TorchvisionSegmentation(FileSegmentation):
             expected, remedy = "at least one image in the split", "Check the split's list file."
             raise ValueError(complain("root", expected, "none", remedy))
 
-    def __len__(self) -> int:
-        return len(self.items)
-
     def read(self, index: int) -> tuple[Tensor, Labels, str, str]:
         source, place = self.items[index]
         files = getattr(source, "images", None) or source._images

@@ -61,7 +61,7 @@ def count_chart(
     quartiles; counts on a logarithmic axis."""
     if not layers or not panels:
         raise ValueError(complain("layers, panels", "at least one of each", "none", "Measure a layer."))
-    figure, axes, columns = panel_figure(len(panels), 2, (5.4, 2.6), 1.4, sharex=True, sharey=True)
+    figure, axes, columns = panel_figure(len(panels), 2, (5.4, 2.6), 1.4, share=True)
     place = np.arange(len(layers))
     for axis, (heading, lines) in zip(axes, panels.items()):
         for number, (name, values) in enumerate(lines.items()):
