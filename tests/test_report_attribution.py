@@ -10,14 +10,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from perpixel.report import (
-    CurvePanel,
-    MapPanel,
-    class_matrix_chart,
-    profile_chart,
-    removal_chart,
-    signed_panels,
-)
+from perpixel.report import CurvePanel, MapPanel, class_matrix_chart, profile_chart, removal_chart, signed_panels
 
 
 def drawn(figure: Figure) -> Figure:

@@ -176,12 +176,7 @@ def test_keys_alone_reach_everything(tab: "ExplorerTab") -> None:
     assert tab.run("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     step_y, step_x = round(HEIGHT / cases.GRID[0]), round(WIDTH / cases.GRID[1])
     y, x = HEIGHT // 2, WIDTH // 2
-    moves = {
-        "ArrowLeft": (0, -step_x),
-        "ArrowUp": (-step_y, 0),
-        "Alt+ArrowRight": (0, 1),
-        "Alt+ArrowDown": (1, 0),
-    }
+    moves = {"ArrowLeft": (0, -step_x), "ArrowUp": (-step_y, 0), "Alt+ArrowRight": (0, 1), "Alt+ArrowDown": (1, 0)}
     for key, (dy, dx) in moves.items():
         tab.press(key)
         y, x = y + dy, x + dx

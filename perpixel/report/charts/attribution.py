@@ -32,14 +32,12 @@ def class_matrix_chart(
     print. control, control_counts: the same with as much hidden at random, beside it on the same scale. Classes without
     any count are left out.
     """
-    given = {"values": values, "counts": counts.double(), "control": control}
-    given["control_counts"] = None if control_counts is None else control_counts.double()
+    given = {"values": values, "counts": counts, "control": control, "control_counts": control_counts}
     cells = {name: theme.map_array(name, each, finite=False) for name, each in given.items() if each is not None}
-    square = (len(classes), len(classes))
+    expected = f"shape {(len(classes), len(classes))}, one row per class"
     for name, each in cells.items():
-        if each.shape != square:
-            came = f"shape {each.shape}"
-            raise ValueError(complain(name, f"shape {square}, one row per class", came, "Match classes and matrix."))
+        if each.shape != (len(classes), len(classes)):
+            raise ValueError(complain(name, expected, f"shape {each.shape}", "Match classes and matrix."))
     counted = cells["counts"] > 0
     shown = np.flatnonzero(counted.any(0) | counted.any(1))
     if not len(shown):

@@ -2,7 +2,7 @@
 
 import colorsys
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,13 +11,12 @@ from perpixel.checks import check_integer, check_tensor, complain
 
 
 class ExplorerInput(NamedTuple):
-    """image uint8 (3, H, W); logits float32 (C, h, w); effects (P, C, h', w'); labels with -1 for void."""
+    """image uint8 (3, H, W); logits float32 (C, h, w); effects (P, C, h', w'); boxes or segments; -1 for void."""
 
     image: Tensor
     logits: Tensor
     effects: Tensor
-    boxes: Tensor | None
-    segments: Tensor | None
+    patches: Tensor
     labels: Tensor | None
     palette: Tensor
     start: tuple[int, int]
@@ -55,8 +54,7 @@ def check_input(
         picture,
         logits.detach().float().cpu(),
         effects.detach().cpu(),
-        None if boxes is None else _boxes(boxes, count, size),
-        None if segments is None else _segments(segments, count, size),
+        _segments(segments, count, size) if boxes is None else _boxes(boxes, count, size),
         None if labels is None else _labels(labels, number, size, ignore_index),
         _default_palette(number) if palette is None else _palette(palette, number),
         _start(start, size),
@@ -107,14 +105,14 @@ def _boxes(boxes: Tensor, count: int, size: tuple[int, int]) -> Tensor:
     return boxes
 
 
-def _id_map(name: str, ids: Tensor, size: tuple[int, int]) -> Tensor:
+def _id_map(name: str, ids: Any, size: tuple[int, int]) -> Tensor:
     check_tensor(name, ids, ndim=2, shape="(H, W)", floating=False)
     if ids.shape != size:
         raise ValueError(complain(name, f"shape {size}, as the image has", ids, "Resize by nearest."))
     return ids.detach().cpu().long()
 
 
-def _segments(segments: Tensor, count: int, size: tuple[int, int]) -> Tensor:
+def _segments(segments: Any, count: int, size: tuple[int, int]) -> Tensor:
     segments = _id_map("segments", segments, size)
     low, high = (int(v) for v in segments.aminmax())
     if low < -1 or high >= count:
