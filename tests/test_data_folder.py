@@ -128,7 +128,7 @@ def test_unpaired_files(root: Path) -> None:
         FolderSegmentation(root)
 
 
-def test_empty_folder_and_lists(root: Path, tmp_path: Path) -> None:
+def test_empty_folder_and_lists(root: Path) -> None:
     for path in (root / "train/images").iterdir():
         path.unlink()
     with pytest.raises(ValueError, match="image files"):

@@ -78,12 +78,7 @@ def test_segments_answer_as_boxes_do_and_may_leave_pixels_out(opener: Any, tmp_p
 
 
 def test_hostile_names_are_shown_as_they_are(opener: Any, tmp_path: Path) -> None:
-    names = [
-        "</script><script>document.title='broken'</script>",
-        "<!-- <script>",
-        "\u2028\"'`\\ & &lt; {{data}}",
-        "<img src=http://example.invalid/x onerror=\"document.title='broken'\">",
-    ]
+    names = cases.HOSTILE
     given = cases.case(title=f"<b>{names[0]}", note=names[3])
     tab = opener(context_explorer(tmp_path / "page.html", **{**given, "classes": names}))
     for c in LABELS.unique().tolist():
