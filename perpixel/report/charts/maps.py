@@ -66,26 +66,22 @@ def signed_panels(
     above, below = axes[::2].flatten(), axes[1::2].flatten()
     for axis in (*above[len(panels) :], *below[len(panels) :]):
         axis.set_visible(False)
+    over: dict[str, Any] = {"interpolation": "nearest", "extent": theme.extent(*size)}
     for axis, bar_axis, panel, values, limit in zip(above, below, panels, maps, limits):
         theme.picture_axis(axis, panel.title)
         if values is not None:
-            _draw_map(axis, values, limit, size)
+            end = limit or float(np.abs(values).max()) or 1.0
+            axis.imshow(values, **over, cmap=theme.SIGNED, vmin=-end, vmax=end)
             _draw_bar(figure, bar_axis, axis.images[0], panel.meaning or meaning)
         else:
             bar_axis.set_axis_off()
             if panel.picture is not None:
-                axis.imshow(panel.picture, interpolation="nearest", extent=theme.extent(*size))
+                axis.imshow(panel.picture, **over)
         _draw_outlines(axis, panel, size)
         if panel.note:
             axis.set_xlabel(panel.note, fontsize=8, color=theme.SMALL_PRINT)
     theme.caption(figure, title, note)
     return figure
-
-
-def _draw_map(axis: Axes, values: theme.Array, limit: float, size: tuple[int, int]) -> None:
-    limit = limit or float(np.abs(values).max()) or 1.0
-    scale: dict[str, Any] = {"cmap": theme.SIGNED, "vmin": -limit, "vmax": limit}
-    axis.imshow(values, **scale, interpolation="nearest", extent=theme.extent(*size))
 
 
 def _draw_bar(figure: Figure, axis: Axes, drawn: Any, meaning: str) -> None:
@@ -123,11 +119,9 @@ def _draw_outlines(axis: Axes, panel: MapPanel, size: tuple[int, int]) -> None:
 
 def _size(panels: Sequence[MapPanel]) -> tuple[int, int]:
     """Height and width of the pictures, in pixels: of a picture or region if there is one, else of the largest map."""
-    for panel in panels:
-        whole = panel.picture if panel.picture is not None else panel.region
-        if whole is not None:
-            return int(whole.shape[0]), int(whole.shape[1])
-    sizes = [panel.values.shape for panel in panels if panel.values is not None]
-    if not sizes:
+    whole = [each.shape[:2] for panel in panels for each in (panel.picture, panel.region) if each is not None]
+    maps = [panel.values.shape for panel in panels if panel.values is not None]
+    if not whole and not maps:
         raise ValueError(complain("panels", "a map or a picture", "neither", "Give one of the panels values."))
-    return max((int(size[0]), int(size[1])) for size in sizes)
+    height, width = whole[0] if whole else max(maps)
+    return int(height), int(width)
