@@ -163,17 +163,17 @@ def test_optional_pairs_and_their_names() -> None:
     assert data.classes == ("background", "viper", "cobra")
     assert data.pairs == ((1, 2, "confusable"),)
     assert {label for i in range(20) for label in data[i].labels.unique().tolist()} == {0, 1, 2}
+    absurd = SyntheticEvidence(10, body_length=(3, 4), pairs=1, context_pair=False, local_pair=False)
+    assert all((absurd[i].labels > 0).any() for i in range(10))
     assert [pair.kind for pair in SyntheticEvidence(1).pairs] == ["confusable"] * 3 + ["context", "local"]
     assert len(set(map(tuple, ALL.colors.tolist()))) == ALL.num_classes == 17
 
 
-def test_even_absurd_lengths_leave_creatures() -> None:
-    data = SyntheticEvidence(10, body_length=(3, 4), pairs=1, context_pair=False, local_pair=False)
-    assert all((data[i].labels > 0).any() for i in range(10))
-
-
-def test_collates_and_pickles() -> None:
+def test_ends_collates_and_pickles() -> None:
     data = SyntheticEvidence(4)
+    assert len(list(data)) == 4
+    with pytest.raises(IndexError, match="index"):
+        data[4]
     batch = default_collate([data[0], data[1]])
     assert isinstance(batch, EvidenceSample)
     assert batch.image.shape == (2, 3, 96, 128)
@@ -203,12 +203,6 @@ def test_collates_and_pickles() -> None:
 def test_bad_options(options: dict, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         SyntheticEvidence(**{"length": 3, **options})
-
-
-def test_index_beyond_the_end() -> None:
-    with pytest.raises(IndexError, match="index"):
-        SyntheticEvidence(3)[3]
-    assert len(list(SyntheticEvidence(3))) == 3
 
 
 # ---- evidence_distance

@@ -59,12 +59,7 @@ class FileSegmentation(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         image, labels = self._checked(check_index(index, len(self)))
-        if self.transforms is None:
-            return image, labels
-        from torchvision import tv_tensors
-
-        result, mask = self.transforms(tv_tensors.Image(image), tv_tensors.Mask(labels))
-        return result.as_subclass(Tensor), mask.as_subclass(Tensor).long()
+        return (image, labels) if self.transforms is None else transformed(self.transforms, image, labels)
 
     def verify(self) -> None:
         """Reads every pair once; raises the first error that training would meet."""
@@ -81,6 +76,14 @@ class FileSegmentation(Dataset[tuple[Tensor, Tensor]]):
             )
         check_ids(labels, self.num_classes, self.ignore_index, mask)
         return image, torch.from_numpy(labels)
+
+
+def transformed(transforms: Transform, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Plain tensors, after `transforms(tv_tensors.Image, tv_tensors.Mask)`."""
+    from torchvision import tv_tensors
+
+    image, mask = transforms(tv_tensors.Image(image), tv_tensors.Mask(mask))
+    return image.as_subclass(Tensor), mask.as_subclass(Tensor).long()
 
 
 def palette(count: int) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from perpixel.checks import check_flag, check_integer, check_number, check_option, complain
-from perpixel.data.files.samples import VOID, Transform, check_index
+from perpixel.data.files.samples import VOID, Transform, check_index, transformed
 from perpixel.data.ranges import check_pair, check_range
 from perpixel.data.synthetic.classes import BACKGROUND, BODIES, CONTEXT, LOCAL, Pair
 from perpixel.data.synthetic.layout import random_scene
@@ -153,11 +153,8 @@ def _transformed(sample: EvidenceSample, transforms: Transform) -> EvidenceSampl
 
     What the transform fills with void (no evidence value, no instance of the sample) becomes no evidence, instance 0.
     """
-    from torchvision import tv_tensors
-
     ids = sample.instances.unique()
     mask = torch.stack([sample.labels, sample.evidence.long(), sample.instances])
-    image, mask = transforms(tv_tensors.Image(sample.image), tv_tensors.Mask(mask))
-    labels, evidence, instances = mask.as_subclass(Tensor).long()
+    image, (labels, evidence, instances) = transformed(transforms, sample.image, mask)
     known = torch.isin(instances, ids)
-    return EvidenceSample(image.as_subclass(Tensor), labels, evidence == 1, torch.where(known, instances, 0))
+    return EvidenceSample(image, labels, evidence == 1, torch.where(known, instances, 0))

@@ -143,7 +143,7 @@ def random_scene(
     stones: list[Thing] = []
     rank = {"turtle": 0.0, "flower": 0.2, "creature": 0.1}
     for index in sorted(range(len(kinds)), key=lambda i: rank[kinds[i]] + rng.random()):
-        kind, appearance = kinds[index], _appearance(rng)
+        kind, appearance = kinds[index], tuple(rng.random(8).tolist())
         angle, side = float(rng.uniform(0, 2 * np.pi)), int(rng.integers(2))
         if kind == "creature":
             placed = placer.spine(*body_length)
@@ -173,9 +173,5 @@ def random_scene(
 
 
 def _stone(rng: np.random.Generator, centre: Array, radius: float) -> Thing:
-    appearance = _appearance(rng)
+    appearance = tuple(rng.random(8).tolist())
     return Thing("stone", 0, 0, 0, centre, radius, float(rng.uniform(0, 2 * np.pi)), appearance)
-
-
-def _appearance(rng: np.random.Generator) -> tuple[float, ...]:
-    return tuple(float(v) for v in rng.random(8))
