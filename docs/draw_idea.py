@@ -11,25 +11,12 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 from matplotlib.patheffects import withStroke
-from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perpixel.data import SyntheticEvidence, denormalize, eval_transforms
 from perpixel.models import small_fcn
 
 PULL, PUSH, STAR = "#2fb344", "#e03131", "#ffd43b"
-
-
-def features_and_logits(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """What goes into the classifier, and what comes out, for images (N, 3, H, W)."""
-    kept: list[Tensor] = []
-    handle = model.classifier.register_forward_pre_hook(lambda _, given: kept.append(given[0]))
-    try:
-        with torch.no_grad():
-            logits = model.eval()(images)
-    finally:
-        handle.remove()
-    return kept[0], logits
 
 
 def main() -> None:
@@ -52,7 +39,9 @@ def main() -> None:
     for axis, arm in zip(axes[1:], ("control", "loss")):
         model = small_fcn(data.num_classes)
         model.load_state_dict(torch.load(options.run / "seed0" / arm / "last.pt", weights_only=True)["model"])
-        features, logits = features_and_logits(model, sample.image[None])
+        model.eval()
+        with torch.no_grad():
+            features, logits = model.context(model.stem(sample.image[None])), model(sample.image[None])
         own = torch.where(sample.labels == chosen, logits[0, chosen], -torch.inf)
         y, x = divmod(int(own.argmax()), own.shape[1])
         template = features[0, :, y // 4, x // 4]

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +11,9 @@ from perpixel.checks import check_integer, check_same_device, check_tensor, comp
 from perpixel.fixations import FixationRules
 from perpixel.fixations.options import FixationOptions, K, Shift
 from perpixel.outputs import check_labels, dense_logits, logits_at
-from perpixel.report import salient_sheet
+from perpixel.report.charts.salient_parts import salient_sheet
+from perpixel.report.theme import Figure
 from perpixel.weighting.regions import Fill, Region, Regions, activation
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -82,15 +79,12 @@ class SalientParts:
 
     def rows(self) -> list[dict[str, float]]:
         """One row of numbers per object, for a table: image, label, pixels, and the six measures."""
-        numbers: dict[str, Tensor] = {
-            "image": self.image,
-            "label": self.label,
-            "region_pixels": self.region.flatten(1).sum(1),
-            "rest_pixels": self.rest.flatten(1).sum(1),
-            **{name: getattr(self, name) for name in ("held", "lost", "gained", "kept", "iou_before", "iou_after")},
-        }
+        pixels = {f"{name}_pixels": getattr(self, name).flatten(1).sum(1) for name in ("region", "rest")}
+        measures = ("held", "lost", "gained", "kept", "iou_before", "iou_after")
+        numbers = {"image": self.image, "label": self.label, **pixels}
+        numbers |= {name: getattr(self, name) for name in measures}
         columns = [values.tolist() for values in numbers.values()]
-        return [dict(zip(numbers, row, strict=True)) for row in zip(*columns, strict=True)]
+        return [dict(zip(numbers, row)) for row in zip(*columns)]
 
     def figure(
         self,
@@ -99,7 +93,7 @@ class SalientParts:
         colors: Tensor | None = None,
         pictures: Tensor | None = None,
         title: str = "",
-    ) -> "Figure":
+    ) -> Figure:
         """A matplotlib figure, a row per object: image, labels found, and change of the activation, region outlined.
 
         classes: names; colors: uint8 (C, 3). pictures: float (N, 3, h, w) in [0, 1] to show in place of normalised
@@ -207,12 +201,12 @@ def _examine(
     region = regions.find(model, image, logits, labels, counted)
     hidden = regions.hide(image, region)
     without = dense_logits(model(hidden))
-    everywhere = torch.full_like(labels, label)
+    everywhere, size = torch.full_like(labels, label), labels.shape[-2:]
     return {
         "region": region,
         "rest": counted & ~region,
-        "segmentation": logits_at(logits, labels.shape[-2:]).argmax(1),
-        "without": logits_at(without, labels.shape[-2:]).argmax(1),
+        "segmentation": logits_at(logits, size).argmax(1),
+        "without": logits_at(without, size).argmax(1),
         "before": activation(logits, everywhere),
         "after": activation(without, everywhere),
         "pictures": image,

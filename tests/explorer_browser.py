@@ -99,9 +99,6 @@ class ExplorerTab:
         self.settle()
         self.run("scrollTo(0, 0)")
 
-    def choose(self, select: str, value: str) -> None:
-        self.page.select_option(select, value=value)
-
     def text(self, selector: str) -> str:
         return self.page.locator(selector).first.text_content() or ""
 

@@ -14,6 +14,12 @@ from torch.nn import functional as F
 
 SIZE, GRID, PATCH = (48, 64), (7, 9), 16
 CLASSES = ("road", "tree", "car", "sky")
+HOSTILE = [
+    "</script><script>document.title='broken'</script>",
+    "<!-- <script>",
+    "\u2028\u2029\"'`\\ & &lt; {{data}} ${1}",
+    "<img src=http://example.invalid/x onerror=\"document.title='broken'\">",
+]
 
 
 def boxes(size: tuple[int, int] = SIZE, patch: int = PATCH, stride: int = PATCH) -> Tensor:

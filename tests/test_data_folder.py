@@ -1,6 +1,7 @@
 """Folders of images and masks: both layouts, and an error that a person can act on for every way they go wrong."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,13 @@ CAMVID = Path(__file__).parents[2] / "shared/data/camvid"
 
 def ids(height: int = 6, width: int = 8, high: int = 3) -> np.ndarray:
     return np.arange(height * width).reshape(height, width) % high
+
+
+def refused(root: Path, match: str, error: Any = ValueError, read: int | None = None, **options: Any) -> None:
+    """Making the data set, or only reading this pair of it, fails with a message that matches."""
+    data = None if read is None else FolderSegmentation(root, **options)
+    with pytest.raises(error, match=match):
+        _ = FolderSegmentation(root, **options) if data is None else data[read]
 
 
 @pytest.fixture
@@ -100,64 +108,52 @@ def test_other_void_value(root: Path) -> None:
     ],
 )
 def test_bad_options(root: Path, options: dict, error: type[Exception], words: str) -> None:
-    with pytest.raises(error, match=words):
-        FolderSegmentation(root, **options)
+    refused(root, words, error, **options)
 
 
 def test_missing_places(root: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="root"):
-        FolderSegmentation(root / "nowhere")
-    with pytest.raises(FileNotFoundError, match="splits found: train, val"):
-        FolderSegmentation(root, "test")
+    refused(root / "nowhere", "root", FileNotFoundError)
+    refused(root, "splits found: train, val", FileNotFoundError, split="test")
     (root / "train/masks").rename(root / "train/labels")
-    with pytest.raises(FileNotFoundError, match="masks"):
-        FolderSegmentation(root, num_classes=3)
+    refused(root, "masks", FileNotFoundError, num_classes=3)
 
 
 def test_unpaired_files(root: Path) -> None:
     put_mask(root / "train/masks/z.png", ids())
-    with pytest.raises(ValueError, match=r"1 mask\(s\) without image: z"):
-        FolderSegmentation(root)
+    refused(root, r"1 mask\(s\) without image: z")
     put_image(root / "train/images/z.jpg")
     put_image(root / "train/images/y.jpg")
-    with pytest.raises(ValueError, match=r"1 image\(s\) without mask: y"):
-        FolderSegmentation(root)
+    refused(root, r"1 image\(s\) without mask: y")
     put_mask(root / "train/masks/y.png", ids())
     put_image(root / "train/images/y.png")
-    with pytest.raises(ValueError, match=r"y\.jpg and y\.png"):
-        FolderSegmentation(root)
+    refused(root, r"y\.jpg and y\.png")
 
 
-def test_empty_folder_and_lists(root: Path, tmp_path: Path) -> None:
+def test_empty_folder_and_lists(root: Path) -> None:
     for path in (root / "train/images").iterdir():
         path.unlink()
-    with pytest.raises(ValueError, match="image files"):
-        FolderSegmentation(root)
+    refused(root, "image files")
     flat = root / "flat"
     put_image(flat / "images/a.png")
     put_mask(flat / "masks/a.png", ids())
     (flat / "train.txt").write_text("\n")
-    with pytest.raises(ValueError, match="empty list"):
-        FolderSegmentation(flat)
+    refused(flat, "empty list")
     (flat / "train.txt").write_text("a\nb\n")
-    with pytest.raises(FileNotFoundError, match="line 2"):
-        FolderSegmentation(flat)
+    refused(flat, "line 2", FileNotFoundError)
 
 
 def test_sizes_that_differ(root: Path) -> None:
     put_mask(root / "train/masks/b.png", ids(6, 7))
-    with pytest.raises(ValueError, match=r"b\.jpg and .*b\.png.*image 6 x 8, mask 6 x 7"):
-        FolderSegmentation(root, num_classes=3)[1]
+    refused(root, r"b\.jpg and .*b\.png.*image 6 x 8, mask 6 x 7", read=1, num_classes=3)
 
 
 def test_label_outside_the_classes_names_file_value_and_place(root: Path) -> None:
     bad = ids()
     bad[2, 5] = 7
     put_mask(root / "train/masks/b.png", bad)
+    refused(root, r"b\.png.*7 at row 2, column 5", read=1, num_classes=3)
     data = FolderSegmentation(root, num_classes=3)
     data[0]
-    with pytest.raises(ValueError, match=r"b\.png.*7 at row 2, column 5"):
-        data[1]
     with pytest.raises(ValueError, match=r"b\.png"):
         data.verify()
 
@@ -165,8 +161,7 @@ def test_label_outside_the_classes_names_file_value_and_place(root: Path) -> Non
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
 def test_coloured_mask(root: Path, mode: str) -> None:
     Image.new(mode, (8, 6)).save(root / "train/masks/a.png")
-    with pytest.raises(ValueError, match=rf"a\.png.*one channel.*{mode}.*palette"):
-        FolderSegmentation(root, num_classes=3)[0]
+    refused(root, rf"a\.png.*one channel.*{mode}.*palette", read=0, num_classes=3)
 
 
 def test_lossy_mask_and_deep_image(root: Path) -> None:
@@ -174,11 +169,8 @@ def test_lossy_mask_and_deep_image(root: Path) -> None:
     Image.fromarray(ids().astype(np.uint8)).save(root / "train/masks/a.jpg")
     put_mask(root / "train/images/b.tif", ids(), "I")
     (root / "train/images/b.jpg").unlink()
-    data = FolderSegmentation(root, num_classes=3)
-    with pytest.raises(ValueError, match="JPEG"):
-        data[0]
-    with pytest.raises(ValueError, match="8 bits"):
-        data[1]
+    refused(root, "JPEG", read=0, num_classes=3)
+    refused(root, "8 bits", read=1, num_classes=3)
 
 
 @pytest.mark.parametrize("place", ["images/a.jpg", "masks/a.png"])
@@ -186,8 +178,7 @@ def test_corrupt_file_is_named(root: Path, place: str) -> None:
     file = root / "train" / place
     for content in (b"not a picture", file.read_bytes()[:40], b""):
         file.write_bytes(content)
-        with pytest.raises(ValueError, match=file.name):
-            FolderSegmentation(root, num_classes=3)[0]
+        refused(root, file.name, read=0, num_classes=3)
 
 
 @pytest.mark.skipif(not CAMVID.is_dir(), reason="CamVid is not here")

@@ -10,14 +10,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from perpixel.report import (
-    CurvePanel,
-    MapPanel,
-    class_matrix_chart,
-    profile_chart,
-    removal_chart,
-    signed_panels,
-)
+from perpixel.report import CurvePanel, MapPanel, class_matrix_chart, profile_chart, removal_chart, signed_panels
 
 
 def drawn(figure: Figure) -> Figure:
@@ -43,8 +36,8 @@ def test_maps_keep_sign_and_scale() -> None:
         red, _, blue, _ = first.cmap(first.norm(value))
         assert (blue > red) == purple
     assert min(first.cmap(first.norm(0.0))) > 0.95
-    labels = [t.get_text() for t in next(a for a in figure.axes if a.get_xlim() == (-3.0, 3.0)).get_xticklabels()]
-    assert labels == ["-3", "0", "3"]
+    bar = next(axis for axis in figure.axes if axis.get_xlim() == (-3.0, 3.0))
+    assert [t.get_text() for t in bar.get_xticklabels()] == ["-3", "0", "3"]
 
 
 def test_a_shared_scale_is_that_of_the_largest_map_and_outliers_are_shown_as_such() -> None:
@@ -150,14 +143,8 @@ def test_matrix_refuses_what_does_not_fit() -> None:
 def test_profiles_show_mean_range_and_what_the_area_would_give() -> None:
     edges, area = torch.tensor([0.0, 5.0, 10.0]), torch.tensor([0.25, 0.75])
     rows = torch.tensor([[0.8, 0.2], [0.4, 0.6], [math.nan, math.nan]])
-    figure = drawn(
-        profile_chart(
-            edges,
-            {"trained": rows, "random": torch.tensor([0.3, 0.7]), "nothing": rows[2:]},
-            area,
-            r50={"trained": 3.0, "random": math.nan},
-        )
-    )
+    series = {"trained": rows, "random": torch.tensor([0.3, 0.7]), "nothing": rows[2:]}
+    figure = drawn(profile_chart(edges, series, area, r50={"trained": 3.0, "random": math.nan}))
     axis = figure.axes[0]
     steps = {p.get_label(): p.get_data() for p in axis.patches if p.get_label()}
     assert np.allclose(steps["share of the pixels"].values, area)
@@ -184,13 +171,16 @@ def test_curves_lie_where_the_numbers_are_and_say_who_wins() -> None:
     band = axis.collections[0].get_paths()[0].vertices
     assert band.min(0).tolist() == [0.0, 0.0]
     assert [float(y) for y in sorted(band[band[:, 0] == 1][:, 1])][-1] == 0.75
-    assert [a.get_title(loc="right") for a in figure.axes[:3]] == [
-        "+0.25, better than random",
-        "-0.1, worse than random",
-        "",
+    verdicts = [a.get_title(loc="right") for a in figure.axes[:3]]
+    assert verdicts == ["+0.25, better than random", "-0.1, worse than random", ""]
+    (legend,) = figure.legends
+    assert legend.get_title().get_text() == "n"
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "attribution",
+        "random orders: mean, range",
+        "nearest first",
+        "reset network",
     ]
-    names = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert names == ["attribution", "random orders: mean, range", "nearest first", "reset network"]
     assert sum(a.get_visible() for a in figure.axes) == 4
     with pytest.raises(ValueError, match="panels: expected at least one curve"):
         removal_chart([])

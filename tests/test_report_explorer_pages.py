@@ -45,8 +45,7 @@ def in_two_steps(values: Tensor) -> Tensor:
 )
 def test_other_upsamplings(opener: Any, tmp_path: Path, name: Any, mode: Any) -> None:
     given = cases.case()
-    page = context_explorer(tmp_path / "page.html", **given, upsampling=name, start=(13, 46))
-    tab = opener(page)
+    tab = opener(context_explorer(tmp_path / "page.html", **given, upsampling=name, start=(13, 46)))
     if mode is None:
         logits, effects = in_two_steps(given["logits"][None].double())[0], in_two_steps(given["effects"].double())
     else:
@@ -59,13 +58,11 @@ def test_other_upsamplings(opener: Any, tmp_path: Path, name: Any, mode: Any) ->
 
 
 def test_segments_answer_as_boxes_do_and_may_leave_pixels_out(opener: Any, tmp_path: Path) -> None:
-    given = cases.case()
     segments = torch.full(cases.SIZE, -1)
     for number, (y0, x0, y1, x1) in enumerate(cases.boxes().tolist()):
         segments[y0 : y1 - 2, x0:x1] = number
-    given["boxes"] = None
-    page = context_explorer(tmp_path / "page.html", **given, segments=segments)
-    tab = opener(page)
+    given = {**cases.case(), "boxes": None, "segments": segments}
+    tab = opener(context_explorer(tmp_path / "page.html", **given))
     tab.click(10, 33)
     tab.check_answer(pixel(10, 33))
     picture = tab.pixels("#context")
@@ -78,12 +75,7 @@ def test_segments_answer_as_boxes_do_and_may_leave_pixels_out(opener: Any, tmp_p
 
 
 def test_hostile_names_are_shown_as_they_are(opener: Any, tmp_path: Path) -> None:
-    names = [
-        "</script><script>document.title='broken'</script>",
-        "<!-- <script>",
-        "\u2028\"'`\\ & &lt; {{data}}",
-        "<img src=http://example.invalid/x onerror=\"document.title='broken'\">",
-    ]
+    names = cases.HOSTILE
     given = cases.case(title=f"<b>{names[0]}", note=names[3])
     tab = opener(context_explorer(tmp_path / "page.html", **{**given, "classes": names}))
     for c in LABELS.unique().tolist():

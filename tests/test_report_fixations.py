@@ -1,27 +1,18 @@
 """Pictures of fixations: what they refuse, and that they show what they are given."""
 
 import io
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from perpixel.report import (
-    PointPanel,
-    animation_bytes,
-    count_chart,
-    fixation_backdrop,
-    interval_chart,
-    on_backdrop,
-    picture_bytes,
-    point_sheet,
-)
+from perpixel.report import PointPanel, animation_bytes, fixation_backdrop, on_backdrop, picture_bytes, point_sheet
 
 COLORS = torch.tensor([[0, 0, 0], [0, 255, 0], [0, 0, 255]], dtype=torch.uint8)
-NAMES = ["ground", "grass", "sky"]
+sheet = partial(point_sheet, classes=["ground", "grass", "sky"], colors=COLORS)
 LABELS = torch.tensor([[0, 0, 1, 1]] * 3)
-NAN = float("nan")
 
 
 def panel(title: str = "a", masses: tuple[float, ...] = (4.0, 1.0), **more: object) -> PointPanel:
@@ -49,10 +40,9 @@ def test_backdrops_fade_and_only_the_photograph_depends_on_the_image() -> None:
 
 
 def test_backdrops_refuse_what_does_not_fit() -> None:
-    with pytest.raises(ValueError, match="image: expected shape"):
-        fixation_backdrop(None, LABELS, COLORS)
-    with pytest.raises(ValueError, match="image: expected shape"):
-        fixation_backdrop(torch.rand(3, 5, 5), LABELS, COLORS)
+    for image in (None, torch.rand(3, 5, 5)):
+        with pytest.raises(ValueError, match="image: expected shape"):
+            fixation_backdrop(image, LABELS, COLORS)
     with pytest.raises(ValueError, match="style: expected"):
         fixation_backdrop(None, LABELS, COLORS, style="sepia")
     with pytest.raises(ValueError, match="labels: expected"):
@@ -60,7 +50,7 @@ def test_backdrops_refuse_what_does_not_fit() -> None:
 
 
 def test_a_sheet_puts_every_point_in_its_place_and_colour() -> None:
-    figure = point_sheet([panel(), panel("b", ())], classes=NAMES, colors=COLORS, title="sheet", note="small print")
+    figure = sheet([panel(), panel("b", ())], title="sheet", note="small print")
     first, second = figure.axes
     (dots,) = first.collections
     placed = {tuple(p): tuple(c[:3]) for p, c in zip(dots.get_offsets().tolist(), dots.get_facecolors().tolist())}
@@ -76,14 +66,9 @@ def test_a_sheet_puts_every_point_in_its_place_and_colour() -> None:
 
 
 def test_dots_of_several_sheets_can_share_a_scale() -> None:
-    sizes = [
-        point_sheet([panel(masses=(m,))], classes=NAMES, colors=COLORS, heaviest=100.0)
-        .axes[0]
-        .collections[0]
-        .get_sizes()
-        for m in (1.0, 100.0)
-    ]
-    assert (sizes[1][0] - 1.5) / (sizes[0][0] - 1.5) == pytest.approx(10)
+    axes = [sheet([panel(masses=(mass,))], heaviest=100.0).axes[0] for mass in (1.0, 100.0)]
+    light, heavy = (axis.collections[0].get_sizes()[0] for axis in axes)
+    assert (heavy - 1.5) / (light - 1.5) == pytest.approx(10)
 
 
 def test_heat_and_outlines_are_drawn_and_legends_left_out() -> None:
@@ -92,28 +77,28 @@ def test_heat_and_outlines_are_drawn_and_legends_left_out() -> None:
     heat = torch.zeros(3, 4)
     heat[2, 3] = 5.0
     shown = panel(heat=heat, outlines=[(mask, "#ff0000"), (~mask & mask, "#000000")])
-    figure = point_sheet([shown], classes=NAMES, colors=COLORS, legend=False)
+    figure = sheet([shown], legend=False)
     assert not figure.legends
     (axis,) = figure.axes
     warm = axis.images[1].get_array()
     assert warm[2, 3] == 1
     assert warm.sum() == 1
     assert len(axis.collections) == 2  # one contour, the empty mask has none; and the dots
-    cold = point_sheet([panel(heat=torch.zeros(3, 4))], classes=NAMES, colors=COLORS)
+    cold = sheet([panel(heat=torch.zeros(3, 4))])
     assert len(cold.axes[0].images) == 1
 
 
 def test_sheets_and_animations_of_nothing_are_refused() -> None:
     with pytest.raises(ValueError, match="panels: expected at least one"):
-        point_sheet([], classes=NAMES, colors=COLORS)
+        sheet([])
     with pytest.raises(ValueError, match="figures: expected at least one"):
         animation_bytes([], 100)
     with pytest.raises(ValueError, match="milliseconds"):
-        animation_bytes([point_sheet([panel()], classes=NAMES, colors=COLORS)], 1)
+        animation_bytes([sheet([panel()])], 1)
 
 
 def test_pictures_can_be_read_back() -> None:
-    figures = [point_sheet([panel(masses=(m, 1.0))], classes=NAMES, colors=COLORS, heaviest=9.0) for m in (1, 5, 9)]
+    figures = [sheet([panel(masses=(m, 1.0))], heaviest=9.0) for m in (1, 5, 9)]
     still = Image.open(io.BytesIO(picture_bytes(figures[0])))
     assert still.format == "PNG"
     assert np.asarray(still)[0, 0].tolist() == [255, 255, 255]
@@ -127,32 +112,6 @@ def test_pictures_can_be_read_back() -> None:
         truth = np.asarray(Image.open(io.BytesIO(picture_bytes(figures[number]))).convert("RGB"), int)
         assert np.abs(shown - truth).mean() < 3
     assert times == [200, 200, 600]
-
-
-def test_interval_chart_shows_dots_intervals_and_marks() -> None:
-    series = {"one": [(1.0, 0.5, 2.0), (NAN, NAN, NAN)], "two": [(3.0, 2.0, 4.0), (1.0, NAN, NAN)]}
-    figure = interval_chart(["a", "b"], series, marks={"chance": [0.1, 0.2]}, xlabel="share", log=True, line=1.0)
-    (axis,) = figure.axes
-    assert axis.get_xscale() == "log"
-    assert [text.get_text() for text in axis.get_yticklabels()] == ["a", "b"]
-    dots = {line.get_label(): list(line.get_xdata()) for line in axis.lines}
-    assert dots["two"] == [3.0, 1.0]
-    assert dots["chance"] == [0.1, 0.2]
-    first = axis.collections[0].get_segments()
-    assert first[0][:, 0].tolist() == [0.5, 2.0]
-    with pytest.raises(ValueError, match=r"one.*expected 2 values"):
-        interval_chart(["a", "b"], {"one": series["one"][:1]}, xlabel="share")
-
-
-def test_count_chart_has_a_line_per_share_and_a_panel_per_way() -> None:
-    lines = {"10 %": [(1.0, 1.0, 2.0), (2.0, 1.0, 3.0)], "50 %": [(5.0, 4.0, 6.0), (9.0, 8.0, 12.0)]}
-    figure = count_chart(["stem", "head"], {"channels": lines, "elements": lines}, title="K")
-    first, second = figure.axes
-    assert first.get_title(loc="left") == "channels"
-    assert [line.get_ydata().tolist() for line in second.lines] == [[1.0, 2.0], [5.0, 9.0]]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["10 %", "50 %"]
-    with pytest.raises(ValueError, match="layers, panels"):
-        count_chart([], {})
 
 
 def test_units_sit_at_their_centres() -> None:

@@ -14,26 +14,16 @@ from torchvision.transforms.v2 import functional as F
 
 from perpixel.checks import check_integer, check_number, complain
 from perpixel.data.files.samples import VOID
+from perpixel.data.ranges import check_pair, check_range
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 Size = int | tuple[int, int]
 
 
-def _check_size(argument: str, size: Any) -> tuple[int, int]:
-    if isinstance(size, Sequence) and len(size) == 2:
-        return check_integer(argument, size[0], low=1), check_integer(argument, size[1], low=1)
-    side = check_integer(argument, size, low=1)
-    return side, side
-
-
-def _check_span(argument: str, span: Any) -> tuple[float, float]:
-    if not isinstance(span, Sequence) or len(span) != 2:
-        raise TypeError(complain(argument, "(low, high)", span, "Pass two numbers such as (0.5, 2.0)."))
-    low, high = (check_number(argument, value, low=0, open_low=True) for value in span)
-    if low > high:
-        raise ValueError(complain(argument, "low <= high", span, "Swap the two."))
-    return low, high
+def _check_size(size: Any) -> tuple[int, int]:
+    sides = size if isinstance(size, Sequence) and len(size) == 2 else (size, size)
+    return check_pair("size", sides, check_integer, low=1)
 
 
 def resize_ids(mask: Tensor, size: tuple[int, int]) -> Tensor:
@@ -70,7 +60,8 @@ class RandomScaledCrop(v2.Transform):
 
     def __init__(self, size: Size, scale: tuple[float, float] = (0.5, 2.0)) -> None:
         super().__init__()
-        self.size, self.scale = _check_size("size", size), _check_span("scale", scale)
+        self.size = _check_size(size)
+        self.scale = check_range("scale", scale, check_number, low=0, open_low=True)
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         low, high = self.scale
@@ -93,7 +84,7 @@ class PadTo(v2.Transform):
 
     def __init__(self, size: Size, fill: float = 0.0, ignore_index: int = VOID) -> None:
         super().__init__()
-        self.size, self.fill = _check_size("size", size), check_number("fill", fill)
+        self.size, self.fill = _check_size(size), check_number("fill", fill)
         self.ignore_index = check_integer("ignore_index", ignore_index)
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
@@ -114,8 +105,7 @@ class ResizeTo(v2.Transform):
 
     def __init__(self, size: Size) -> None:
         super().__init__()
-        self.shorter = check_integer("size", size, low=1) if isinstance(size, int) else None
-        self.size = _check_size("size", size)
+        self.size, self.shorter = _check_size(size), size if isinstance(size, int) else None
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         height, width = _check_images(flat_inputs)
@@ -151,15 +141,12 @@ def train_transforms(
         mean, std: per channel, on the [0, 1] scale.
         ignore_index: what the mask is padded with.
     """
-    steps: list[Any] = [
-        RandomScaledCrop(crop, scale),
-        v2.RandomHorizontalFlip(check_number("flip", flip, low=0, high=1)),
-    ]
+    flipped = v2.RandomHorizontalFlip(check_number("flip", flip, low=0, high=1))
+    steps: list[Any] = [RandomScaledCrop(crop, scale), flipped]
     strengths = tuple(jitter) if isinstance(jitter, Sequence) else (jitter, jitter, jitter, jitter / 10)
     if len(strengths) != 4:
-        raise ValueError(
-            complain("jitter", "one number, or brightness, contrast, saturation, hue", jitter, "Pass four.")
-        )
+        expected = "one number, or brightness, contrast, saturation, hue"
+        raise ValueError(complain("jitter", expected, jitter, "Pass four."))
     for value, high in zip(strengths, (1, 1, 1, 0.5)):
         check_number("jitter", value, low=0, high=high)
     if any(strengths):
@@ -178,9 +165,8 @@ def eval_transforms(
 def _normalize(mean: Sequence[float], std: Sequence[float]) -> v2.Normalize:
     if len(mean) != 3 or len(std) != 3:
         raise ValueError(complain("mean, std", "three numbers each", f"{mean}, {std}", "Give one per colour channel."))
-    return v2.Normalize(
-        [check_number("mean", m) for m in mean], [check_number("std", s, low=0, open_low=True) for s in std]
-    )
+    stds = [check_number("std", s, low=0, open_low=True) for s in std]
+    return v2.Normalize([check_number("mean", m) for m in mean], stds)
 
 
 def denormalize(image: Tensor, *, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Tensor:

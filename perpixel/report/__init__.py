@@ -5,7 +5,6 @@ from perpixel.report.charts.fixations import PointPanel, fixation_backdrop, on_b
 from perpixel.report.charts.intervals import count_chart, interval_chart
 from perpixel.report.charts.maps import MapPanel, signed_panels
 from perpixel.report.charts.predictions import prediction_sheet
-from perpixel.report.charts.salient_parts import salient_sheet
 from perpixel.report.charts.training import training_curves
 from perpixel.report.explorer.page import ExplorerPage, context_explorer
 from perpixel.report.theme import animation_bytes, picture_bytes
@@ -27,7 +26,6 @@ __all__ = [
     "prediction_sheet",
     "profile_chart",
     "removal_chart",
-    "salient_sheet",
     "signed_panels",
     "training_curves",
 ]

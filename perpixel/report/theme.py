@@ -13,8 +13,10 @@ from torch import Tensor
 from perpixel.checks import check_integer, complain
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes as Axes
+    from matplotlib.figure import Figure as Figure
+else:  # matplotlib loads with the first figure
+    Axes = Figure = Any
 
 Array = NDArray[np.float64]
 
@@ -30,7 +32,7 @@ def line_color(number: int) -> str:
     return LINES[number % len(LINES)]
 
 
-def new_figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float) -> Figure:
     """An empty figure, inches, that matplotlib's global state does not know."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -42,19 +44,21 @@ def new_figure(width: float, height: float) -> "Figure":
     return figure
 
 
-def panel_figure(count: int, columns: int, panel: tuple[float, float], *more: float) -> tuple["Figure", list[Any], int]:
+def panel_figure(
+    count: int, columns: int, panel: tuple[float, float], *more: float, share: bool = False
+) -> tuple[Figure, list[Any], int]:
     """A figure of `count` panels (width, height) in rows and `more` inches of height; its axes; its columns."""
     check_integer("columns", columns, low=1)
     columns = min(columns, count)
     rows = -(-count // columns)
     figure = new_figure(panel[0] * columns, sum(more, panel[1] * rows))
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    axes = list(figure.subplots(rows, columns, squeeze=False, sharex=share, sharey=share).flat)
     for axis in axes[count:]:
         axis.set_visible(False)
     return figure, axes[:count], columns
 
 
-def caption(figure: "Figure", title: str, note: str = "", *, size: float = 11) -> None:
+def caption(figure: Figure, title: str, note: str = "", *, size: float = 11) -> None:
     """Title above and note below, at the left."""
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=size)
@@ -62,13 +66,13 @@ def caption(figure: "Figure", title: str, note: str = "", *, size: float = 11) -
         figure.supxlabel(note, x=0.01, ha="left", fontsize=8, color=SMALL_PRINT)
 
 
-def chart_axis(axis: "Axes", *, grid: Any = "both") -> None:
+def chart_axis(axis: Axes, *, grid: Any = "both") -> None:
     """Pale grid, no box."""
     axis.grid(axis=grid, color=GRID, linewidth=0.8)
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def picture_axis(axis: "Axes", title: str = "") -> None:
+def picture_axis(axis: Axes, title: str = "") -> None:
     """No ticks, a pale frame."""
     axis.set_xticks([])
     axis.set_yticks([])
@@ -77,9 +81,13 @@ def picture_axis(axis: "Axes", title: str = "") -> None:
         axis.set_title(title, fontsize=9.5)
 
 
-def legend(figure: "Figure", handles: Sequence[Any], names: Sequence[str] | None = None, **more: Any) -> None:
-    """The legend below all axes; names: of handles without a label of their own."""
+def legend(
+    figure: Figure, handles: Sequence[Any], names: Sequence[str] | None = None, note: str = "", **more: Any
+) -> None:
+    """The legend below all axes, `note` in small print above it; names: of handles without a label of their own."""
     given: dict[str, Any] = {"handles": handles} | ({"labels": names} if names else {})
+    if note:
+        given |= {"title": note, "title_fontsize": 8.5, "alignment": "left"}
     figure.legend(**given, **{"loc": "outside lower left", "frameon": False, "fontsize": 9, "ncols": 4, **more})
 
 
@@ -96,8 +104,7 @@ def paint_labels(labels: Tensor, colors: Tensor, ignore_index: int) -> Array:
     void = labels == ignore_index
     painted = colors.double()[labels.masked_fill(void, 0).long()] / 255
     painted[void] = torch.tensor(VOID, dtype=torch.float64)
-    result: Array = painted.numpy()
-    return result
+    return to_array(painted)
 
 
 def extent(height: int, width: int) -> tuple[float, float, float, float]:
@@ -105,7 +112,7 @@ def extent(height: int, width: int) -> tuple[float, float, float, float]:
     return (-0.5, width - 0.5, height - 0.5, -0.5)
 
 
-def outline(axis: "Axes", mask: Tensor, color: str, width: float) -> None:
+def outline(axis: Axes, mask: Tensor, color: str, width: float) -> None:
     """The border of a mask (H, W), through the middle of the pixels at it."""
     if bool(mask.any()) and not bool(mask.all()):
         axis.contour(mask.double().numpy(), levels=[0.5], colors=[color], linewidths=width)
@@ -146,7 +153,7 @@ def pixel_count(count: float) -> str:
     return f"{count:.0f} px"
 
 
-def picture_bytes(figure: "Figure") -> bytes:
+def picture_bytes(figure: Figure) -> bytes:
     """The figure as PNG, packed as tightly as PNG can."""
     from PIL import Image
 
@@ -155,7 +162,7 @@ def picture_bytes(figure: "Figure") -> bytes:
     return buffer.getvalue()
 
 
-def animation_bytes(figures: Sequence["Figure"], milliseconds: int) -> bytes:
+def animation_bytes(figures: Sequence[Figure], milliseconds: int) -> bytes:
     """An endless GIF of figures of one size; the last one stays three times as long.
 
     One palette for all frames, made of them all, so that nothing flickers.
@@ -175,7 +182,7 @@ def animation_bytes(figures: Sequence["Figure"], milliseconds: int) -> bytes:
     return buffer.getvalue()
 
 
-def _pixels(figure: "Figure") -> Any:
+def _pixels(figure: Figure) -> Any:
     canvas: Any = figure.canvas
     canvas.draw()
     return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])

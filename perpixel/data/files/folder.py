@@ -4,18 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from perpixel.checks import check_integer, complain
-from perpixel.data.files.samples import (
-    VOID,
-    FileSegmentation,
-    Labels,
-    Transform,
-    colour_table,
-    read_image,
-    read_mask,
-)
+from perpixel.data.files.samples import VOID, FileSegmentation, Labels, Transform, palette, read_image, read_mask
 
 EXTENSIONS = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"))
 
@@ -64,26 +57,24 @@ class FolderSegmentation(FileSegmentation):
             raise FileNotFoundError(complain("root", "an existing folder", str(self.root), "Check the path."))
         folder = self.root / split
         if list_file is None and (folder / "images").is_dir():
-            pairs = _matched(folder)
+            self.items = _matched(folder)
         else:
-            pairs = _listed(self.root, self._find_list(list_file))
-        self.stems = tuple(stem for stem, _, _ in pairs)
-        self.images = tuple(image for _, image, _ in pairs)
-        self.masks = tuple(mask for _, _, mask in pairs)
+            self.items = _listed(self.root, self._find_list(list_file))
+        self.stems = tuple(stem for stem, _, _ in self.items)
         self.classes = self._name_classes(num_classes, classes)
-        self.colors = colour_table(colors, len(self.classes))
-
-    def __len__(self) -> int:
-        return len(self.images)
+        table = palette(self.num_classes) if colors is None else torch.as_tensor(colors)
+        if table.shape != (self.num_classes, 3) or table.min() < 0 or table.max() > 255:
+            expected = f"{self.num_classes} rows of R, G, B in 0 to 255"
+            raise ValueError(complain("colors", expected, table, "Give one per class."))
+        self.colors = table.to(torch.uint8)
 
     def read(self, index: int) -> tuple[Tensor, Labels, str, str]:
-        image, mask = self.images[index], self.masks[index]
+        _, image, mask = self.items[index]
         return read_image(image), read_mask(mask), f"{image} and {mask}", str(mask)
 
     def _find_list(self, list_file: str | Path | None) -> Path:
-        usual = Path(f"{self.split}.txt"), Path("splits", f"{self.split}.txt")
-        names = usual if list_file is None else (Path(list_file),)
-        for name in names:
+        usual = f"{self.split}.txt", f"splits/{self.split}.txt"
+        for name in usual if list_file is None else (list_file,):
             if (self.root / name).is_file():
                 return self.root / name
         if list_file is not None:
@@ -114,11 +105,9 @@ class FolderSegmentation(FileSegmentation):
     def _count_classes(self) -> int:
         """One more than the highest id in any mask of any split, so that all splits agree."""
         folders = [self.root / "masks", *sorted(p / "masks" for p in self.root.iterdir())]
-        highest = 0
-        for path in (path for folder in folders if folder.is_dir() for path in _by_stem(folder).values()):
-            ids = read_mask(path)
-            highest = max(highest, int(np.max(ids, where=ids != self.ignore_index, initial=0)))
-        return highest + 1
+        files = [path for folder in folders if folder.is_dir() for path in _by_stem(folder).values()]
+        every = map(read_mask, files)
+        return 1 + max((int(np.max(ids, where=ids != self.ignore_index, initial=0)) for ids in every), default=0)
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
@@ -163,9 +152,8 @@ def _listed(root: Path, list_file: Path) -> list[tuple[str, Path, Path]]:
         for kind, files in (("images", images), ("masks", masks)):
             if stem not in files:
                 came = f"none, for line {number} of {list_file}"
-                raise FileNotFoundError(
-                    complain(str(root / kind), f"a file {stem}.*", came, "Add it, or fix the list.")
-                )
+                expected, remedy = f"a file {stem}.*", "Add it, or fix the list."
+                raise FileNotFoundError(complain(str(root / kind), expected, came, remedy))
         pairs.append((stem, images[stem], masks[stem]))
     if not pairs:
         raise ValueError(complain(str(list_file), "one stem per line", "an empty list", "List the split's files."))

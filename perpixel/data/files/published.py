@@ -59,9 +59,6 @@ class TorchvisionSegmentation(FileSegmentation):
             expected, remedy = "at least one image in the split", "Check the split's list file."
             raise ValueError(complain("root", expected, "none", remedy))
 
-    def __len__(self) -> int:
-        return len(self.items)
-
     def read(self, index: int) -> tuple[Tensor, Labels, str, str]:
         source, place = self.items[index]
         files = getattr(source, "images", None) or source._images
@@ -84,10 +81,12 @@ def _whole(source: Any) -> list[tuple[Any, Sequence[int]]]:
     return [(source, range(len(source)))]
 
 
-def _opened(make: Callable[[], Any], name: str, root: str | Path) -> Any:
-    """torchvision's data set, or an error that says which tree it looked for."""
+def _opened(kind: str, name: str, root: str | Path, *arguments: Any, **options: Any) -> Any:
+    """torchvision's data set `kind`, or an error that says which tree it looked for."""
+    from torchvision import datasets
+
     try:
-        return make()
+        return getattr(datasets, kind)(root, *arguments, **options)
     except (RuntimeError, FileNotFoundError, NotADirectoryError) as error:
         expected, remedy = f"the folder tree of {name} as torchvision reads it", "Check root, or pass download=True."
         raise FileNotFoundError(complain("root", expected, f"{root} ({error})", remedy)) from error
@@ -120,29 +119,20 @@ def voc(
     `sbd_root` with split "train" adds every image of SBD that VOC has in neither train nor val (with VOC 2012: the
     usual 10,582 images); those of VOC train keep VOC's masks.
     """
-    from torchvision.datasets import VOCSegmentation
-
     check_option("split", split, ("train", "val", "trainval", *(("test",) if year == "2007" else ())))
     check_flag("download", download)
-
-    def part(image_set: str) -> Any:
-        return _opened(lambda: VOCSegmentation(root, year, image_set, download), f"PASCAL VOC {year}", root)
-
-    base = part(split)
+    name = f"PASCAL VOC {year}"
+    base = _opened("VOCSegmentation", name, root, year, split, download)
     parts = _whole(base)
     if sbd_root is not None:
         if split != "train":
             raise ValueError(complain("sbd_root", "None unless split='train'", split, "SBD only adds training images."))
-        known = {Path(file).stem for source in (base, part("val")) for file in source.images}
-        for source in (_sbd_part(sbd_root, s, download) for s in ("train", "val")):
+        val = _opened("VOCSegmentation", name, root, year, "val", download)
+        known = {Path(file).stem for file in (*base.images, *val.images)}
+        for part in ("train", "val"):
+            source = _opened("SBDataset", "SBD", sbd_root, part, "segmentation", download)
             parts.append((source, [i for i, file in enumerate(source.images) if Path(file).stem not in known]))
     return TorchvisionSegmentation(parts, mask_ids, VOC_CLASSES, palette(21), transforms)
-
-
-def _sbd_part(root: str | Path, split: str, download: bool) -> Any:
-    from torchvision.datasets import SBDataset
-
-    return _opened(lambda: SBDataset(root, split, "segmentation", download), "SBD", root)
 
 
 def sbd(
@@ -150,7 +140,7 @@ def sbd(
 ) -> TorchvisionSegmentation:
     """The Semantic Boundaries Dataset, VOC's 21 classes, no void. Splits: train, val, train_noval (without VOC val)."""
     check_option("split", split, ("train", "val", "train_noval"))
-    source = _sbd_part(root, split, check_flag("download", download))
+    source = _opened("SBDataset", "SBD", root, split, "segmentation", check_flag("download", download))
     return TorchvisionSegmentation(_whole(source), mask_ids, VOC_CLASSES, palette(21), transforms)
 
 
@@ -158,12 +148,10 @@ def cityscapes(
     root: str | Path, split: str, transforms: Transform | None, *, mode: Literal["fine", "coarse"] = "fine"
 ) -> TorchvisionSegmentation:
     """Cityscapes, its 19 train ids, all else void. Splits: train, val, test; of coarse: train, train_extra, val."""
-    from torchvision.datasets import Cityscapes
-
     check_option("mode", mode, ("fine", "coarse"))
     check_option("split", split, ("train", "val", "test") if mode == "fine" else ("train", "train_extra", "val"))
-    kinds = sorted((c for c in Cityscapes.classes if 0 <= c.train_id < VOID), key=lambda c: c.train_id)
-    source = _opened(lambda: Cityscapes(root, split, mode, "semantic"), "Cityscapes", root)
+    source = _opened("Cityscapes", "Cityscapes", root, split, mode, "semantic")
+    kinds = sorted((c for c in source.classes if 0 <= c.train_id < VOID), key=lambda c: c.train_id)
     colors = torch.tensor([c.color for c in kinds], dtype=torch.uint8)
     ids = _ClassIds({c.id: c.train_id for c in kinds})
     return TorchvisionSegmentation(_whole(source), ids, [c.name for c in kinds], colors, transforms)
@@ -199,18 +187,14 @@ def oxford_pets(
 
     `border`: what the trimap's unclassified band around the pet becomes.
     """
-    from torchvision.datasets import OxfordIIITPet
-
     check_option("labels", labels, ("pet", "species"))
     check_option("border", border, ("void", "pet", "background"))
     check_option("split", split, ("train", "val", "trainval", "test"))
     there = {"train": "trainval", "val": "test"}.get(split, split)
     species = labels == "species"
     wanted = ["segmentation", "binary-category"] if species else "segmentation"
-    source = _opened(
-        lambda: OxfordIIITPet(root, there, wanted, download=check_flag("download", download)), "Oxford-IIIT Pets", root
-    )
+    check_flag("download", download)
+    source = _opened("OxfordIIITPet", "Oxford-IIIT Pets", root, there, wanted, download=download)
     classes = ("background", "cat", "dog") if species else ("background", "pet")
     to_labels = _PetLabels({"void": VOID, "pet": -1, "background": 0}[border], species)
-    colors = palette(len(classes))
-    return TorchvisionSegmentation(_whole(source), to_labels, classes, colors, transforms)
+    return TorchvisionSegmentation(_whole(source), to_labels, classes, palette(len(classes)), transforms)

@@ -37,9 +37,10 @@ class SegmentationData(Protocol):
 class FileSegmentation(Dataset[tuple[Tensor, Tensor]]):
     """Pairs read from files; samples: (image float32 (3, H, W) in [0, 1], labels int64 (H, W)), then transformed.
 
-    A data set of this kind sets the attributes below, and defines `__len__` and `read`.
+    A data set of this kind sets the attributes below, and defines `read`.
     """
 
+    items: Sequence[Any]  # what `read` needs of each pair
     classes: tuple[str, ...]
     colors: Tensor
     transforms: Transform | None
@@ -50,7 +51,7 @@ class FileSegmentation(Dataset[tuple[Tensor, Tensor]]):
         return len(self.classes)
 
     def __len__(self) -> int:
-        raise NotImplementedError
+        return len(self.items)
 
     def read(self, index: int) -> tuple[Tensor, Labels, str, str]:
         """Image, labels, and what errors call the two files together and the mask alone; index is in range."""
@@ -58,18 +59,31 @@ class FileSegmentation(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         image, labels = self._checked(check_index(index, len(self)))
-        return to_sample(image, labels, self.transforms)
+        return (image, labels) if self.transforms is None else transformed(self.transforms, image, labels)
 
     def verify(self) -> None:
         """Reads every pair once; raises the first error that training would meet."""
         for index in range(len(self)):
             self._checked(index)
 
-    def _checked(self, index: int) -> tuple[Tensor, Labels]:
+    def _checked(self, index: int) -> tuple[Tensor, Tensor]:
         image, labels, both, mask = self.read(index)
-        check_sizes(image, labels, both)
+        if image.shape[1:] != labels.shape:
+            (h, w), (y, x) = image.shape[1:], labels.shape
+            came = f"image {h} x {w}, mask {y} x {x} (rows x columns)"
+            raise ValueError(
+                complain(both, "image and mask of one size", came, "Resize the mask, by nearest neighbour.")
+            )
         check_ids(labels, self.num_classes, self.ignore_index, mask)
-        return image, labels
+        return image, torch.from_numpy(labels)
+
+
+def transformed(transforms: Transform, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Plain tensors, after `transforms(tv_tensors.Image, tv_tensors.Mask)`."""
+    from torchvision import tv_tensors
+
+    image, mask = transforms(tv_tensors.Image(image), tv_tensors.Mask(mask))
+    return image.as_subclass(Tensor), mask.as_subclass(Tensor).long()
 
 
 def palette(count: int) -> Tensor:
@@ -80,16 +94,6 @@ def palette(count: int) -> Tensor:
         for channel in range(3):
             colors[:, channel] |= ((ids >> (3 * bit + channel)) & 1) << (7 - bit)
     return colors.to(torch.uint8)
-
-
-def colour_table(colors: Sequence[Sequence[int]] | Tensor | None, count: int) -> Tensor:
-    """`colors` as uint8 (count, 3), or the VOC palette for None."""
-    if colors is None:
-        return palette(count)
-    table = torch.as_tensor(colors)
-    if table.shape != (count, 3) or table.min() < 0 or table.max() > 255:
-        raise ValueError(complain("colors", f"{count} rows of R, G, B in 0 to 255", table, "Give one per class."))
-    return table.to(torch.uint8)
 
 
 def _open(path: Path, what: str) -> "Image":
@@ -152,25 +156,6 @@ def check_ids(labels: Labels, classes: int, ignore_index: int, name: str) -> Non
         expected = f"labels in [0, {classes}) or ignore_index={ignore_index}"
         remedy = "Map these values to classes or to void, or raise num_classes."
         raise ValueError(complain(name, expected, came, remedy))
-
-
-def check_sizes(image: Tensor, labels: Labels, name: str) -> None:
-    """ValueError if image and mask differ in size."""
-    if tuple(image.shape[1:]) != labels.shape:
-        (h, w), (y, x) = image.shape[1:], labels.shape
-        sizes = f"image {h} x {w}, mask {y} x {x} (rows x columns)"
-        raise ValueError(complain(name, "image and mask of one size", sizes, "Resize the mask, by nearest neighbour."))
-
-
-def to_sample(image: Tensor, labels: Labels, transforms: Transform | None) -> tuple[Tensor, Tensor]:
-    """(image, labels) as plain tensors, after `transforms(tv_tensors.Image, tv_tensors.Mask)` if given."""
-    ids = torch.from_numpy(labels)
-    if transforms is None:
-        return image, ids
-    from torchvision import tv_tensors
-
-    result, mask = transforms(tv_tensors.Image(image), tv_tensors.Mask(ids))
-    return result.as_subclass(Tensor), mask.as_subclass(Tensor).long()
 
 
 def check_index(index: int, length: int) -> int:

@@ -1,7 +1,6 @@
 """`SyntheticEvidence`: procedural scenes in which it is known which pixels decide each label."""
 
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -9,9 +8,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from perpixel.checks import check_flag, check_integer, check_number, check_option, complain
-from perpixel.data.files.samples import VOID, Transform, check_index
+from perpixel.data.files.samples import VOID, Transform, check_index, transformed
+from perpixel.data.ranges import check_pair, check_range
 from perpixel.data.synthetic.classes import BACKGROUND, BODIES, CONTEXT, LOCAL, Pair
-from perpixel.data.synthetic.layout import LayoutOptions, random_scene
+from perpixel.data.synthetic.layout import random_scene
 from perpixel.data.synthetic.render import render
 from perpixel.data.synthetic.scene import Scene
 
@@ -74,10 +74,10 @@ class SyntheticEvidence(Dataset[EvidenceSample]):
         transforms: Transform | None = None,
     ) -> None:
         self.length = check_integer("length", length, low=0)
-        self.size = _check_range("size", size, check_integer, 32, ordered=False)
+        self.size = check_pair("size", size, check_integer, low=32)
         self.num_pairs = check_integer("pairs", pairs, low=0, high=len(BODIES))
-        self.body_length = _check_range("body_length", body_length, check_number, 0.3)
-        self.creatures = _check_range("creatures", creatures, check_integer, 1)
+        self.body_length = check_range("body_length", body_length, check_number, low=0.3)
+        self.creatures = check_range("creatures", creatures, check_integer, low=1)
         self.noise = check_number("noise", noise, low=0)
         self.hidden_head = check_number("hidden_head", hidden_head, low=0, high=1)
         self.hidden_labels: str = check_option("hidden_labels", hidden_labels, ("true", "void"))
@@ -88,9 +88,8 @@ class SyntheticEvidence(Dataset[EvidenceSample]):
         self.transforms = transforms
         if not (pairs or context_pair or local_pair):
             raise ValueError(complain("pairs", "at least one pair of classes", "none", "Set pairs to 1 or more."))
-        names = [BACKGROUND]
-        for body in BODIES[: self.num_pairs]:
-            names += [(body.first.name, body.first.label_colour), (body.second.name, body.second.label_colour)]
+        heads = [head for body in BODIES[: self.num_pairs] for head in (body.first, body.second)]
+        names = [BACKGROUND, *((head.name, head.label_colour) for head in heads)]
         names += [*(CONTEXT if context_pair else ()), *(LOCAL if local_pair else ())]
         self.classes = tuple(name for name, _ in names)
         self.colors = torch.tensor([colour for _, colour in names], dtype=torch.uint8)
@@ -104,25 +103,17 @@ class SyntheticEvidence(Dataset[EvidenceSample]):
     def __len__(self) -> int:
         return self.length
 
-    def _first_class(self, kind: str) -> int | None:
-        return next((pair.first for pair in self.pairs if pair.kind == kind), None)
-
     def scene(self, index: int) -> Scene:
         """The plain description that sample `index` is drawn from."""
         index = check_index(index, self.length)
         stream = np.random.SeedSequence(self.seed, spawn_key=(("train", "val").index(self.split), index))
         scale = min(self.size) / 96
-        options = LayoutOptions(
-            height=self.size[0] / scale,
-            width=self.size[1] / scale,
-            pairs=self.num_pairs,
-            context=self._first_class("context"),
-            local=self._first_class("local"),
-            creatures=self.creatures,
-            body_length=(self.body_length[0] * 96, self.body_length[1] * 96),
-            hidden_head=self.hidden_head,
-        )
-        return random_scene(np.random.default_rng(stream), options)
+        size = self.size[0] / scale, self.size[1] / scale
+        thing = {"context": "turtle", "local": "flower"}
+        first_class = {thing[pair.kind]: pair.first for pair in self.pairs if pair.kind in thing}
+        lengths = self.body_length[0] * 96, self.body_length[1] * 96
+        rng = np.random.default_rng(stream)
+        return random_scene(rng, size, self.num_pairs, first_class, self.creatures, lengths, self.hidden_head)
 
     def __getitem__(self, index: int) -> EvidenceSample:
         return self._finish(self.scene(index))
@@ -134,11 +125,10 @@ class SyntheticEvidence(Dataset[EvidenceSample]):
         """
         scene = self.scene(index)
         things = scene.things
-        if not 1 <= instance <= len(things) or things[instance - 1].kind not in ("creature", "flower"):
-            able = [i + 1 for i, thing in enumerate(things) if thing.kind in ("creature", "flower")]
-            raise ValueError(
-                complain("instance", f"a creature or blossom of the sample, one of {able}", instance, "Choose one.")
-            )
+        able = [number for number, thing in enumerate(things, 1) if thing.kind in ("creature", "flower")]
+        if instance not in able:
+            expected = f"a creature or blossom of the sample, one of {able}"
+            raise ValueError(complain("instance", expected, instance, "Choose one."))
         label = things[instance - 1].label
         other = next(p.second if label == p.first else p.first for p in self.pairs if label in p[:2])
         return self._finish(scene.swapped(instance - 1, other))
@@ -158,27 +148,13 @@ class SyntheticEvidence(Dataset[EvidenceSample]):
         return sample if self.transforms is None else _transformed(sample, self.transforms)
 
 
-def _check_range(
-    argument: str, value: Any, check: Callable[..., Any], low: float, ordered: bool = True
-) -> tuple[Any, Any]:
-    if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise TypeError(complain(argument, "two numbers", value, "Pass a tuple such as (2, 4)."))
-    first, second = (check(argument, v, low=low) for v in value)
-    if ordered and first > second:
-        raise ValueError(complain(argument, "(low, high) with low <= high", value, "Swap the two."))
-    return first, second
-
-
 def _transformed(sample: EvidenceSample, transforms: Transform) -> EvidenceSample:
     """Labels, evidence and instances go through as one mask (3, H, W): the same geometry, whatever the transform is.
 
     What the transform fills with void (no evidence value, no instance of the sample) becomes no evidence, instance 0.
     """
-    from torchvision import tv_tensors
-
     ids = sample.instances.unique()
     mask = torch.stack([sample.labels, sample.evidence.long(), sample.instances])
-    image, mask = transforms(tv_tensors.Image(sample.image), tv_tensors.Mask(mask))
-    labels, evidence, instances = mask.as_subclass(Tensor).long()
+    image, (labels, evidence, instances) = transformed(transforms, sample.image, mask)
     known = torch.isin(instances, ids)
-    return EvidenceSample(image.as_subclass(Tensor), labels, evidence == 1, torch.where(known, instances, 0))
+    return EvidenceSample(image, labels, evidence == 1, torch.where(known, instances, 0))

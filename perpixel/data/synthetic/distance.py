@@ -22,7 +22,14 @@ def evidence_distance(instances: Tensor, evidence: Tensor, *, context: Tensor | 
     """
     from scipy.ndimage import distance_transform_edt, find_objects
 
-    _check_maps(instances, evidence, context)
+    for name, value in (("instances", instances), ("evidence", evidence), ("context", context)):
+        if value is None and name == "context":
+            continue
+        if not isinstance(value, Tensor) or value.ndim != 2 or value.shape != instances.shape:
+            expected = "a tensor (H, W), one image, like instances"
+            raise ValueError(complain(name, expected, value, "Call it image by image."))
+        if name != "instances" and value.dtype != torch.bool:
+            raise TypeError(complain(name, "a bool tensor", value, "Convert it with .bool()."))
     ids, decides = instances.cpu().numpy(), evidence.cpu().numpy()
     outside = None if context is None else context.cpu().numpy()
     result = np.full(ids.shape, np.nan, np.float32)
@@ -37,15 +44,3 @@ def evidence_distance(instances: Tensor, evidence: Tensor, *, context: Tensor | 
         far = distance_transform_edt(~goal) if goal.any() else np.full(goal.shape, np.inf)
         result[window][mine] = far[mine]
     return torch.from_numpy(result)
-
-
-def _check_maps(instances: Tensor, evidence: Tensor, context: Tensor | None) -> None:
-    for name, value in (("instances", instances), ("evidence", evidence), ("context", context)):
-        if value is None:
-            continue
-        if not isinstance(value, Tensor) or value.ndim != 2 or value.shape != instances.shape:
-            raise ValueError(
-                complain(name, "a tensor (H, W), one image, like instances", value, "Call it image by image.")
-            )
-        if name != "instances" and value.dtype != torch.bool:
-            raise TypeError(complain(name, "a bool tensor", value, "Convert it with .bool()."))

@@ -1,6 +1,6 @@
 """Where things lie in a random scene, so that nobody's evidence is covered."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,35 +116,26 @@ def _ground(rng: np.random.Generator, height: float, width: float) -> Ground:
     return Ground(angle, float(offset), waves)  # type: ignore[arg-type]
 
 
-@dataclass(frozen=True)
-class LayoutOptions:
-    """What `random_scene` draws from, in scene units.
+def random_scene(
+    rng: np.random.Generator,
+    size: tuple[float, float],
+    pairs: int,
+    first_class: Mapping[str, int],
+    creatures: tuple[int, int],
+    body_length: tuple[float, float],
+    hidden_head: float,
+) -> Scene:
+    """A random scene, all lengths in scene units.
 
-    pairs: number of confusable pairs; pair p has the class ids 1 + 2p and 2 + 2p. context, local: first class id of
-    these pairs, None without them. creatures, body_length: ranges. hidden_head: a probability.
+    pairs: number of confusable pairs; pair p has the class ids 1 + 2p and 2 + 2p. first_class: that of "turtle" and
+    "flower", where they occur. creatures, body_length: ranges. hidden_head: a probability. Classes are
+    drawn last and by fair coins that nothing else depends on, so that neither place, pose nor company gives them away;
+    only a tortoise's class follows from the ground.
     """
-
-    height: float
-    width: float
-    pairs: int
-    context: int | None
-    local: int | None
-    creatures: tuple[int, int]
-    body_length: tuple[float, float]
-    hidden_head: float
-
-
-def random_scene(rng: np.random.Generator, options: LayoutOptions) -> Scene:
-    """A random scene.
-
-    Classes are drawn last and by fair coins that nothing else depends on, so that neither place, pose nor company gives
-    them away; only a tortoise's class follows from the ground.
-    """
-    height, width, pairs = options.height, options.width, options.pairs
-    placer, ground = _Placer(rng, height, width), _ground(rng, height, width)
-    kinds = ["creature"] * int(rng.integers(options.creatures[0], options.creatures[1] + 1)) if pairs else []
-    kinds += [] if options.context is None else ["turtle"] * int(rng.integers(1, 3))
-    kinds += [] if options.local is None else ["flower"] * int(rng.integers(1, 4))
+    placer, ground = _Placer(rng, *size), _ground(rng, *size)
+    kinds = ["creature"] * int(rng.integers(creatures[0], creatures[1] + 1)) if pairs else []
+    kinds += ["turtle"] * int(rng.integers(1, 3)) if "turtle" in first_class else []
+    kinds += ["flower"] * int(rng.integers(1, 4)) if "flower" in first_class else []
     family = rng.integers(0, max(pairs, 1), len(kinds))
     if rng.random() < 0.5 and len(kinds) > 1:
         family[1] = family[0]  # relatives often meet, so that "which of the two is here" is not enough
@@ -152,14 +143,14 @@ def random_scene(rng: np.random.Generator, options: LayoutOptions) -> Scene:
     stones: list[Thing] = []
     rank = {"turtle": 0.0, "flower": 0.2, "creature": 0.1}
     for index in sorted(range(len(kinds)), key=lambda i: rank[kinds[i]] + rng.random()):
-        kind, appearance = kinds[index], _appearance(rng)
+        kind, appearance = kinds[index], tuple(rng.random(8).tolist())
         angle, side = float(rng.uniform(0, 2 * np.pi)), int(rng.integers(2))
         if kind == "creature":
-            placed = placer.spine(*options.body_length)
+            placed = placer.spine(*body_length)
             if placed is None:
                 continue
             spine, angle = placed
-            hidden, pair = bool(rng.random() < options.hidden_head), int(family[index])
+            hidden, pair = bool(rng.random() < hidden_head), int(family[index])
             placer.keep_clear(spine[0], 1.5 * HEAD_RADIUS)
             things.append(Thing(kind, 1 + 2 * pair + side, side, pair, spine, BODY_RADIUS, angle, appearance, hidden))
             if hidden:
@@ -172,8 +163,7 @@ def random_scene(rng: np.random.Generator, options: LayoutOptions) -> Scene:
         placer.keep_clear(centre[0], 0.6 * radius)
         if kind == "turtle":
             side = int(ground.level(centre[:, 0], centre[:, 1])[0] > 0)
-        first = options.context if kind == "turtle" else options.local
-        things.append(Thing(kind, int(first or 0) + side, side, 0, centre, radius, angle, appearance))
+        things.append(Thing(kind, first_class[kind] + side, side, 0, centre, radius, angle, appearance))
     for _ in range(int(rng.integers(0, 3))):  # stones that hide nothing, so that a stone does not mean a hidden head
         radius = float(rng.uniform(0.8, 1.45)) * HEAD_RADIUS
         centre = placer.spot(radius, inset=0.0)
@@ -183,9 +173,5 @@ def random_scene(rng: np.random.Generator, options: LayoutOptions) -> Scene:
 
 
 def _stone(rng: np.random.Generator, centre: Array, radius: float) -> Thing:
-    appearance = _appearance(rng)
+    appearance = tuple(rng.random(8).tolist())
     return Thing("stone", 0, 0, 0, centre, radius, float(rng.uniform(0, 2 * np.pi)), appearance)
-
-
-def _appearance(rng: np.random.Generator) -> tuple[float, ...]:
-    return tuple(float(v) for v in rng.random(8))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,11 +10,7 @@ from torch import Tensor
 
 from perpixel.checks import complain
 from perpixel.report import theme
-from perpixel.report.theme import line_color, to_array
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from perpixel.report.theme import Axes, Figure, line_color, to_array
 
 _ABSENT = "#e4e4e4"
 
@@ -29,21 +25,19 @@ def class_matrix_chart(
     meaning: str = "mean loss of the row's logit",
     title: str = "",
     note: str = "",
-) -> "Figure":
+) -> Figure:
     """What the class of a row (its logit is read) loses when the class of a column is hidden, with pixel counts.
 
     values: (C, C), NaN where nothing was counted (grey); counts: integer (C, C), the pixels behind each value, in small
     print. control, control_counts: the same with as much hidden at random, beside it on the same scale. Classes without
     any count are left out.
     """
-    given = {"values": values, "counts": counts.double(), "control": control}
-    given["control_counts"] = None if control_counts is None else control_counts.double()
+    given = {"values": values, "counts": counts, "control": control, "control_counts": control_counts}
     cells = {name: theme.map_array(name, each, finite=False) for name, each in given.items() if each is not None}
-    square = (len(classes), len(classes))
+    expected = f"shape {(len(classes), len(classes))}, one row per class"
     for name, each in cells.items():
-        if each.shape != square:
-            came = f"shape {each.shape}"
-            raise ValueError(complain(name, f"shape {square}, one row per class", came, "Match classes and matrix."))
+        if each.shape != (len(classes), len(classes)):
+            raise ValueError(complain(name, expected, f"shape {each.shape}", "Match classes and matrix."))
     counted = cells["counts"] > 0
     shown = np.flatnonzero(counted.any(0) | counted.any(1))
     if not len(shown):
@@ -75,7 +69,7 @@ def class_matrix_chart(
     return figure
 
 
-def _write(axis: "Axes", row: int, column: int, value: float, count: float | None, limit: float) -> None:
+def _write(axis: Axes, row: int, column: int, value: float, count: float | None, limit: float) -> None:
     middle: dict[str, Any] = {"ha": "center", "va": "center"}
     if not np.isfinite(value):
         axis.text(column, row, "–", fontsize=8, color="#777777", **middle)
@@ -95,7 +89,7 @@ def profile_chart(
     ylabel: str = "share of the context's attribution",
     title: str = "",
     note: str = "",
-) -> "Figure":
+) -> Figure:
     """How far from the region attribution lies: a step per distance bin and a line for each series.
 
     edges: (B + 1,), pixels. series: name -> (B,), or (S, B) for several networks or images, drawn as mean and range.
@@ -153,31 +147,24 @@ class CurvePanel:
     ylabel: str = ""
 
 
-def removal_chart(panels: Sequence[CurvePanel], *, columns: int = 3, title: str = "", note: str = "") -> "Figure":
+def removal_chart(panels: Sequence[CurvePanel], *, columns: int = 3, title: str = "", note: str = "") -> Figure:
     """Deletion and insertion curves, each with the band of the random orders; the better, the farther outside it."""
     if not panels:
         raise ValueError(complain("panels", "at least one curve", "none", "Measure one with perpixel.faithfulness."))
-    more = 0.6, 0.3 * bool(title), 0.3 * bool(note)
-    figure, axes, _ = theme.panel_figure(len(panels), columns, (3.9, 3.0), *more)
+    figure, axes, _ = theme.panel_figure(len(panels), columns, (3.9, 3.0), 0.6, 0.3 * bool(title), 0.3 * bool(note))
     handles: dict[str, Any] = {}
     orders = list(dict.fromkeys(name for panel in panels for name in panel.others))
     for axis, panel in zip(axes, panels):
         fraction = to_array(panel.fraction)
+        low, high = to_array(panel.low), to_array(panel.high)
         handles.setdefault("attribution")
-        handles["random orders: mean, range"] = (
-            axis.fill_between(
-                fraction, to_array(panel.low), to_array(panel.high), color=theme.RANDOM, alpha=0.3, linewidth=0
-            ),
-            axis.plot(fraction, to_array(panel.mean), color=theme.RANDOM, linewidth=1.4)[0],
-        )
+        band = axis.fill_between(fraction, low, high, color=theme.RANDOM, alpha=0.3, linewidth=0)
+        (mean,) = axis.plot(fraction, to_array(panel.mean), color=theme.RANDOM, linewidth=1.4)
+        handles["random orders: mean, range"] = band, mean
         for name, other in panel.others.items():
-            style: dict[str, Any] = {
-                "color": line_color(2 + orders.index(name)),
-                "linestyle": (0, (5, 2)),
-                "linewidth": 1.4,
-            }
-            (handles[name],) = axis.plot(fraction, to_array(other), **style)
-        style = {"color": line_color(1), "linewidth": 2.2, "marker": "o", "markersize": 2.5}
+            color = line_color(2 + orders.index(name))
+            (handles[name],) = axis.plot(fraction, to_array(other), color=color, linestyle=(0, (5, 2)), linewidth=1.4)
+        style: dict[str, Any] = {"color": line_color(1), "linewidth": 2.2, "marker": "o", "markersize": 2.5}
         (handles["attribution"],) = axis.plot(fraction, to_array(panel.value), **style)
         axis.set_title(panel.title, fontsize=10, loc="left")
         axis.set_xlabel(panel.xlabel, fontsize=8.5)
@@ -186,13 +173,13 @@ def removal_chart(panels: Sequence[CurvePanel], *, columns: int = 3, title: str 
         _chart_axis(axis)
         if panel.gain is not None and np.isfinite(panel.gain):
             verdict = "better than" if panel.gain > 0 else "worse than" if panel.gain < 0 else "as"
-            axis.set_title(f"{panel.gain:+.2g}, {verdict} random", fontsize=8.5, loc="right", color="#444444")
-    theme.legend(figure, list(handles.values()), list(handles))
-    theme.caption(figure, title, note)
+            axis.set_title(f"{panel.gain:+.2g}, {verdict} random", fontsize=8.5, loc="right", color=theme.SMALL_PRINT)
+    theme.legend(figure, list(handles.values()), list(handles), note)
+    theme.caption(figure, title)
     return figure
 
 
-def _chart_axis(axis: "Axes") -> None:
+def _chart_axis(axis: Axes) -> None:
     theme.chart_axis(axis)
     axis.set_axisbelow(True)
     axis.tick_params(labelsize=8.5)

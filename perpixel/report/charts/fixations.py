@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,10 +10,7 @@ from torch import Tensor
 
 from perpixel.checks import check_option, check_tensor, complain
 from perpixel.report import theme
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from perpixel.report.theme import Axes, Figure
 
 PAPER = 0.55  # how far a backdrop is faded to white, so that points stand out
 
@@ -77,7 +74,7 @@ def point_sheet(
     note: str = "",
     legend: bool = True,
     heaviest: float | None = None,
-) -> "Figure":
+) -> Figure:
     """A grid of panels; the legend names the classes of the points shown.
 
     note: a line of small print below. heaviest: the mass of the largest dots (None: the largest mass of the sheet); a
@@ -97,12 +94,11 @@ def point_sheet(
     if shown or note:
         handles = [_dot(colors[c]) for c in shown]
         ncols = max(1, min(max(2, int(cell * columns / 1.25)), len(shown)))
-        print_note: dict[str, Any] = {"title": note or None, "title_fontsize": 8.5, "alignment": "left"}
-        theme.legend(figure, handles, [classes[c] for c in shown], ncols=ncols, **print_note)
+        theme.legend(figure, handles, [classes[c] for c in shown], note, ncols=ncols)
     return figure
 
 
-def _draw_panel(axis: "Axes", panel: PointPanel, colors: Tensor, heaviest: float, scale: float) -> None:
+def _draw_panel(axis: Axes, panel: PointPanel, colors: Tensor, heaviest: float, scale: float) -> None:
     height, width = panel.backdrop.shape[:2]
     axis.imshow(panel.backdrop, interpolation="nearest")
     if panel.heat is not None and float(panel.heat.max()) > 0:

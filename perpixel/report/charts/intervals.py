@@ -1,15 +1,11 @@
 """Values with their intervals: rows of dots, and lines over layers."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from perpixel.checks import complain
-from perpixel.report.theme import Array, caption, chart_axis, legend, line_color, new_figure
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from perpixel.report.theme import Array, Figure, caption, chart_axis, legend, line_color, new_figure, panel_figure
 
 Interval = tuple[float, float, float]  # value, low, high
 
@@ -23,7 +19,7 @@ def interval_chart(
     title: str = "",
     log: bool = False,
     line: float | None = None,
-) -> "Figure":
+) -> Figure:
     """A row per name, a dot with its interval (value, low, high) per series, a tick per mark; NaN leaves a gap.
 
     line: a vertical line, such as "no difference" at 1.
@@ -60,17 +56,14 @@ def interval_chart(
 
 def count_chart(
     layers: Sequence[str], panels: Mapping[str, Mapping[str, Sequence[Interval]]], *, title: str = ""
-) -> "Figure":
+) -> Figure:
     """A panel per way of counting; in each a line over the layers per series (median, q25, q75), the band between the
     quartiles; counts on a logarithmic axis."""
     if not layers or not panels:
         raise ValueError(complain("layers, panels", "at least one of each", "none", "Measure a layer."))
-    columns = min(2, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = new_figure(5.4 * columns, 2.6 * rows + 1.4)
-    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    figure, axes, columns = panel_figure(len(panels), 2, (5.4, 2.6), 1.4, share=True)
     place = np.arange(len(layers))
-    for axis, (heading, lines) in zip(axes.flatten(), panels.items()):
+    for axis, (heading, lines) in zip(axes, panels.items()):
         for number, (name, values) in enumerate(lines.items()):
             median, low, high = _columns(values)
             axis.fill_between(place, low, high, color=line_color(number), alpha=0.18, linewidth=0)
@@ -80,11 +73,12 @@ def count_chart(
         axis.set_title(heading, fontsize=10, loc="left")
         chart_axis(axis)
     step = -(-len(layers) // 24)
-    for axis in axes[-1]:
+    for axis in axes[-columns:]:
         axis.set_xticks(place[::step], list(layers)[::step], rotation=60, ha="right", fontsize=7.5)
-    for axis in axes[:, 0]:
+        axis.tick_params(labelbottom=True)
+    for axis in axes[::columns]:
         axis.set_ylabel("inputs needed (K)")
-    legend(figure, *axes[0, 0].get_legend_handles_labels())
+    legend(figure, *axes[0].get_legend_handles_labels())
     caption(figure, title)
     return figure
 

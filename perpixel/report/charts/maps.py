@@ -2,17 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from perpixel.checks import check_integer, check_number, complain
 from perpixel.report import theme
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from perpixel.report.theme import Axes, Figure
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ def signed_panels(
     meaning: str = "",
     title: str = "",
     note: str = "",
-) -> "Figure":
+) -> Figure:
     """A grid of maps, orange for and purple against the label, each with a colour bar that is symmetric about zero.
 
     shared: one scale, that of the largest map, for all. clip: the quantile of |values| at which a scale ends; its bar
@@ -69,15 +66,17 @@ def signed_panels(
     above, below = axes[::2].flatten(), axes[1::2].flatten()
     for axis in (*above[len(panels) :], *below[len(panels) :]):
         axis.set_visible(False)
+    over: dict[str, Any] = {"interpolation": "nearest", "extent": theme.extent(*size)}
     for axis, bar_axis, panel, values, limit in zip(above, below, panels, maps, limits):
         theme.picture_axis(axis, panel.title)
         if values is not None:
-            _draw_map(axis, values, limit, size)
+            end = limit or float(np.abs(values).max()) or 1.0
+            axis.imshow(values, **over, cmap=theme.SIGNED, vmin=-end, vmax=end)
             _draw_bar(figure, bar_axis, axis.images[0], panel.meaning or meaning)
         else:
             bar_axis.set_axis_off()
             if panel.picture is not None:
-                axis.imshow(panel.picture, interpolation="nearest", extent=theme.extent(*size))
+                axis.imshow(panel.picture, **over)
         _draw_outlines(axis, panel, size)
         if panel.note:
             axis.set_xlabel(panel.note, fontsize=8, color=theme.SMALL_PRINT)
@@ -85,13 +84,7 @@ def signed_panels(
     return figure
 
 
-def _draw_map(axis: "Axes", values: theme.Array, limit: float, size: tuple[int, int]) -> None:
-    limit = limit or float(np.abs(values).max()) or 1.0
-    scale: dict[str, Any] = {"cmap": theme.SIGNED, "vmin": -limit, "vmax": limit}
-    axis.imshow(values, **scale, interpolation="nearest", extent=theme.extent(*size))
-
-
-def _draw_bar(figure: "Figure", axis: "Axes", drawn: Any, meaning: str) -> None:
+def _draw_bar(figure: Figure, axis: Axes, drawn: Any, meaning: str) -> None:
     values, (_, limit) = drawn.get_array(), drawn.get_clim()
     beyond = bool((values < -limit).any()), bool((values > limit).any())
     extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get(beyond, "neither")
@@ -104,7 +97,7 @@ def _draw_bar(figure: "Figure", axis: "Axes", drawn: Any, meaning: str) -> None:
         bar.set_label(meaning, fontsize=8)
 
 
-def _draw_outlines(axis: "Axes", panel: MapPanel, size: tuple[int, int]) -> None:
+def _draw_outlines(axis: Axes, panel: MapPanel, size: tuple[int, int]) -> None:
     if panel.patch is not None:
         across, down = (np.arange(step, length, step) - 0.5 for step, length in zip(panel.patch[::-1], size[::-1]))
         axis.vlines(across, -0.5, size[0] - 0.5, color="#00000030", linewidth=0.5)
@@ -126,11 +119,9 @@ def _draw_outlines(axis: "Axes", panel: MapPanel, size: tuple[int, int]) -> None
 
 def _size(panels: Sequence[MapPanel]) -> tuple[int, int]:
     """Height and width of the pictures, in pixels: of a picture or region if there is one, else of the largest map."""
-    for panel in panels:
-        whole = panel.picture if panel.picture is not None else panel.region
-        if whole is not None:
-            return int(whole.shape[0]), int(whole.shape[1])
-    sizes = [panel.values.shape for panel in panels if panel.values is not None]
-    if not sizes:
+    whole = [each.shape[:2] for panel in panels for each in (panel.picture, panel.region) if each is not None]
+    maps = [panel.values.shape for panel in panels if panel.values is not None]
+    if not whole and not maps:
         raise ValueError(complain("panels", "a map or a picture", "neither", "Give one of the panels values."))
-    return max((int(size[0]), int(size[1])) for size in sizes)
+    height, width = whole[0] if whole else max(maps)
+    return int(height), int(width)

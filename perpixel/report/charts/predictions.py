@@ -1,16 +1,13 @@
 """Prediction sheets: images, truth, predictions and errors side by side."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
 from perpixel.checks import check_tensor, complain
 from perpixel.report import theme
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from perpixel.report.theme import Figure
 
 RIGHT, WRONG = (0.97, 0.97, 0.95), (0.80, 0.15, 0.18)
 
@@ -25,7 +22,7 @@ def prediction_sheet(
     captions: Sequence[str] = (),
     ignore_index: int = 255,
     title: str = "",
-) -> "Figure":
+) -> Figure:
     """A row per image: image, truth, then prediction and error of every model; the legend names the classes shown.
 
     images: float (3, H, W) in [0, 1]; labels and predictions: integer (H, W); colors: uint8 (C, 3) by class.

@@ -1,16 +1,14 @@
 """Objects with and without their discriminative region, side by side."""
 
+import colorsys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from perpixel.checks import check_tensor, complain
 from perpixel.report import theme
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from perpixel.report.theme import Figure
 
 _REGION, _OBJECT = "#e6007a", "#222222"
 _CELL = 2.7
@@ -28,60 +26,51 @@ def salient_sheet(
     classes: Sequence[str] | None = None,
     colors: Tensor | None = None,
     title: str = "",
-) -> "Figure":
+) -> Figure:
     """A row per object: the picture, the labels found with and without the region, the change of the activation.
 
     pictures: float (M, 3, h, w) in [0, 1]; regions, objects: bool (M, H, W), what was hidden and the true pixels of the
     label; predicted: two int (M, H, W), with and without; change: float (M, H, W), after − before, of its logit.
-    rows: per object "label", "held", "lost", "kept", "iou_before", "iou_after". classes: names of the labels.
+    rows: per object "label", "held", "lost", "iou_before", "iou_after". classes: names of the labels.
     colors: uint8 (C, 3) of the labels.
     """
-    check_tensor("pictures", pictures, ndim=4, shape="(M, 3, h, w)", floating=True)
-    if not len(pictures) or len(rows) != len(pictures):
-        came = f"{len(pictures)} pictures and {len(rows)} rows"
-        raise ValueError(complain("pictures, rows", "as many of each, at least one", came, "Match them."))
     pictures, regions, change, objects, *labels = (
         t.detach().cpu() for t in (pictures, regions, change, objects, *predicted)
     )
     colors = colors.cpu() if colors is not None else _palette(1 + int(max(each.max() for each in labels)))
     height, width = change.shape[-2:]
+    place = theme.extent(height, width)
     figure = theme.new_figure(4 * _CELL + 0.9, (_CELL * height / width + 0.62) * len(rows) + 0.5 + 0.3 * bool(title))
     axes = figure.subplots(len(rows), 4, squeeze=False)
     limit = float(change.abs().flatten().kthvalue(max(1, int(0.995 * change.numel()))).values) or 1.0
     scale: dict[str, Any] = {"cmap": theme.SIGNED, "vmin": -limit, "vmax": limit}
     for line, row, picture, region, true, *two, moved in zip(axes, rows, pictures, regions, objects, *labels, change):
-        name = str(classes[int(row["label"])]) if classes is not None else f"label {int(row['label'])}"
         shown: list[Any] = [picture.permute(1, 2, 0).numpy()]
         shown += [theme.paint_labels(each, colors, _NO_VOID) for each in two]
         for axis, image in zip(line, shown):
-            axis.imshow(image, interpolation="nearest", extent=theme.extent(height, width))
-        drawn = line[3].imshow(moved.numpy(), extent=theme.extent(height, width), **scale)
+            axis.imshow(image, interpolation="nearest", extent=place)
+        drawn = line[3].imshow(moved.numpy(), extent=place, **scale)
         figure.colorbar(drawn, ax=line[3], fraction=0.045, pad=0.03, extend="both").ax.tick_params(labelsize=8)
-        for axis, text in zip(line, _titles(name, row)):
+        texts = (
+            classes[int(row["label"])] if classes is not None else f"label {int(row['label'])}",
+            f"found with it: IoU {100 * row['iou_before']:.0f} %",
+            f"without it: IoU {100 * row['iou_after']:.0f} %",
+            f"activation of the rest: {row['held']:.1f} → {row['held'] - row['lost']:.1f}",
+        )
+        for axis, text in zip(line, texts):
             theme.picture_axis(axis, text)
             theme.outline(axis, region, _REGION, 1.6)
         for axis in (line[0], line[3]):
             theme.outline(axis, true, _OBJECT, 0.8)
     present = torch.stack(labels).unique().tolist()
-    named = [(str(name), colors[i]) for i, name in enumerate(classes or ()) if i in present]
-    theme.legend(figure, [*_meanings(), *(theme.swatch(*each) for each in named)], ncols=6, fontsize=9.5)
+    named = [theme.swatch(name, colors[i]) for i, name in enumerate(classes or ()) if i in present]
+    theme.legend(figure, [*_meanings(), *named], ncols=6, fontsize=9.5)
     theme.caption(figure, title, size=12)
     return figure
 
 
-def _titles(name: str, row: Mapping[str, float]) -> list[str]:
-    return [
-        name,
-        f"found with it: IoU {100 * row['iou_before']:.0f} %",
-        f"without it: IoU {100 * row['iou_after']:.0f} %",
-        f"activation of the rest: {row['held']:.1f} → {row['held'] - row['lost']:.1f}",
-    ]
-
-
 def _palette(count: int) -> Tensor:
     """Colours of labels without any: the first is light grey, the others walk around the hues."""
-    import colorsys
-
     hues = [colorsys.hsv_to_rgb(0.61803 * i % 1.0, 0.55, 0.85) for i in range(1, count)]
     return (torch.tensor([(0.9, 0.9, 0.88), *hues]) * 255).round().to(torch.uint8)
 

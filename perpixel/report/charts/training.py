@@ -1,15 +1,12 @@
 """Training curves."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from perpixel.checks import complain
-from perpixel.report.theme import caption, chart_axis, legend, line_color, panel_figure
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from perpixel.report.theme import Figure, caption, chart_axis, legend, line_color, panel_figure
 
 
 def training_curves(
@@ -19,7 +16,7 @@ def training_curves(
     x: str = "epoch",
     title: str = "",
     colors: Mapping[str, int] | None = None,
-) -> "Figure":
+) -> Figure:
     """One panel per quantity, one line per history.
 
     histories: name -> rows, each with `x` and whatever quantities it has (missing, None and NaN leave a gap out).

@@ -2,7 +2,7 @@
 
 import colorsys
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,13 +11,12 @@ from perpixel.checks import check_integer, check_tensor, complain
 
 
 class ExplorerInput(NamedTuple):
-    """image uint8 (3, H, W); logits float32 (C, h, w); effects (P, C, h', w'); labels with -1 for void."""
+    """image uint8 (3, H, W); logits float32 (C, h, w); effects (P, C, h', w'); boxes or segments; -1 for void."""
 
     image: Tensor
     logits: Tensor
     effects: Tensor
-    boxes: Tensor | None
-    segments: Tensor | None
+    patches: Tensor
     labels: Tensor | None
     palette: Tensor
     start: tuple[int, int]
@@ -36,6 +35,9 @@ def check_input(
     ignore_index: int,
 ) -> ExplorerInput:
     """All of it, or an error that names the argument."""
+    for name, value in (("image", image), ("logits", logits), ("effects", effects)):
+        if isinstance(value, Tensor) and value.numel() == 0:
+            raise ValueError(complain(name, "at least one value", value, "Nothing can be shown of an empty tensor."))
     picture = _image(image)
     size = (picture.shape[1], picture.shape[2])
     _floats("logits", logits, 3, "(C, h, w)")
@@ -55,17 +57,16 @@ def check_input(
         picture,
         logits.detach().float().cpu(),
         effects.detach().cpu(),
-        None if boxes is None else _boxes(boxes, count, size),
-        None if segments is None else _segments(segments, count, size),
+        _segments(segments, count, size) if boxes is None else _boxes(boxes, count, size),
         None if labels is None else _labels(labels, number, size, ignore_index),
-        _default_palette(number) if palette is None else _palette(palette, number),
+        _palette(palette, number),
         _start(start, size),
     )
 
 
 def _image(image: Tensor) -> Tensor:
     if isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and len(image) == 3:
-        return _not_empty("image", image).detach().cpu().contiguous()
+        return image.detach().cpu().contiguous()
     _floats("image", image, 3, "(3, H, W)")
     if len(image) != 3:
         raise ValueError(complain("image", "shape (3, H, W)", image, "Pass one RGB image, channels first."))
@@ -77,15 +78,9 @@ def _image(image: Tensor) -> Tensor:
     return (image.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().contiguous()
 
 
-def _not_empty(name: str, value: Tensor) -> Tensor:
-    if value.numel() == 0:
-        raise ValueError(complain(name, "at least one value", value, "Nothing can be shown of an empty tensor."))
-    return value
-
-
 def _floats(name: str, value: Tensor, ndim: int, shape: str) -> None:
     check_tensor(name, value, ndim=ndim, shape=shape, floating=True)
-    bad = ~torch.isfinite(_not_empty(name, value).detach())
+    bad = ~torch.isfinite(value.detach())
     if bool(bad.any()):
         place = tuple(bad.nonzero()[0].tolist())
         came = f"NaN or infinity at {place}, {int(bad.sum())} in all"
@@ -107,14 +102,14 @@ def _boxes(boxes: Tensor, count: int, size: tuple[int, int]) -> Tensor:
     return boxes
 
 
-def _id_map(name: str, ids: Tensor, size: tuple[int, int]) -> Tensor:
+def _id_map(name: str, ids: Any, size: tuple[int, int]) -> Tensor:
     check_tensor(name, ids, ndim=2, shape="(H, W)", floating=False)
     if ids.shape != size:
         raise ValueError(complain(name, f"shape {size}, as the image has", ids, "Resize by nearest."))
     return ids.detach().cpu().long()
 
 
-def _segments(segments: Tensor, count: int, size: tuple[int, int]) -> Tensor:
+def _segments(segments: Any, count: int, size: tuple[int, int]) -> Tensor:
     segments = _id_map("segments", segments, size)
     low, high = (int(v) for v in segments.aminmax())
     if low < -1 or high >= count:
@@ -132,21 +127,16 @@ def _labels(labels: Tensor, number: int, size: tuple[int, int], ignore_index: in
     return labels
 
 
-def _palette(palette: Tensor, number: int) -> Tensor:
+def _palette(palette: Tensor | None, number: int) -> Tensor:
+    """That given, or hues a golden angle apart, in three lightnesses."""
+    if palette is None:
+        tones = [((0.58 + 0.381966 * i) % 1, (0.5, 0.68, 0.36)[i % 3], (0.65, 0.75, 0.6)[i % 3]) for i in range(number)]
+        return (torch.tensor([colorsys.hls_to_rgb(*tone) for tone in tones]) * 255).round().long()
     check_tensor("palette", palette, ndim=2, shape=f"({number}, 3)", floating=False)
     palette = palette.detach().cpu().long()
     if palette.shape != (number, 3) or int(palette.min()) < 0 or int(palette.max()) > 255:
         raise ValueError(complain("palette", f"({number}, 3) in [0, 255]", palette, "Pass a colour for every class."))
     return palette
-
-
-def _default_palette(number: int) -> Tensor:
-    """Hues a golden angle apart, in three lightnesses."""
-    colours = [
-        colorsys.hls_to_rgb((0.58 + 0.381966 * i) % 1, (0.5, 0.68, 0.36)[i % 3], (0.65, 0.75, 0.6)[i % 3])
-        for i in range(number)
-    ]
-    return (torch.tensor(colours) * 255).round().long()
 
 
 def _start(start: tuple[int, int] | None, size: tuple[int, int]) -> tuple[int, int]:

@@ -11,7 +11,6 @@ from perpixel.upsampling import axis_matrices
 
 Upsampling = Literal["bilinear", "bilinear_aligned", "nearest"] | Callable[[Tensor], Tensor]
 Size = tuple[int, int]
-_MODES = ("bilinear", "bilinear_aligned", "nearest")
 
 
 class Axes(NamedTuple):
@@ -29,24 +28,21 @@ class Axes(NamedTuple):
         return Axes(finer.rows @ self.rows, finer.columns @ self.columns)
 
 
-def check_upsampling(upsampling: Upsampling) -> None:
-    """Nothing if it is a mode or can be called, else ValueError."""
-    if not callable(upsampling):
-        check_option("upsampling", upsampling, _MODES)
-
-
 def upsampling_axes(upsampling: Upsampling, grid: Size, size: Size) -> Axes:
     """The two matrices of a mode of `F.interpolate`, or of a callable (1, K, h, w) -> (1, K, H, W).
 
-    ValueError if the callable gives another shape, or is not the product of a linear map of rows and one of columns.
+    ValueError if it is neither, or the callable gives another shape, or is not the product of a linear map of rows and
+    one of columns.
     """
     if not callable(upsampling):
+        check_option("upsampling", upsampling, ("bilinear", "bilinear_aligned", "nearest"))
         options = {} if upsampling == "nearest" else {"align_corners": upsampling == "bilinear_aligned"}
         mode = upsampling.removesuffix("_aligned")
         return Axes(*axis_matrices(grid, {"size": size, "mode": mode, **options}))
-    rows = torch.stack([_called(upsampling, _stripe(grid, i, 0), size)[:, 0] for i in range(grid[0])], 1)
-    columns = torch.stack([_called(upsampling, _stripe(grid, i, 1), size)[0] for i in range(grid[1])], 1)
-    axes = Axes(rows, columns)
+    each_row, each_column = (torch.eye(length, dtype=torch.float64) for length in grid)
+    rows = [_called(upsampling, row[:, None].repeat(1, grid[1]), size)[:, 0] for row in each_row]
+    columns = [_called(upsampling, column.repeat(grid[0], 1), size)[0] for column in each_column]
+    axes = Axes(torch.stack(rows, 1), torch.stack(columns, 1))
     probe = torch.rand(grid, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     off = float((axes(probe) - _called(upsampling, probe, size)).abs().max())
     if not off <= 1e-4:
@@ -56,18 +52,11 @@ def upsampling_axes(upsampling: Upsampling, grid: Size, size: Size) -> Axes:
     return axes
 
 
-def _stripe(grid: Size, place: int, axis: int) -> Tensor:
-    values = torch.zeros(grid, dtype=torch.float64)
-    values.select(axis, place).fill_(1)
-    return values
-
-
 def _called(upsampling: Callable[[Tensor], Tensor], values: Tensor, size: Size) -> Tensor:
     found = upsampling(values[None, None])
     if not isinstance(found, Tensor) or found.shape != (1, 1, *size):
-        expected = (
-            f"a callable that brings (1, 1, {values.shape[0]}, {values.shape[1]}) to (1, 1, {size[0]}, {size[1]})"
-        )
+        before, after = (f"(1, 1, {height}, {width})" for height, width in (values.shape, size))
+        expected = f"a callable that brings {before} to {after}"
         raise ValueError(complain("upsampling", expected, found, "It must give maps at the size of the image."))
     return found[0, 0].detach().double().cpu()
 

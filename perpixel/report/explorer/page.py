@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from perpixel.checks import check_integer, complain
-from perpixel.report.explorer.arguments import ExplorerInput, check_input
-from perpixel.report.explorer.axes import Upsampling, check_upsampling, upsampling_axes
+from perpixel.report.explorer.arguments import check_input
+from perpixel.report.explorer.axes import Upsampling, upsampling_axes
 from perpixel.report.explorer.storage import grid_of, pack, precisions, storage_note, store_effects, store_logits
 
 _SCRIPTS = ("evidence.js", "draw.js", "text.js", "input.js", "explorer.js")
@@ -84,7 +84,6 @@ def context_explorer(
             cannot be met. FileNotFoundError: no such folder.
     """
     check_integer("max_bytes", max_bytes, low=1)
-    check_upsampling(upsampling)
     for name, text in (("title", title), ("note", note)):
         if not isinstance(text, str):
             raise TypeError(complain(name, "a text", text, "Pass a str."))
@@ -106,7 +105,7 @@ def context_explorer(
         "size": list(size),
         "start": list(given.start),
         "image": _picture(given.image, max_bytes // 6),
-        "patches": _patches(given),
+        "patches": {"boxes": given.patches.tolist()} if segments is None else {"segments": pack(given.patches.int())},
         "truth": None if given.labels is None else pack(given.labels.int()),
         "logits": stored_logits,
     }
@@ -122,12 +121,6 @@ def context_explorer(
         smallest = len(page)
     expected = f"at least {smallest} for this image and these patches"
     raise ValueError(complain("max_bytes", expected, max_bytes, "Raise it, or pass a smaller image or fewer patches."))
-
-
-def _patches(given: ExplorerInput) -> dict[str, Any]:
-    if given.boxes is not None:
-        return {"boxes": given.boxes.tolist()}
-    return {} if given.segments is None else {"segments": pack(given.segments.int())}
 
 
 def _picture(image: Tensor, budget: int) -> str:
@@ -158,12 +151,6 @@ def _html(content: dict[str, Any], title: str) -> bytes:
         f"default-src 'none'; img-src data:; style-src 'sha256-{digests[0]}'; script-src 'sha256-{digests[1]}'; "
         "base-uri 'none'; form-action 'none'"
     )
-    parts = {
-        "policy": policy,
-        "title": html.escape(title),
-        "style": style,
-        "data": _json(content),
-        "script": script,
-    }
+    parts = {"policy": policy, "title": html.escape(title), "style": style, "data": _json(content), "script": script}
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], read["explorer.html"])
     return page.encode("utf-8", "replace")
