@@ -8,7 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from attach_cases import CLASSES, Net, assert_holds_nothing, assert_same, batch, gradients, hooks, reference, step
+from attach_cases import (
+    CLASSES,
+    Net,
+    assert_holds_nothing,
+    assert_same,
+    attached,
+    batch,
+    gradients,
+    hooks,
+    reference,
+    step,
+)
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from weight_map_cases import EVERY_TERM, LOSSES, TERMS, StubLoss
@@ -81,9 +92,7 @@ def test_channels_last(make: Any, head: str | None) -> None:
 
 @pytest.mark.parametrize("make", LOSSES.values(), ids=LOSSES)
 def test_weight_maps_under_autocast(make: Any) -> None:
-    model = Net()
-    images, labels = batch()
-    criterion = attach(model, make())
+    model, images, labels, criterion = attached(Net(), make())
     with torch.autocast("cpu", torch.bfloat16):
         inside = criterion(model(images), labels)
         output = model(images)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from attach_cases import CLASSES, Net, batch, hooks
+from attach_cases import CLASSES, Net, attached, batch, hooks
 from torch import Tensor, nn
 from torch.nn import functional as F
 from weight_map_cases import StubLoss
@@ -92,9 +92,7 @@ def test_the_logits_are_those_the_model_returned() -> None:
 
 @pytest.mark.parametrize("mode", ["evidence", "unsupported"])
 def test_no_head_is_needed(mode: Any) -> None:
-    model = TwoHeads(aux=True)
-    images, labels = batch()
-    criterion = attach(model, FixationWeightedLoss(mode=mode, cell=4))
+    model, images, labels, criterion = attached(TwoHeads(aux=True), FixationWeightedLoss(mode=mode, cell=4))
     assert len(list(hooks(model))) == 3  # before and after the model, and how the first is called
     for _ in range(2):
         criterion(model(images), labels).backward()
@@ -131,9 +129,7 @@ def test_a_model_without_images_is_refused() -> None:
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_images_are_held_no_longer_than_the_call(fails: bool) -> None:
-    model = Net()
-    images, labels = batch()
-    criterion = attach(model, StubLoss(every=2), TemplateSimilarityLoss())
+    model, images, labels, criterion = attached(Net(), StubLoss(every=2), TemplateSimilarityLoss())
     for _ in range(2):
         held = weakref.ref(images)
         output = model(images)
