@@ -26,7 +26,7 @@ def check_option(argument: str, value: Any, options: Iterable[str]) -> Any:
     """`value` if it is one of `options`, else ValueError."""
     options = tuple(options)
     if not isinstance(value, str) or value not in options:
-        listed = ", ".join(repr(o) for o in options)
+        listed = ", ".join(map(repr, options))
         raise ValueError(complain(argument, f"one of {listed}", describe(value), "Choose one of these."))
     return value
 
@@ -91,8 +91,7 @@ def check_same_device(**tensors: Tensor) -> None:
     devices = {name: tensor.device for name, tensor in tensors.items()}
     if len(set(devices.values())) > 1:
         places = ", ".join(f"{name} on {device}" for name, device in devices.items())
-        names = ", ".join(devices)
-        raise ValueError(complain(names, "one common device", places, "Move them with .to(device)."))
+        raise ValueError(complain(", ".join(devices), "one common device", places, "Move them with .to(device)."))
 
 
 def check_labels_in_range(labels: Tensor, classes: int, ignore_index: int) -> None:
@@ -100,14 +99,9 @@ def check_labels_in_range(labels: Tensor, classes: int, ignore_index: int) -> No
     bad = ((labels < 0) | (labels >= classes)) & (labels != ignore_index)
     if bool(bad.any()):
         place = tuple(bad.nonzero()[0].tolist())
-        raise ValueError(
-            complain(
-                "labels",
-                f"values in [0, {classes}) or ignore_index={ignore_index}",
-                f"{int(labels[place])} at position {place} ({int(bad.sum())} such pixels)",
-                "Map the label to a class, or mark it with ignore_index.",
-            )
-        )
+        expected = f"values in [0, {classes}) or ignore_index={ignore_index}"
+        came = f"{int(labels[place])} at position {place} ({int(bad.sum())} such pixels)"
+        raise ValueError(complain("labels", expected, came, "Map the label to a class, or mark it with ignore_index."))
 
 
 def check_finite(argument: str, value: Tensor, valid: Tensor) -> None:
@@ -115,11 +109,6 @@ def check_finite(argument: str, value: Tensor, valid: Tensor) -> None:
     bad = ~torch.isfinite(value.detach()).all(1) & valid
     if bool(bad.any()):
         place = tuple(bad.nonzero()[0].tolist())
-        raise ValueError(
-            complain(
-                argument,
-                "finite values at the counted pixels",
-                f"NaN or infinity at (image, row, column) {place} and {int(bad.sum()) - 1} further pixels",
-                "Look for an overflow or a bad input upstream, or mark the pixels as void.",
-            )
-        )
+        came = f"NaN or infinity at (image, row, column) {place} and {int(bad.sum()) - 1} further pixels"
+        remedy = "Look for an overflow or a bad input upstream, or mark the pixels as void."
+        raise ValueError(complain(argument, "finite values at the counted pixels", came, remedy))

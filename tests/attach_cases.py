@@ -78,6 +78,11 @@ def batch(
     return images, labels
 
 
+def attached(model: Any, *terms: Any, **how: Any) -> tuple[Any, Tensor, Tensor, Feedback]:
+    """model, images, labels, criterion."""
+    return model, *batch(), attach(model, *terms, **how)
+
+
 def gradients(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 

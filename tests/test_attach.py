@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from attach_cases import CLASSES, Net, batch, gradients, hooks
+from attach_cases import CLASSES, Net, attached, batch, gradients, hooks
 from torch import Tensor, nn
 from torch.nn import functional as F
 from weight_map_cases import StubLoss
@@ -103,9 +103,7 @@ def test_base_gets_logits_at_label_size_and_its_own_say_over_aux() -> None:
 
 
 def test_all_void_is_an_attached_zero() -> None:
-    model = Net(aux=True)
-    images, labels = batch()
-    criterion = attach(model, TemplateSimilarityLoss())
+    model, images, labels, criterion = attached(Net(aux=True), TemplateSimilarityLoss())
     loss = criterion(model(images), torch.full_like(labels, 255))
     loss.backward()
     assert loss == 0
@@ -175,9 +173,7 @@ def test_a_frozen_body_warns_once() -> None:
 
 
 def test_validation_does_not_warn() -> None:
-    model = Net()
-    images, labels = batch()
-    criterion = attach(model, TemplateSimilarityLoss())
+    model, images, labels, criterion = attached(Net(), TemplateSimilarityLoss())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with torch.no_grad():

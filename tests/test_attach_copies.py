@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from attach_cases import Net, assert_same, batch, gradients, hooks, step
+from attach_cases import Net, assert_same, attached, batch, gradients, hooks, step
 from torch import nn
 from weight_map_cases import EVERY_TERM, LOSSES, StubLoss
 
@@ -19,9 +19,7 @@ from perpixel.attach.criterion import attach
 
 @EVERY_TERM
 def test_a_copy_of_the_model_is_clean(make: Any, head: str | None) -> None:
-    model = Net()
-    images, labels = batch()
-    criterion = attach(model, make(), head=head)
+    model, images, labels, criterion = attached(Net(), make(), head=head)
     output = model(images)  # tensors with a graph are held while the copy is made
     teacher = copy.deepcopy(model)
     assert not list(hooks(teacher))
@@ -70,9 +68,7 @@ def test_a_copy_of_both_is_an_independent_pair(how: str, called: bool, make: Any
 
 
 def test_a_model_saved_whole_while_attached_loads() -> None:
-    model = Net()
-    images, labels = batch()
-    criterion = attach(model, TemplateSimilarityLoss())
+    model, images, labels, criterion = attached(Net(), TemplateSimilarityLoss())
     criterion(model(images), labels)
     file = io.BytesIO()
     torch.save(model, file)
@@ -86,9 +82,7 @@ def test_a_model_saved_whole_while_attached_loads() -> None:
 
 
 def test_a_loaded_model_takes_new_hooks(tmp_path: Path) -> None:
-    model = Net()
-    images, labels = batch()
-    criterion = attach(model, StubLoss())
+    model, images, labels, criterion = attached(Net(), StubLoss())
     criterion(model(images), labels)
     torch.save(model, tmp_path / "model")
     torch.utils.hooks.RemovableHandle.next_id = 0  # as in a new process
@@ -109,9 +103,7 @@ def test_a_loaded_model_takes_new_hooks(tmp_path: Path) -> None:
     ],
 )
 def test_the_state_of_a_term_is_saved_with_the_criterion(make: Any, names: set[str]) -> None:
-    model = Net()
-    images, labels = batch()
-    criterion = attach(model, make())
+    model, images, labels, criterion = attached(Net(), make())
     criterion(model(images), labels)
     state = criterion.state_dict()
     (name,) = criterion.losses

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from attach_cases import CLASSES, Net, batch, hooks
+from attach_cases import CLASSES, Net, attached, batch, hooks
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -42,9 +42,7 @@ FINISHES: dict[str, Callable[[Tensor], object]] = {
 @pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize("finish", FINISHES)
 def test_found_whatever_brings_the_logits_to_size(finish: str, grad: bool) -> None:
-    model = Custom(FINISHES[finish])
-    images, labels = batch()
-    criterion = attach(model, TemplateSimilarityLoss())
+    model, images, labels, criterion = attached(Custom(FINISHES[finish]), TemplateSimilarityLoss())
     assert criterion.head is None
     with torch.set_grad_enabled(grad):
         criterion(model(images), labels)
@@ -101,9 +99,7 @@ def test_two_layers_that_say_the_same_are_listed_and_the_model_is_freed() -> Non
 
 @pytest.mark.parametrize("finish", [lambda z: z.softmax(1), lambda z: z + z.mean(1, keepdim=True)])
 def test_none_lists_the_layers_with_as_many_channels(finish: Callable[[Tensor], Tensor]) -> None:
-    model = Custom(finish)
-    criterion = attach(model, TemplateSimilarityLoss())
-    images, labels = batch()
+    model, images, labels, criterion = attached(Custom(finish), TemplateSimilarityLoss())
     with pytest.raises(ValueError, match=r"got none\.(?s:.*)'mid': Conv2d -> \(2, 4, 4, 4\)(?s:.*)'last': Conv2d"):
         criterion(model(images), labels)
     assert not list(hooks(model))
@@ -153,9 +149,7 @@ def test_a_head_that_runs_twice_counts_with_its_last_run() -> None:
             super().forward(images[:, :, ::2, ::2])
             return super().forward(images)
 
-    model = Twice()
-    images, labels = batch()
-    criterion = attach(model, TemplateSimilarityLoss())
+    model, images, labels, criterion = attached(Twice(), TemplateSimilarityLoss())
     assert torch.isfinite(criterion(model(images), labels))
 
 
@@ -200,9 +194,7 @@ def test_the_output_that_is_passed_decides(grad: bool) -> None:
 
 
 def test_a_model_run_part_by_part() -> None:
-    model = Net()
-    images, labels = batch()
-    criterion = attach(model, TemplateSimilarityLoss())
+    model, images, labels, criterion = attached(Net(), TemplateSimilarityLoss())
     for _ in range(2):
         logits = model.classifier(model.neck(model.body(images)))
         assert torch.isfinite(criterion(logits, labels))

@@ -8,7 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from attach_cases import CLASSES, Net, assert_holds_nothing, assert_same, batch, gradients, hooks, reference, step
+from attach_cases import (
+    CLASSES,
+    Net,
+    assert_holds_nothing,
+    assert_same,
+    attached,
+    batch,
+    gradients,
+    hooks,
+    reference,
+    step,
+)
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from weight_map_cases import EVERY_TERM, LOSSES, TERMS, StubLoss
@@ -16,80 +27,7 @@ from weight_map_cases import EVERY_TERM, LOSSES, TERMS, StubLoss
 from perpixel import TemplateSimilarityLoss
 from perpixel.attach.criterion import attach
 
-COMPILED = {name: term for name, term in TERMS.items() if "template" in name or name in ("evidence", "debt")}
-
-# --- torch.compile
-
-
-@pytest.mark.parametrize(("make", "head"), COMPILED.values(), ids=COMPILED)
-@pytest.mark.parametrize("first", ["attach", "compile"])
-def test_compiled_model_trains_as_the_eager_one(first: str, make: Any, head: str | None) -> None:
-    torch.compiler.reset()
-    model = Net(aux=True)
-    images, labels = batch()
-    expected = reference(model, images, labels, make)
-    state = copy.deepcopy(model.state_dict())
-    if first == "attach":
-        criterion = attach(model, make(), head=head)
-        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    else:
-        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-        criterion = attach(compiled, make(), head=head)
-    for _ in range(2):
-        model.load_state_dict(state)  # the statistics of batch norm are part of what a weight map rests on
-        model.train()
-        assert_same(step(compiled, criterion, images, labels, of=model), expected)
-    if make is TemplateSimilarityLoss:
-        assert criterion.head == "classifier"
-    old = compiled(images)
-    compiled(images)
-    with pytest.raises(RuntimeError, match="last forward pass"):
-        criterion(old, labels)
-    model.eval()
-    with torch.no_grad():
-        criterion(compiled(images), labels)
-    criterion.remove()
-    assert not list(hooks(model))
-    compiled(images)
-    assert_holds_nothing(criterion)
-
-
-def test_a_model_compiled_and_run_before_is_refused_with_the_remedy() -> None:
-    torch.compiler.reset()
-    model = Net()
-    images, labels = batch()
-    compiled = torch.compile(model, backend="aot_eager")
-    compiled(images)
-    criterion = attach(compiled, TemplateSimilarityLoss())
-    with pytest.raises(RuntimeError, match=r"torch\.compiler\.reset\(\)"):
-        criterion(compiled(images), labels)
-    torch.compiler.reset()
-    criterion(compiled(images), labels)
-
-
-def test_a_weight_map_of_a_model_compiled_in_place_is_made_eagerly() -> None:
-    torch.compiler.reset()
-    model = Net()
-    images, labels = batch()
-    expected = reference(model, images, labels, StubLoss)
-    model.compile(backend="aot_eager")
-    assert_same(step(model, attach(model, StubLoss()), images, labels), expected)
-
-
-def test_a_compiled_training_step_leaves_the_weight_map_out_of_its_graph() -> None:
-    torch.compiler.reset()
-    model, term = Net(), LOSSES["debt"]()
-    images, labels = batch()
-    copied = copy.deepcopy(model)
-    expected = term(copied, images, copied(images)["out"], labels)
-    expected.backward()
-    whole = torch.compile(lambda x, y: term(model, x, model(x)["out"], y), backend="eager")
-    loss = whole(images, labels)
-    loss.backward()
-    torch.testing.assert_close(loss, expected)
-    assert_same(gradients(model), gradients(copied))
-    assert model.training
-
+SOME = ("template similarity, head named", "template similarity, head found", "evidence", "debt")
 
 # --- precision, layout, accumulation
 
@@ -154,9 +92,7 @@ def test_channels_last(make: Any, head: str | None) -> None:
 
 @pytest.mark.parametrize("make", LOSSES.values(), ids=LOSSES)
 def test_weight_maps_under_autocast(make: Any) -> None:
-    model = Net()
-    images, labels = batch()
-    criterion = attach(model, make())
+    model, images, labels, criterion = attached(Net(), make())
     with torch.autocast("cpu", torch.bfloat16):
         inside = criterion(model(images), labels)
         output = model(images)
@@ -201,9 +137,10 @@ class HeadToo(Net):
         return {"out": nn.functional.interpolate(logits, scale_factor=2, mode="bilinear")}
 
 
-@EVERY_TERM
+@pytest.mark.parametrize("term", SOME)
 @pytest.mark.parametrize("kind", ["inside", "head too", "whole", "whole, attached outside"])
-def test_checkpointing_gives_the_same_gradients_and_leaves_nothing(kind: str, make: Any, head: str | None) -> None:
+def test_checkpointing_gives_the_same_gradients_and_leaves_nothing(kind: str, term: str) -> None:
+    make, head = TERMS[term]
     net = HeadToo() if kind == "head too" else Net(reentrant=False if kind == "inside" else None)
     plain = Net()
     plain.load_state_dict(net.state_dict())
@@ -254,3 +191,76 @@ def test_labels_may_be_coarser_than_the_output() -> None:
     images, _ = batch()
     labels = torch.randint(0, CLASSES, (2, 8, 8))
     assert torch.isfinite(attach(model, TemplateSimilarityLoss())(model(images), labels))
+
+
+# --- torch.compile
+
+
+@pytest.mark.parametrize(("first", "term"), list(zip(("attach", "compile") * 2, SOME, strict=True)), ids=SOME)
+def test_compiled_model_trains_as_the_eager_one(first: str, term: str) -> None:
+    torch.compiler.reset()
+    make, head = TERMS[term]
+    model = Net(aux=True)
+    images, labels = batch()
+    expected = reference(model, images, labels, make)
+    state = copy.deepcopy(model.state_dict())
+    if first == "attach":
+        criterion = attach(model, make(), head=head)
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    else:
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+        criterion = attach(compiled, make(), head=head)
+    for _ in range(2):
+        model.load_state_dict(state)  # the statistics of batch norm are part of what a weight map rests on
+        model.train()
+        assert_same(step(compiled, criterion, images, labels, of=model), expected)
+    if make is TemplateSimilarityLoss:
+        assert criterion.head == "classifier"
+    old = compiled(images)
+    compiled(images)
+    with pytest.raises(RuntimeError, match="last forward pass"):
+        criterion(old, labels)
+    model.eval()
+    with torch.no_grad():
+        criterion(compiled(images), labels)
+    criterion.remove()
+    assert not list(hooks(model))
+    compiled(images)
+    assert_holds_nothing(criterion)
+
+
+def test_a_model_compiled_and_run_before_is_refused_with_the_remedy() -> None:
+    torch.compiler.reset()
+    model = Net()
+    images, labels = batch()
+    compiled = torch.compile(model, backend="aot_eager")
+    compiled(images)
+    criterion = attach(compiled, TemplateSimilarityLoss())
+    with pytest.raises(RuntimeError, match=r"torch\.compiler\.reset\(\)"):
+        criterion(compiled(images), labels)
+    torch.compiler.reset()
+    criterion(compiled(images), labels)
+
+
+def test_a_weight_map_of_a_model_compiled_in_place_is_made_eagerly() -> None:
+    torch.compiler.reset()
+    model = Net()
+    images, labels = batch()
+    expected = reference(model, images, labels, StubLoss)
+    model.compile(backend="aot_eager")
+    assert_same(step(model, attach(model, StubLoss()), images, labels), expected)
+
+
+def test_a_compiled_training_step_leaves_the_weight_map_out_of_its_graph() -> None:
+    torch.compiler.reset()
+    model, term = Net(), LOSSES["debt"]()
+    images, labels = batch()
+    copied = copy.deepcopy(model)
+    expected = term(copied, images, copied(images)["out"], labels)
+    expected.backward()
+    whole = torch.compile(lambda x, y: term(model, x, model(x)["out"], y), backend="eager")
+    loss = whole(images, labels)
+    loss.backward()
+    torch.testing.assert_close(loss, expected)
+    assert_same(gradients(model), gradients(copied))
+    assert model.training

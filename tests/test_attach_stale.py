@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from attach_cases import CLASSES, Net, batch
+from attach_cases import CLASSES, Net, attached, batch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from weight_map_cases import StubLoss
@@ -53,9 +53,7 @@ def test_an_output_of_an_earlier_pass_or_another_model_is_refused(grad: bool, ma
 
 
 def test_a_weight_map_needs_the_model_whole_and_all_its_images() -> None:
-    model = Net()
-    images, labels = batch()
-    criterion = attach(model, StubLoss())
+    model, images, labels, criterion = attached(Net(), StubLoss())
     with pytest.raises(RuntimeError, match="criterion: expected a forward pass"):
         criterion(model.classifier(model.neck(model.body(images))), labels)
     with pytest.raises(RuntimeError, match="one image per output"):
@@ -65,9 +63,7 @@ def test_a_weight_map_needs_the_model_whole_and_all_its_images() -> None:
 
 @pytest.mark.parametrize("grad", [True, False])
 def test_outputs_changed_on_the_way_are_accepted(grad: bool) -> None:
-    model = Net()
-    images, labels = batch()
-    criterion = attach(model, TemplateSimilarityLoss())
+    model, images, labels, criterion = attached(Net(), TemplateSimilarityLoss())
     with torch.set_grad_enabled(grad):
         expected = criterion(model(images), labels)
         torch.testing.assert_close(criterion(model(images)["out"], labels), expected)
@@ -138,9 +134,7 @@ def test_a_new_pass_lets_go_of_the_one_before() -> None:
 
 
 def test_a_pass_that_fails_leaves_nothing_to_use() -> None:
-    model = Net()
-    images, labels = batch()
-    criterion = attach(model, TemplateSimilarityLoss(), head="classifier")
+    model, images, labels, criterion = attached(Net(), TemplateSimilarityLoss(), head="classifier")
     old = model(images)
     with pytest.raises(RuntimeError, match="channels"):
         model(torch.randn(2, 5, 16, 16))

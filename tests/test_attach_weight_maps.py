@@ -1,18 +1,15 @@
 """Terms with a weight map of their own, attached: what they are given, alone and beside others."""
 
-import copy
 import gc
 import weakref
 from typing import Any
 
 import pytest
 import torch
-from attach_cases import CLASSES, Net, batch, hooks
-from test_model_untouched import assert_same as assert_same_model
-from test_model_untouched import snapshot
+from attach_cases import CLASSES, Net, attached, batch, hooks
 from torch import Tensor, nn
 from torch.nn import functional as F
-from weight_map_cases import LOSSES, StubLoss
+from weight_map_cases import StubLoss
 
 from perpixel import TemplateSimilarityLoss
 from perpixel.attach.criterion import attach
@@ -95,9 +92,7 @@ def test_the_logits_are_those_the_model_returned() -> None:
 
 @pytest.mark.parametrize("mode", ["evidence", "unsupported"])
 def test_no_head_is_needed(mode: Any) -> None:
-    model = TwoHeads(aux=True)
-    images, labels = batch()
-    criterion = attach(model, FixationWeightedLoss(mode=mode, cell=4))
+    model, images, labels, criterion = attached(TwoHeads(aux=True), FixationWeightedLoss(mode=mode, cell=4))
     assert len(list(hooks(model))) == 3  # before and after the model, and how the first is called
     for _ in range(2):
         criterion(model(images), labels).backward()
@@ -134,9 +129,7 @@ def test_a_model_without_images_is_refused() -> None:
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_images_are_held_no_longer_than_the_call(fails: bool) -> None:
-    model = Net()
-    images, labels = batch()
-    criterion = attach(model, StubLoss(every=2), TemplateSimilarityLoss())
+    model, images, labels, criterion = attached(Net(), StubLoss(every=2), TemplateSimilarityLoss())
     for _ in range(2):
         held = weakref.ref(images)
         output = model(images)
@@ -149,47 +142,3 @@ def test_images_are_held_no_longer_than_the_call(fails: bool) -> None:
         gc.collect()
         assert held() is None
         images, labels = batch()
-
-
-# --- making the map disturbs nothing
-
-
-@pytest.mark.parametrize("make", LOSSES.values(), ids=LOSSES)
-def test_as_it_was(make: Any) -> None:
-    model = Net(aux=True).eval()
-    model.body[1].train()
-    model.neck.weight.requires_grad_(False)
-    model(batch()[0])["out"].sum().backward()
-    own = model.classifier.register_forward_hook(lambda *_: None)
-    model.body[1].eval()
-    before = snapshot(model)
-    images, labels = batch()
-    with attach(model, make(), TemplateSimilarityLoss()) as criterion:
-        criterion(model(images), labels)
-    assert_same_model(snapshot(model), before)
-    with pytest.raises(ValueError, match="at position"), attach(model, make()) as criterion:
-        criterion(model(images), labels + 100)
-    assert_same_model(snapshot(model), before)
-    own.remove()
-
-
-@pytest.mark.parametrize("make", LOSSES.values(), ids=LOSSES)
-def test_training_with_no_weight_is_bitwise_plain_training_with_dropout_and_batch_norm(make: Any) -> None:
-    class Drops(Net):
-        def _neck(self, x: Tensor) -> Tensor:
-            return F.dropout(super()._neck(x), 0.3, self.training)
-
-    plain = Drops()
-    fed = copy.deepcopy(plain)
-    batches = [batch() for _ in range(3)]
-    trained = []
-    for model, terms in ((plain, ()), (fed, (make(weight=0.0, every=2),))):
-        torch.manual_seed(5)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        with attach(model, *terms) as criterion:
-            for images, labels in batches:
-                optimizer.zero_grad()
-                criterion(model(images), labels).backward()
-                optimizer.step()
-        trained.append(model.state_dict())
-    assert_same_model(trained[1], trained[0])

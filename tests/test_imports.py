@@ -12,7 +12,6 @@ ROOT = Path(__file__).parents[1]
 HEAVY = ("torchvision", "captum", "scipy", "matplotlib", "torchmetrics", "lightning", "PIL")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 LINE = re.compile(r"(?P<indent> *)(?P<name>\w+(?:/|\.py))(?P<about>.*?)(?:<- (?P<arrows>[\w ]+))?$")
-JOBS = {"finetuning", "tracing", "explaining"}
 
 
 def drawing() -> dict[str, set[str]]:
@@ -99,9 +98,13 @@ def test_recipes_and_benchmarks_use_public_names(file: Path) -> None:
 def test_the_plan_keeps_subjects_and_jobs_apart() -> None:
     apart = {"losses", "fixations", "attribution"}
     assert all(not PLAN[f"perpixel/{part}"] & (apart | {"attach", "weighting"}) for part in apart)
-    assert all(not PLAN[f"recipes/{job}"] & JOBS for job in (*JOBS, "training", "kit"))
-    assert "training" not in PLAN["recipes/kit"]
     assert not any("attach" in arrows for arrows in PLAN.values())
+    assert PLAN["recipes/kit"] == {"perpixel"}  # no training, no job
+    assert PLAN["recipes/training"] == {"perpixel", "kit"}
+    jobs = {path for path in ROOMS if path.startswith("recipes/") and not path.endswith(".py")}
+    jobs -= {"recipes/kit", "recipes/training"}
+    assert len(jobs) == 3
+    assert all(PLAN[job] <= {"perpixel", "kit", "training"} for job in jobs)
 
 
 def test_files_and_folders_stay_small() -> None:

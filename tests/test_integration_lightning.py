@@ -1,10 +1,8 @@
 """A LightningModule under Lightning's Trainer, and a network under Fabric."""
 
-import copy
-
 import pytest
 import torch
-from attach_cases import Net, batch, gradients, hooks
+from attach_cases import Net, batch, hooks
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -58,27 +56,6 @@ def test_trainer() -> None:
     assert set(module.state_dict()) == {f"net.{name}" for name in module.net.state_dict()}
     module.criterion.remove()
     assert not list(hooks(module))
-
-
-@pytest.mark.parametrize("found", [False, True])
-def test_deepcopy_gives_an_independent_pair(found: bool) -> None:
-    module = Segmenter()
-    images, labels = batch()
-    if found:
-        module.criterion(module(images), labels)
-    module(images)  # features are held while the copy is made
-    twin = copy.deepcopy(module)
-    twin.criterion(twin(images), labels).backward()
-    assert gradients(twin)
-    assert not gradients(module)
-    module.criterion(module(images), labels).backward()
-    for name, gradient in gradients(module).items():
-        torch.testing.assert_close(gradients(twin)[name], gradient)
-    module.criterion.remove()
-    assert not list(hooks(module))
-    twin.criterion(twin(images), labels)
-    twin.criterion.remove()
-    assert not list(hooks(twin))
 
 
 @pytest.mark.parametrize("head", [None, "classifier"])

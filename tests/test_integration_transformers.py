@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from attach_cases import assert_one_line_works, batch
+from attach_cases import CLASSES, assert_one_line_works, batch, segformer
 
 from perpixel import TemplateSimilarityLoss
 from perpixel.attach.criterion import attach
@@ -11,40 +11,33 @@ transformers = pytest.importorskip("transformers")
 
 
 @pytest.fixture
-def segformer() -> torch.nn.Module:
-    config = transformers.SegformerConfig(
-        num_labels=5,
-        depths=[1, 1, 1, 1],
-        hidden_sizes=[8, 8, 16, 16],
-        num_attention_heads=[1, 1, 2, 2],
-        decoder_hidden_size=16,
-    )
-    return transformers.SegformerForSemanticSegmentation(config)
+def model() -> torch.nn.Module:
+    return segformer()
 
 
-def test_segformer(segformer: torch.nn.Module) -> None:
-    images, labels = batch(2, 64, 5)
-    below = next(name for name, p in segformer.named_parameters() if p.ndim == 4)
-    criterion = assert_one_line_works(segformer, images, labels, below=below)
+def test_segformer(model: torch.nn.Module) -> None:
+    images, labels = batch(2, 64)
+    below = next(name for name, p in model.named_parameters() if p.ndim == 4)
+    criterion = assert_one_line_works(model, images, labels, below=below)
     assert criterion.head == "decode_head.classifier"
 
 
-def test_segformer_loss_is_its_own_loss_when_nothing_is_added(segformer: torch.nn.Module) -> None:
-    images, labels = batch(2, 64, 5)
-    outputs = segformer.eval()(pixel_values=images, labels=labels)
-    torch.testing.assert_close(attach(segformer)(outputs, labels), outputs.loss)
+def test_segformer_loss_is_its_own_loss_when_nothing_is_added(model: torch.nn.Module) -> None:
+    images, labels = batch(2, 64)
+    outputs = model.eval()(pixel_values=images, labels=labels)
+    torch.testing.assert_close(attach(model)(outputs, labels), outputs.loss)
 
 
-def test_usual_loop(segformer: torch.nn.Module) -> None:
-    optimizer = torch.optim.AdamW(segformer.parameters(), lr=1e-3)
+def test_usual_loop(model: torch.nn.Module) -> None:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 
-    criterion = attach(segformer, TemplateSimilarityLoss(weight=0.05))
+    criterion = attach(model, TemplateSimilarityLoss(weight=0.05))
 
-    segformer.train()
+    model.train()
     for return_dict in (True, False):
-        images, labels = batch(2, 64, 5)
+        images, labels = batch(2, 64)
         inputs = {"pixel_values": images, "labels": labels}
-        loss = criterion(segformer(pixel_values=inputs["pixel_values"], return_dict=return_dict), inputs["labels"])
+        loss = criterion(model(pixel_values=inputs["pixel_values"], return_dict=return_dict), inputs["labels"])
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -59,8 +52,8 @@ def test_upernet_with_its_auxiliary_head() -> None:
         out_features=["stage1", "stage2", "stage3", "stage4"],
     )
     config = transformers.UperNetConfig(
-        backbone_config=backbone, num_labels=5, hidden_size=16, auxiliary_in_channels=16, auxiliary_channels=8
+        backbone_config=backbone, num_labels=CLASSES, hidden_size=16, auxiliary_in_channels=16, auxiliary_channels=8
     )
     model = transformers.UperNetForSemanticSegmentation(config)
     below = next(name for name, p in model.named_parameters() if p.ndim == 4)
-    assert assert_one_line_works(model, *batch(2, 64, 5), below=below).head == "decode_head.classifier"
+    assert assert_one_line_works(model, *batch(2, 64), below=below).head == "decode_head.classifier"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from attach_cases import CLASSES, Net, batch
-from test_model_untouched import assert_same, snapshot
+from model_state import assert_same, snapshot
 from torch import Tensor, nn
 from torch.nn import functional as F
 

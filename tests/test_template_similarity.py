@@ -145,30 +145,26 @@ def test_half_types_accumulate_in_float32(similarity: str, dtype: torch.dtype) -
     torch.testing.assert_close(gradient, exact.to(dtype), rtol=2 * torch.finfo(dtype).eps, atol=1e-7)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted"])
 @pytest.mark.parametrize("source", ["peaks", "means", "given"])
-def test_operators_are_registered_soundly(layout: str, source: str) -> None:
+@pytest.mark.parametrize(("layout", "centred", "temperature"), [("plain", False, 0.5), ("channels_last", True, 0.0)])
+def test_operators_are_registered_soundly(layout: str, centred: bool, temperature: float, source: str) -> None:
     """Among others: what torch.compile is told of shapes and strides is what comes out."""
     features, _, labels = batch()
     if layout == "channels_last":
         features = features.to(memory_format=torch.channels_last)
-    elif layout == "permuted":
+    elif source == "given":
         features = features.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
     valid = (labels != 255).flatten(1)
-    flat = torch.where(valid, labels.flatten(1), 0)
+    shared = (torch.where(valid, labels.flatten(1), 0), valid, torch.tensor([True, True, True, False]))
     peaks = torch.tensor([14, 13, 20, 0]) if source == "peaks" else None
     templates = torch.randn(4, 5, dtype=torch.float64) if source == "given" else None
-    present = torch.tensor([True, True, True, False])
     operators = torch.ops.perpixel
-    for centred, temperature in ((False, 0.0), (True, 0.5)):
-        shared = (flat, valid, present)
-        leaf = features.detach().requires_grad_()
-        torch.library.opcheck(
-            operators.template_similarity_map, (leaf, templates, peaks, *shared, centred, temperature, False)
-        )
-        kept = operators.template_similarity_map(features, templates, peaks, *shared, centred, temperature, False)
-        backward = (torch.ones_like(kept[0]), features, peaks, *shared, kept, temperature, False, source == "given")
-        torch.library.opcheck(operators.template_similarity_backward, backward)
+    leaf = features.detach().requires_grad_()
+    forward = (leaf, templates, peaks, *shared, centred, temperature, False)
+    torch.library.opcheck(operators.template_similarity_map, forward)
+    kept = operators.template_similarity_map(features, *forward[1:])
+    backward = (torch.ones_like(kept[0]), features, peaks, *shared, kept, temperature, False, source == "given")
+    torch.library.opcheck(operators.template_similarity_backward, backward)
 
 
 def test_callable_template_receives_gradient() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from attach_cases import CLASSES, hooks
-from test_model_untouched import assert_same, snapshot
+from model_state import assert_same, snapshot
 from torch import Tensor, nn
 from torch.nn import functional as F
 from weight_map_cases import LOSSES, StubLoss, check_map, problem, stub_scores, weights_of

@@ -94,15 +94,13 @@ def is_resized(grid: Tensor, logits: Tensor) -> bool:
     rounding = max(torch.finfo(grid.dtype).eps, torch.finfo(logits.dtype).eps)
     grid, logits = grid.detach().float(), logits.detach().float()
     slack = max(1e-4, 4 * rounding) * float(logits.abs().max())
-    sizes_match = grid.shape == logits.shape
+    sizes_match, size = grid.shape == logits.shape, tuple(logits.shape[-2:])
     return any(
         torch.allclose(resized, logits, rtol=0.0, atol=slack, equal_nan=True)
-        for resized in ([grid] if sizes_match else (_resize(grid, logits.shape[-2:], *how) for how in _RESIZINGS))
+        for resized in (
+            [grid] if sizes_match else (F.interpolate(grid, size, mode=m, align_corners=a) for m, a in _RESIZINGS)
+        )
     )
-
-
-def _resize(grid: Tensor, size: torch.Size, mode: str, align_corners: bool | None) -> Tensor:
-    return F.interpolate(grid, size=tuple(size), mode=mode, align_corners=align_corners)
 
 
 def _mixes_channels(layer: nn.Module) -> bool:

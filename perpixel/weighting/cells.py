@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from perpixel.fixations import Fixations
+
 
 class Cells:
     """The cells of `side` pixels that cover an image of `size`; those at the lower and right end may be cut.
@@ -19,6 +21,12 @@ class Cells:
         total = mass.new_zeros(groups * self.grid[0] * self.grid[1])
         place = (group * self.grid[0] + y // self.side) * self.grid[1] + x // self.side
         return total.index_add_(0, place, mass).view(groups, *self.grid)
+
+    def landed(self, fix: Fixations) -> Tensor:
+        """Mass of the fixations by image, label and cell, float64 (N, C, gh, gw)."""
+        image, label, _, y, x = fix.points.unbind(1)
+        sums = self.sums(image * fix.classes + label, y, x, fix.mass, fix.images * fix.classes)
+        return sums.view(fix.images, fix.classes, *self.grid)
 
     def counts(self, labels: Tensor, classes: int) -> Tensor:
         """Pixels of labels (N, H, W) in [0, classes) by image, label and cell, float64 (N, classes, gh, gw)."""

@@ -82,7 +82,7 @@ class FixationWeightedLoss(WeightMapLoss):
         cells = Cells((images.shape[2], images.shape[3]), self.cell)
         if self.mode == "evidence":
             return cells.spread(_evidence(cells, found, traced), labels)
-        scores = _unsupported(cells, found, traced, logits.shape[1], self.reach)
+        scores = _unsupported(cells, found, traced, self.reach)
         return cells.spread_by_label(scores, torch.where(valid, labels, 0))
 
     def extra_repr(self) -> str:
@@ -98,11 +98,10 @@ def _evidence(cells: Cells, found: Fixations, traced: Tensor) -> Tensor:
     return (landed - own).clamp(min=0) / landed.clamp(min=1e-12)
 
 
-def _unsupported(cells: Cells, found: Fixations, traced: Tensor, classes: int, reach: int) -> Tensor:
+def _unsupported(cells: Cells, found: Fixations, traced: Tensor, reach: int) -> Tensor:
     """(N, C, gh, gw); one where no pixel of the label is around."""
-    image, label, _, y, x = found.points.unbind(1)
-    landed = cells.sums(image * classes + label, y, x, found.mass, found.images * classes)
-    landed = landed.view(found.images, classes, *cells.grid)
-    own = cells.counts(torch.where(traced < 0, classes, traced), classes + 1)[:, :classes]
-    landed, own = (nn.functional.avg_pool2d(m, 2 * reach + 1, 1, reach, divisor_override=1) for m in (landed, own))
+    own = cells.counts(torch.where(traced < 0, found.classes, traced), found.classes + 1)[:, :-1]
+    landed, own = (
+        nn.functional.avg_pool2d(m, 2 * reach + 1, 1, reach, divisor_override=1) for m in (cells.landed(found), own)
+    )
     return (1 - landed / own.clamp(min=0.5)).clamp(min=0)

@@ -77,10 +77,8 @@ class Regions:
         start = labels_on_grid(torch.where(counted, labels, -1), output_size(model, images))
         found = fixations(model, images, start=start, **vars(self.fixations))
         cells = Cells((images.shape[2], images.shape[3]), self.cell)
-        image, label, _, y, x = found.points.unbind(1)
-        groups = found.images * found.classes
-        mass = cells.sums(image * found.classes + label, y, x, found.mass, groups)
-        chosen = heaviest(mass.flatten(1), self.share).view(found.images, found.classes, *cells.grid)
+        mass = cells.landed(found)
+        chosen = heaviest(mass.flatten(0, 1).flatten(1), self.share).view_as(mass)
         return cells.spread(chosen.any(1), labels)
 
     def _erased(

@@ -34,6 +34,8 @@ Similarity = Literal["cosine", "correlation"]
 Objective = Literal["similarity", "contrast"]
 Template = Literal["peak", "mean"] | TemplateFunction
 Reduction = Literal["mean", "sum"]
+_OPTIONS = ["similarity", "selective", "objective", "temperature", "detach_templates", "reduction"]
+_OPTIONS += ["ignore_index", "share_templates", "validate"]
 
 
 def template_similarity_loss(
@@ -87,12 +89,7 @@ def template_similarity_loss(
     Raises:
         TypeError, ValueError: an argument of the wrong kind, shape, device or value.
     """
-    check_option("similarity", similarity, ("cosine", "correlation"))
-    check_option("objective", objective, ("similarity", "contrast"))
-    check_option("reduction", reduction, ("mean", "sum"))
-    check_number("temperature", temperature, low=0.0, open_low=True)
-    if not callable(template):
-        check_option("template", template, ("peak", "mean"))
+    _check_options(similarity, objective, temperature, template, reduction)
     labels = _check_inputs(features, logits, labels, ignore_index, validate)
     if labels.numel() == 0:
         return features.sum(dtype=compute_dtype(features.dtype))
@@ -106,21 +103,13 @@ def template_similarity_loss(
     elif batch.ranks > 1:
         templates = batch.templates(features, template, centred)
     elif template == "peak":
-        peaks, _ = batch.peaks()
+        peaks, _ = peak_positions(batch.logits, batch.labels, batch.valid)
     if templates is not None and detach_templates:
         templates = templates.detach()
 
-    values = template_similarity_map(
-        features,
-        templates,
-        peaks,
-        batch.labels,
-        batch.valid,
-        batch.present,
-        centred,
-        float(temperature) if objective == "contrast" else 0.0,
-        detach_templates,
-    )[0]
+    temperature = float(temperature) if objective == "contrast" else 0.0
+    pixels = (batch.labels, batch.valid, batch.present)
+    values, *_ = template_similarity_map(features, templates, peaks, *pixels, centred, temperature, detach_templates)
     loss = masked_sum(values, counted) * batch.ranks
     return loss / batch.summed(counted.sum()).clamp(min=1) if reduction == "mean" else loss
 
@@ -159,15 +148,12 @@ class TemplateSimilarityLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.weight = check_number("weight", weight, low=0.0)
-        self.similarity = check_option("similarity", similarity, get_args(Similarity))
+        _check_options(similarity, objective, temperature, template, reduction)
+        self.similarity, self.objective, self.reduction = similarity, objective, reduction
         self.selective = check_flag("selective", selective)
-        self.objective = check_option("objective", objective, get_args(Objective))
-        self.temperature = check_number("temperature", temperature, low=0.0, open_low=True)
+        self.temperature = float(temperature)
         self.template: Template = template
-        if not callable(template):
-            check_option("template", template, ("peak", "mean"))
         self.detach_templates = check_flag("detach_templates", detach_templates)
-        self.reduction = check_option("reduction", reduction, get_args(Reduction))
         self.ignore_index = check_integer("ignore_index", ignore_index)
         self.share_templates = check_flag("share_templates", share_templates)
         self.validate = check_flag("validate", validate)
@@ -175,27 +161,16 @@ class TemplateSimilarityLoss(nn.Module):
         if running_momentum is not None:
             if callable(template):
                 remedy = "Leave running_momentum out, or use template='peak' or 'mean'."
-                expected = "None beside a callable template"
-                raise ValueError(complain("running_momentum", expected, running_momentum, remedy))
+                raise ValueError(
+                    complain("running_momentum", "None beside a callable template", running_momentum, remedy)
+                )
             momentum = check_number("running_momentum", running_momentum, low=0.0, high=1.0, open_high=True)
             self.running = RunningTemplates(momentum)
 
     def forward(self, features: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        return template_similarity_loss(
-            features,
-            logits,
-            labels,
-            similarity=self.similarity,
-            selective=self.selective,
-            objective=self.objective,
-            temperature=self.temperature,
-            template=self._template(features, logits, labels),
-            detach_templates=self.detach_templates,
-            reduction=self.reduction,
-            ignore_index=self.ignore_index,
-            share_templates=self.share_templates,
-            validate=self.validate,
-        )
+        options = {name: getattr(self, name) for name in _OPTIONS}
+        template = self._template(features, logits, labels)
+        return template_similarity_loss(features, logits, labels, template=template, **options)
 
     def extra_repr(self) -> str:
         shown = ("weight", "similarity", "selective", "objective", "template", "reduction", "ignore_index")
@@ -237,20 +212,26 @@ class _Batch:
     def summed(self, value: Tensor) -> Tensor:
         return sum_over_ranks(value) if self.ranks > 1 else value
 
-    def peaks(self) -> tuple[Tensor, Tensor]:
-        return peak_positions(self.logits, self.labels, self.valid)
-
     def templates(self, features: Tensor, template: str, centred: bool) -> Tensor:
         """Templates (C, D) of the batch, over all ranks if shared, by plain autograd."""
         x = features.flatten(2)
         if template == "peak":
-            peaks, best = self.peaks()
+            peaks, best = peak_positions(self.logits, self.labels, self.valid)
             rows = x[peaks // x.shape[2], :, peaks % x.shape[2]].to(compute_dtype(x.dtype))
             if self.ranks > 1:
                 return peak_rows_over_ranks(rows, best, self.own_counts > 0)
             return torch.where(self.present[:, None], rows, 0.0)
         sums = self.summed(class_sums_of_units(x, self.labels, self.valid, len(self.counts), centred))
         return sums / self.counts.clamp(min=1)[:, None]
+
+
+def _check_options(similarity: str, objective: str, temperature: float, template: Template, reduction: str) -> None:
+    check_option("similarity", similarity, get_args(Similarity))
+    check_option("objective", objective, get_args(Objective))
+    check_number("temperature", temperature, low=0.0, open_low=True)
+    if not callable(template):
+        check_option("template", template, ("peak", "mean"))
+    check_option("reduction", reduction, get_args(Reduction))
 
 
 def _check_inputs(features: Tensor, logits: Tensor, labels: Tensor, ignore_index: int, validate: bool) -> Tensor:
@@ -281,8 +262,6 @@ def _check_inputs(features: Tensor, logits: Tensor, labels: Tensor, ignore_index
 def _check_templates(templates: Tensor, features: Tensor, logits: Tensor) -> Tensor:
     shape = (logits.shape[1], features.shape[1])
     if not isinstance(templates, Tensor) or tuple(templates.shape) != shape or not templates.is_floating_point():
-        remedy = "Return one row per class."
-        raise ValueError(
-            complain("template(features, logits, labels)", f"a floating (C, D) = {shape}", templates, remedy)
-        )
+        returned, expected = "template(features, logits, labels)", f"a floating (C, D) = {shape}"
+        raise ValueError(complain(returned, expected, templates, "Return one row per class."))
     return templates

@@ -124,17 +124,7 @@ def template_similarity_map(
 
 
 @template_similarity_map.register_fake
-def _(
-    features: Tensor,
-    templates: Tensor | None,
-    peaks: Tensor | None,
-    labels: Tensor,
-    valid: Tensor,
-    present: Tensor,
-    centred: bool,
-    temperature: float,
-    detach_templates: bool,
-) -> Maps:
+def _(features: Tensor, _1: Any, _2: Any, labels: Tensor, _3: Any, present: Tensor, centred: bool, *_: Any) -> Maps:
     wide = compute_dtype(features.dtype)
     values = features.new_empty(labels.shape, dtype=wide)
     mean = torch.empty_like(values) if centred else values.new_empty(0)
@@ -203,18 +193,8 @@ def template_similarity_backward(
 
 
 @template_similarity_backward.register_fake
-def _(
-    incoming: Tensor,
-    features: Tensor,
-    peaks: Tensor | None,
-    labels: Tensor,
-    valid: Tensor,
-    present: Tensor,
-    maps: Sequence[Tensor],
-    temperature: float,
-    detach_templates: bool,
-    given: bool,
-) -> tuple[Tensor, Tensor]:
+def _(_: Any, features: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    maps, given = rest[4], rest[-1]
     unit = maps[3]
     return _empty_gradient(features), torch.empty_like(unit) if given else unit.new_empty(0)
 

@@ -24,10 +24,10 @@ def peak_positions(logits: Tensor, labels: Tensor, valid: Tensor) -> tuple[Tenso
     own = torch.where(valid, own, -torch.inf).nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).flatten()
     owner = labels.flatten()
     best = own.new_full((classes,), -torch.inf).scatter_reduce(0, owner, own, "amax")
-    places = torch.arange(own.numel(), device=own.device)
-    is_best = valid.flatten() & (own == best[owner])
     nowhere = own.numel()
-    first = places.new_full((classes,), nowhere)
+    places = torch.arange(nowhere, device=own.device)
+    is_best = valid.flatten() & (own == best[owner])
+    first = torch.full_like(best, nowhere, dtype=torch.int64)
     first = first.scatter_reduce(0, owner, torch.where(is_best, places, nowhere), "amin")
     return torch.where(first < nowhere, first, 0), best
 
@@ -117,14 +117,9 @@ class RunningTemplates(nn.Module):
             self.templates = torch.zeros_like(unit)
             self.seen = torch.zeros(len(unit), dtype=torch.int64, device=unit.device)
         if self.templates.shape != unit.shape:
-            raise ValueError(
-                complain(
-                    "features, logits",
-                    f"C×D = {tuple(self.templates.shape)} as in the running templates",
-                    f"{tuple(unit.shape)}",
-                    "Use one loss module per head.",
-                )
-            )
+            expected = f"C×D = {tuple(self.templates.shape)} as in the running templates"
+            came, remedy = f"{tuple(unit.shape)}", "Use one loss module per head."
+            raise ValueError(complain("features, logits", expected, came, remedy))
         fresh = present & (unit != 0).any(1)
         keep = torch.where(self.seen > 0, self.momentum, 0.0).to(unit.dtype)[:, None]
         mixed = keep * self.templates.to(unit) + (1 - keep) * unit
