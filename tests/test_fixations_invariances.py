@@ -201,14 +201,14 @@ def test_a_rule_of_the_users_own_sees_each_unit_once(model: Everything) -> None:
         assert {(p // (13 * 11), c) for p, c, _ in found} == set(map(tuple, at[:, [0, 2]].tolist()))
 
 
-@pytest.mark.parametrize("k", [3, Share(0.3), 20])
+@pytest.mark.parametrize("k", [3, Share(0.3), 12])
 def test_portions_and_early_merging_do_not_matter(
     model: Everything, k: int | Share, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = fixations(model, IMAGES, k=k)
-    monkeypatch.setattr(walk, "_PORTION", 7)
+    monkeypatch.setattr(walk, "_PORTION", 50)
     same(fixations(model, IMAGES, k=k, max_points=len(expected.points) * 40), expected, exact=False)
-    monkeypatch.setattr(choice, "ELEMENTS", 500)
+    monkeypatch.setattr(choice, "ELEMENTS", 5000)
     same(fixations(model, IMAGES, k=k), expected, exact=False)
 
 

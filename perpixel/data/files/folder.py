@@ -68,6 +68,16 @@ class FolderSegmentation(FileSegmentation):
             raise ValueError(complain("colors", expected, table, "Give one per class."))
         self.colors = table.to(torch.uint8)
 
+    @property
+    def images(self) -> tuple[Path, ...]:
+        """The image files, in order."""
+        return tuple(image for _, image, _ in self.items)
+
+    @property
+    def masks(self) -> tuple[Path, ...]:
+        """The mask files, in order."""
+        return tuple(mask for _, _, mask in self.items)
+
     def read(self, index: int) -> tuple[Tensor, Labels, str, str]:
         _, image, mask = self.items[index]
         return read_image(image), read_mask(mask), f"{image} and {mask}", str(mask)
