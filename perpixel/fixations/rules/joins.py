@@ -9,6 +9,7 @@ from torch.fx.node import Node
 from perpixel.fixations.points import Units
 from perpixel.fixations.rules.pooling import global_mean
 from perpixel.fixations.rules.step import Moves, Step
+from perpixel.fixations.rules.values import block, host
 from perpixel.fixations.trace.in_place import operation
 
 _RESHAPED = ("detach", "interpolate", "expand", "expand_as", "view", "reshape", "unsqueeze", "dropout")
@@ -29,7 +30,7 @@ def normalise(units: Units, step: Step) -> Moves:
     weight = None if step.conventions.published else step.argument("weight", position)
     if weight is None:
         return same(units, step)
-    negative = (weight.detach() < 0).cpu().numpy().ravel()
+    negative = host(block(weight.reshape(-1)) < 0)
     if not negative.any():
         return same(units, step)
     by_element = isinstance(step.module, nn.LayerNorm) or operation(step.node) == "layer_norm"

@@ -94,7 +94,7 @@ class Values:
         """Those of `x`."""
         channels, places = x.shape[1] if x.ndim > 1 else 1, math.prod(x.shape[2:])
         if x.ndim > 2:
-            spread = x.movedim(1, -1)
+            spread = x.permute(0, 2, 3, 1) if x.ndim == 4 else x.movedim(1, -1)
             if spread.is_contiguous():
                 return Values(block(spread).reshape(-1), channels, places, True)
         return Values(block(x.reshape(-1)), channels, places, False)
