@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 
 from perpixel import memory_format
 from perpixel.fixations import FixationRules, Fixations, Share, Step, Units, fixations, walk
-from perpixel.fixations.rules import choice, geometry
+from perpixel.fixations.rules import choice, convolution, geometry, joins, placement, pooling, step, values, windows
 from perpixel.fixations.trace import graph
 
 IMAGES = torch.randn(3, 3, 26, 22, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
@@ -199,6 +200,27 @@ def test_a_rule_of_the_users_own_sees_each_unit_once(model: Everything) -> None:
         assert len(found) == len(units)
         at = fix.layers["hardswish"].points
         assert {(p // (13 * 11), c) for p, c, _ in found} == set(map(tuple, at[:, [0, 2]].tolist()))
+
+
+@pytest.mark.parametrize("settings", RULES)
+@pytest.mark.parametrize("k", [1, 3, Share(0.3)])
+def test_values_that_stay_tensors_give_the_same(
+    model: Everything, k: int | Share, settings: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where what is computed with is not handled as numpy arrays."""
+    expected = fixations(model, IMAGES, k=k, rules=FixationRules(**settings))
+    for module in (values, windows, convolution, step, placement, joins):
+        monkeypatch.setattr(module, "block", lambda tensor: tensor.detach())
+    monkeypatch.setattr(pooling, "Given", lambda inputs: TensorGiven(torch.from_numpy(inputs)))
+    found = fixations(network(), IMAGES, k=k, rules=FixationRules(**settings))
+    same(found, expected, exact=k == 1)
+
+
+class TensorGiven(choice.Given):
+    """What poolings give, left a tensor."""
+
+    def of(self, channel: np.ndarray) -> np.ndarray:
+        return self.given.permute(0, 2, 1).numpy().copy()
 
 
 @pytest.mark.parametrize("k", [3, Share(0.3), 12])
