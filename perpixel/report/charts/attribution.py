@@ -166,7 +166,7 @@ def removal_chart(panels: Sequence[CurvePanel], *, columns: int = 3, title: str 
             (handles[name],) = axis.plot(fraction, to_array(other), color=color, linestyle=(0, (5, 2)), linewidth=1.4)
         style: dict[str, Any] = {"color": line_color(1), "linewidth": 2.2, "marker": "o", "markersize": 2.5}
         (handles["attribution"],) = axis.plot(fraction, to_array(panel.value), **style)
-        axis.set_title(panel.title, fontsize=10, loc="left")
+        axis.set_title(panel.title + "\n" * (panel.gain is not None), fontsize=10, loc="left")  # above the verdict
         axis.set_xlabel(panel.xlabel, fontsize=8.5)
         axis.set_ylabel(panel.ylabel, fontsize=8.5)
         axis.set_xlim(0, 1)
