@@ -10,6 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+_WRAPPERS = {  # class -> attribute with the network; by name, so that none of these is imported
+    "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
+    "torch.nn.parallel.data_parallel.DataParallel": "module",
+    "torch.nn.parallel.distributed.DistributedDataParallel": "module",
+    "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": "module",
+    "torch.optim.swa_utils.AveragedModel": "module",
+    "lightning_fabric.wrappers._FabricModule": "_original_module",
+    "lightning.fabric.wrappers._FabricModule": "_original_module",
+    "deepspeed.runtime.engine.DeepSpeedEngine": "module",
+}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
@@ -100,12 +110,13 @@ def dtype_of(model: nn.Module, images: Tensor) -> torch.dtype:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The network inside torch.compile, DistributedDataParallel, FSDP, DataParallel, AveragedModel or Fabric."""
-    for name in ("_orig_mod", "_original_module", "module"):
-        inner = getattr(model, name, None)
-        if isinstance(inner, nn.Module) and (name != "module" or list(model.children()) == [inner]):
-            return unwrap(inner)
-    return model
+    """The network inside torch.compile, DistributedDataParallel, FSDP, DataParallel, AveragedModel, Fabric, DeepSpeed.
+
+    Any other module is a network of its own, even if all it holds is one called `module`.
+    """
+    names = (f"{kind.__module__}.{kind.__qualname__}" for kind in type(model).__mro__)
+    attribute = next((_WRAPPERS[name] for name in names if name in _WRAPPERS), None)
+    return model if attribute is None else unwrap(getattr(model, attribute))
 
 
 def _changes(model: nn.Module, gradients: bool, captum_hooks: bool) -> list[tuple[nn.Module, str, Any, Any]]:

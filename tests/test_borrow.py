@@ -13,7 +13,8 @@ from attribution_cases import Net, busy, images
 from model_state import assert_same, snapshot
 from torch import Tensor, nn
 
-from perpixel.borrow import borrowed, hooked, random_numbers
+from perpixel.attribution import influence
+from perpixel.borrow import borrowed, hooked, random_numbers, unwrap
 
 
 def put_on(net: Net) -> None:
@@ -173,3 +174,26 @@ def test_hooks_that_cannot_all_be_set_are_all_taken_back(monkeypatch: pytest.Mon
     monkeypatch.undo()
     assert_same(snapshot(net), before)
     assert copy.deepcopy(net) is not net
+
+
+class Opposite(nn.Module):
+    """Holds one layer, called `module`, and gives the opposite of what it gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = nn.Conv2d(3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -self.module(x)
+
+
+def test_only_known_wrappers_are_taken_off() -> None:
+    model = Opposite()
+    assert unwrap(model) is model
+    wrapped = [nn.DataParallel(model), torch.optim.swa_utils.AveragedModel(model), torch.compile(model)]
+    for wrapper in (*wrapped, torch.compile(nn.DataParallel(model))):
+        assert type(unwrap(wrapper)) is Opposite
+    images = torch.randn(1, 3, 4, 4)
+    explained = influence(model, images, patch=2).of(1, torch.ones(1, 4, 4, dtype=torch.bool))
+    inner = influence(model.module, images, patch=2).of(1, torch.ones(1, 4, 4, dtype=torch.bool))
+    torch.testing.assert_close(explained, -inner)

@@ -253,6 +253,9 @@ def test_top_pixels_by_loops_ties_and_rounding() -> None:
     region = top_pixels(torch.rand(1, 5, 6), thirty, thirty == 0, 1, 0.1)
     assert region.sum() == 3  # 0.1 · 30 is a little more than 3 in floating point
     assert not top_pixels(values, labels, torch.zeros_like(counted), 3, 0.5).any()
+    hundred = torch.zeros(1, 10, 10, dtype=torch.int64)
+    for percent in range(1, 100):  # in float32, 15 % of 100 are more than 15
+        assert int(top_pixels(torch.rand(1, 10, 10), hundred, hundred == 0, 1, percent / 100).sum()) == percent
 
 
 def test_heaviest_cells() -> None:

@@ -156,6 +156,15 @@ def test_classifiers_start_from_their_unit() -> None:
     assert fixations(model, IMAGES).started == 2
 
 
+def test_255_is_a_class_where_there_are_more_and_void_elsewhere() -> None:
+    for classes, traced in ((300, 2), (256, 2), (255, 1)):
+        start = torch.full((1, 2, 2), -1)
+        start[0, 0, 0], start[0, 1, 1] = 255, 3
+        fix = fixations(nn.Conv2d(3, classes, 1), torch.randn(1, 3, 2, 2), start=start)
+        assert fix.started == traced
+        assert set(fix.points[:, 1].tolist()) == {3, 255} - ({255} if traced == 1 else set())
+
+
 def test_density_sums_to_the_mass_and_is_highest_at_the_heaviest_point() -> None:
     fix = fixations(small(), IMAGES)
     maps = fix.density(sigma=0.4, drop_outliers=False)

@@ -23,7 +23,10 @@ def check_images(images: object, model: nn.Module) -> None:
 
 
 def check_start(start: object, logits: Tensor) -> Tensor:
-    """The labels to start from, of the size of the logits (N, C, ...); TypeError or ValueError for any other."""
+    """The labels to start from, of the size of the logits (N, C, ...), negative where nothing is traced.
+
+    TypeError or ValueError for any other. 255 is a class like any other where there are more than 255.
+    """
     expected = (logits.shape[0], *logits.shape[2:])
     labels = check_tensor("start", start, ndim=len(expected), shape=f"{expected}, the output's size", floating=False)
     check_same_device(start=labels, images=logits)
@@ -31,7 +34,9 @@ def check_start(start: object, logits: Tensor) -> Tensor:
         remedy = "Bring the labels to the output's size with nearest-neighbour interpolation."
         raise ValueError(complain("start", f"shape {expected}, the output's size", labels, remedy))
     labels = labels.long()
-    high = int(labels.masked_fill(labels == VOID, -1).max()) if labels.numel() else -1
+    if logits.shape[1] <= VOID:
+        labels = labels.masked_fill(labels == VOID, -1)
+    high = int(labels.max()) if labels.numel() else -1
     if high >= logits.shape[1]:
         place = tuple((labels == high).nonzero()[0].tolist())
         expected_values = f"values below {logits.shape[1]}, negative ones, or {VOID}"

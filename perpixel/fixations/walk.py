@@ -10,7 +10,7 @@ from torch.fx.node import Node
 
 from perpixel.borrow import borrowed, unwrap
 from perpixel.checks import check_flag, check_integer, complain
-from perpixel.fixations.arguments import VOID, check_images, check_start
+from perpixel.fixations.arguments import check_images, check_start
 from perpixel.fixations.options import FixationOptions, K, Shift, conventions_of
 from perpixel.fixations.points import Array, Points, Units, merged
 from perpixel.fixations.result import Fixations, PointMap, point_map
@@ -45,7 +45,8 @@ def fixations(
 
     images: float (N, channels, H, W), on the model's device and of its dtype.
     start: None for the arg-max of the output; or labels int (N, H', W') at the output's size, negative or 255 for not
-        traced. For a classifier's output (N, C): (N,). Nothing to trace: zero points.
+        traced (with more than 255 classes 255 is one of them). For a classifier's output (N, C): (N,). Nothing to
+        trace: zero points.
     k: inputs a point moves to: a number; `Share(s)`, the fewest that give the share s of the activation; "resolution",
         as many as a layer's input has more pixels than its output; or {layer or node: one of the first two}, else 1.
     shift: "full"; "partial", points keep their place in dilated convolutions; "none", in all convolutions.
@@ -76,7 +77,7 @@ def fixations(
         del output, logits
         run.start_from(last)
         walk = _Walk(run, steps, classes, record, max_points)
-        return walk.back(last, _start(labels, traced_only=start is not None))
+        return walk.back(last, _start(labels))
 
 
 def _labels(logits: Tensor, start: Tensor | None, run: Run) -> Tensor:
@@ -91,12 +92,12 @@ def _labels(logits: Tensor, start: Tensor | None, run: Run) -> Tensor:
     return labels
 
 
-def _start(labels: Tensor, *, traced_only: bool) -> Points:
-    """A point for each pixel, in the channel of its label."""
+def _start(labels: Tensor) -> Points:
+    """A point for each pixel with a label, in the channel of its label."""
     channel = labels.flatten().cpu().numpy()
     pixel = np.arange(len(channel))
-    if traced_only:
-        pixel = ((channel >= 0) & (channel != VOID)).nonzero()[0]
+    if len(channel) and channel.min() < 0:
+        pixel = (channel >= 0).nonzero()[0]
         channel = channel.take(pixel)
     return Points(Units(pixel, channel, distinct=True), np.ones(len(pixel)))
 
