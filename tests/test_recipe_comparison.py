@@ -38,8 +38,8 @@ def compared(control: list[float], loss: list[float], **options: bool) -> Result
 @pytest.mark.parametrize(
     ("loss", "verdict", "words"),
     [
-        (0.7, "helped", "excludes zero: the loss helped."),
-        (0.5, "hurt", "excludes zero: the loss hurt."),
+        (0.7, "better on these images", "excludes zero: the loss is better on these images."),
+        (0.5, "worse on these images", "excludes zero: the loss is worse on these images."),
         (0.6, "undecided", "+0.00 points, 95 % interval [+0.00, +0.00] includes zero: undecided."),
     ],
 )
@@ -54,6 +54,22 @@ def test_verdict_follows_from_the_interval(loss: float, verdict: str, words: str
         100 * float(mean_iou(treated.confusion.sum(0)) - mean_iou(control.confusion.sum(0)))
     )
     assert results.median_seconds == {"control": 2.0, "loss": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("losses", "verdict"),
+    [
+        ([0.7, 0.71, 0.69, 0.7, 0.7], "helped"),
+        ([0.5, 0.51, 0.49, 0.5, 0.5], "hurt"),
+        ([0.7, 0.71, 0.69, 0.7], "better on these images"),  # too few seeds
+        ([0.9, 0.55, 0.55, 0.6, 0.65], "better on these images"),  # that disagree
+        ([0.3, 0.65, 0.65, 0.6, 0.55], "worse on these images"),
+    ],
+)
+def test_an_effect_is_claimed_from_five_seeds_that_agree(losses: list[float], verdict: str) -> None:
+    results = compared([0.6] * len(losses), losses)
+    assert results.differences[0].verdict == verdict
+    assert verdict in results.sentences()[0]
 
 
 def test_far_body_only_where_there_is_evidence() -> None:
@@ -90,7 +106,7 @@ def test_table_and_json_are_written(tmp_path: Path) -> None:
     table = (tmp_path / "table.md").read_text()
     assert "| mIoU | " in table
     assert "| seconds per epoch |  | 2.00 | 4.00 | +2.00 |" in table
-    assert json.loads((tmp_path / "results.json").read_text())["lines"][0]["verdict"] == "helped"
+    assert json.loads((tmp_path / "results.json").read_text())["lines"][0]["verdict"] == "better on these images"
 
 
 def test_pictures_show_gain_and_loss_alike() -> None:

@@ -32,6 +32,8 @@ def _far(scores: SegmentationScores, weights: Floats) -> Floats:
     return ratio(*(weights @ scores.far.double().numpy()).T)
 
 
+SEEDS = 5  # of training from which on an effect may be claimed
+
 # name -> value in [0, 1] from scores and weights (R, N), how often each image counts
 METRICS: dict[str, Metric] = {
     "mIoU": lambda scores, weights: mean_iou(_matrices(scores, weights)).numpy(),
@@ -58,10 +60,16 @@ class ScoreDifference:
 
     @property
     def verdict(self) -> str:
-        """helped, hurt or undecided: whether the interval excludes zero, and on which side."""
+        """undecided where the interval over images includes zero; else better or worse on these images.
+
+        helped or hurt only from SEEDS seeds on whose `seed_interval` excludes zero as well.
+        """
         if not self.interval.excludes_zero:
             return "undecided"
-        return "helped" if self.interval.value > 0 else "hurt"
+        up, seeds = self.interval.value > 0, self.seed_interval
+        if len(self.per_seed) < SEEDS or seeds is None or (seeds[0] if up else -seeds[1]) <= 0:
+            return f"{'better' if up else 'worse'} on these images"
+        return "helped" if up else "hurt"
 
     @property
     def seed_interval(self) -> tuple[float, float] | None:
@@ -74,7 +82,8 @@ class ScoreDifference:
         text = f"{self.metric}: {interval.value:+.2f} points, {_interval(interval.level, interval.low, interval.high)}"
         if not interval.excludes_zero:
             return f"{text} includes zero: undecided."
-        return f"{text} excludes zero: the {treatment} {self.verdict}."
+        claimed = self.verdict in ("helped", "hurt")
+        return f"{text} excludes zero: the {treatment} {self.verdict if claimed else f'is {self.verdict}'}."
 
     def describe_seeds(self) -> str:
         """A sentence on two or more seeds: each difference, mean, spread, and from three on `seed_interval`."""

@@ -62,7 +62,7 @@ class Results:
         text = [difference.describe("loss") for difference in self.differences]
         covers = f"The interval covers the choice of the {self.images} evaluation images, for these trained networks"
         if len(self.seeds) == 1:
-            return [*text, f"{covers}; it does not cover the luck of a training run. For that: --seeds [0,1,2]."]
+            return [*text, f"{covers}; it does not cover the luck of a training run. For that: --seeds [0,1,2,3,4]."]
         shared = " All seeds share one start, so neither covers the luck of pre-training." if self.shared_start else ""
         text.append(self.differences[0].describe_seeds())
         return [*text, f"{covers}; the spread over seeds is the luck of fine-tuning.{shared}"]
