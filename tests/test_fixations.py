@@ -156,6 +156,35 @@ def test_classifiers_start_from_their_unit() -> None:
     assert fixations(model, IMAGES).started == 2
 
 
+@pytest.mark.parametrize("join", ["gate", "sum"])
+def test_a_value_per_channel_is_that_of_the_own_image(join: str) -> None:
+    """A gate that turns signs over, and a branch that wins or loses, differ from image to image."""
+
+    class PerChannel(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.pooled, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.inner(x)
+            value = self.pooled(x.mean((2, 3), keepdim=True))
+            return self.head(x * value if join == "gate" else x + value)
+
+    torch.manual_seed(0)
+    model = PerChannel().double()
+    images = torch.randn(4, 3, 5, 6, dtype=torch.float64) + torch.tensor([3.0, -3, 0, 1]).view(4, 1, 1, 1)
+    with torch.no_grad():
+        values = model.pooled(model.inner(images).mean((2, 3), keepdim=True))
+    assert bool((values > 0).any(0).logical_and((values < 0).any(0)).any())
+    for k in (1, 2):
+        batch = fixations(model, images, k=k)
+        for n in range(4):
+            alone, own = fixations(model, images[n : n + 1], k=k), batch.points[:, 0] == n
+            assert torch.equal(batch.points[own, 1:], alone.points[:, 1:])
+            assert torch.equal(batch.sign[own], alone.sign)
+            torch.testing.assert_close(batch.mass[own], alone.mass)
+
+
 def test_255_is_a_class_where_there_are_more_and_void_elsewhere() -> None:
     for classes, traced in ((300, 2), (256, 2), (255, 1)):
         start = torch.full((1, 2, 2), -1)
