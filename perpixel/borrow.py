@@ -4,6 +4,7 @@ import contextlib
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,21 @@ def hooked(
                 post = lambda layer, _, output, name=name: after(name, layer, output)  # noqa: E731
                 stack.callback(layer.register_forward_hook(post, always_call=True).remove)
         yield
+
+
+@contextlib.contextmanager
+def intercepted(layers: Mapping[str, nn.Module], call: Callable[..., Any]) -> Iterator[None]:
+    """Inside, `call(name, layer, *args, **kwargs)` stands for the forward of the layers; hooks run around it as ever.
+
+    For layers whose forward is that of their class.
+    """
+    try:
+        for name, layer in layers.items():
+            vars(layer)["forward"] = partial(call, name, layer)
+        yield
+    finally:
+        for layer in layers.values():
+            vars(layer).pop("forward", None)
 
 
 def dtype_of(model: nn.Module, images: Tensor) -> torch.dtype:

@@ -2,15 +2,18 @@
 
 import copy
 import gc
+import itertools
 import weakref
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perpixel.fixations import FixationRules, Fixations, Step, Units, fixations
+from perpixel.fixations.trace import graph
 from perpixel.fixations.trace.run import Run
 
 IMAGES = torch.randn(2, 3, 8, 10, generator=torch.Generator().manual_seed(7))
@@ -93,7 +96,9 @@ def test_the_model_stays_as_it_was() -> None:
     state, before = copy.deepcopy(model.state_dict()), description(model)
     fixations(model, IMAGES, record=True, k=2)
     assert description(model) == before
-    assert calls == []
+    assert calls == ["before", "forward"] * 2  # hooks are part of the model; the first run is made twice
+    fixations(model, IMAGES)
+    assert calls == ["before", "forward"] * 3
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
@@ -134,7 +139,7 @@ def test_code_that_asks_for_sizes_is_traced_for_each_size() -> None:
         fix = fixations(model, torch.randn(1, 3, *size), record=True)
         assert ("b" in fix.layers) == (size[0] <= 9)
         assert float(fix.mass.sum()) == 80
-    with pytest.raises(TypeError, match="sizes must be even"):
+    with pytest.raises(ValueError, match="sizes must be even"):
         fixations(model, torch.randn(1, 3, 7, 8))
 
 
@@ -153,6 +158,169 @@ def test_changed_weights_and_replaced_layers_are_seen() -> None:
         fresh.relu = model.relu
         fresh.load_state_dict(model.state_dict())
         same(fixations(model, IMAGES), fixations(fresh, IMAGES))
+
+
+def chain(m: Base, x: Tensor) -> Tensor:
+    return m.c(m.b(m.relu(m.a(x))))
+
+
+def without_activation(m: Base, x: Tensor) -> Tensor:
+    return m.c(m.b(m.a(x)))
+
+
+def by_value(m: Base, x: Tensor) -> Tensor:
+    return chain(m, x) if float(x.sum()) > 0 else without_activation(m, x)
+
+
+def by_attempt(m: Base, x: Tensor) -> Tensor:
+    y = m.a(x)
+    try:
+        y = y.view(-1, 4, y.shape[2] * 8 // 8, 10).relu() if y.shape[3] % 2 == 0 else y
+    except (RuntimeError, TypeError):
+        return m.c(y)
+    return m.c(m.b(y))
+
+
+@pytest.mark.parametrize(
+    ("body", "plain"),
+    [
+        (lambda m, x: chain(m, x) if isinstance(m.a(x), Tensor) else without_activation(m, x), chain),
+        (lambda m, x: chain(m, x) if type(x) is Tensor else without_activation(m, x), chain),
+        (lambda m, x: chain(m, x) if torch.jit.isinstance(x, Tensor) else without_activation(m, x), chain),
+        (lambda m, x: m.c(m.b(m.a(x).relu() if callable(getattr(x, "numpy", None)) else m.a(x))), chain),
+        (by_attempt, chain),
+        (by_value, without_activation),
+    ],
+)
+def test_the_branch_that_the_model_takes_is_followed(body: Callable, plain: Callable) -> None:
+    images = -IMAGES.abs()
+    model, other = Base(body), Base(plain)
+    other.load_state_dict(model.state_dict())
+    for given in (images, images.flip(2), images):
+        same(fixations(model, given), fixations(other, given))
+
+
+def test_what_changes_outside_of_the_layers_is_seen() -> None:
+    """An attribute, a global, a setting of a layer, a plain tensor that forward reads; a hook that changes outputs."""
+    use = [True]
+
+    def body(m: Base, x: Tensor) -> Tensor:
+        y = m.a(x) * m.sign if m.scaled else m.a(x)
+        return m.c(m.b(m.relu(y) if use[0] else y))
+
+    model = Base(body)
+    model.scaled, model.sign = False, torch.tensor(1.0)
+
+    def fresh(change: Callable[[Tensor], Tensor] = lambda y: y) -> Fixations:
+        other = copy.deepcopy(model)
+        other.body = lambda m, x: m.c(m.b(change(m.a(x))))
+        return fixations(other, IMAGES)
+
+    same(fixations(model, IMAGES), fresh(torch.relu))
+    use[0] = False
+    same(fixations(model, IMAGES), fresh())
+    model.scaled, model.sign = True, torch.tensor(-1.0)
+    same(fixations(model, IMAGES), fresh(torch.neg))
+    model.sign.fill_(1.0)
+    same(fixations(model, IMAGES), fresh())
+    handle = model.a.register_forward_hook(lambda layer, given, output: output.flip(1))
+    expected = fresh()  # the copy has the hook too
+    assert len(expected.nodes) == len(fixations(model, IMAGES).nodes)
+    same(fixations(model, IMAGES), expected)
+    handle.remove()
+    other = copy.deepcopy(model)
+    other.body = lambda m, x: m.c(m.b(m.a(x).flip(1)))
+    same(expected, fixations(other, IMAGES))
+    model.b.stride = (2, 2)
+    same(fixations(model, IMAGES), fresh())
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_weights_made_by_hooks_are_those_of_the_run() -> None:
+    model = Base(chain)
+    torch.nn.utils.weight_norm(model.b)
+    fixations(model, IMAGES)
+    with torch.no_grad():
+        model.b.weight_g[:2] *= -3.0
+        plain = Base(chain)
+        plain.a, plain.c = model.a, model.c
+        plain.b.weight.copy_(torch._weight_norm(model.b.weight_v, model.b.weight_g, 0))
+        plain.b.bias.copy_(model.b.bias)
+    same(fixations(model, IMAGES), fixations(plain, IMAGES))
+
+
+@pytest.mark.parametrize("edit", [(5, 17, 1, 2), (0, 0, 0, 0), (39, 63, 2, 2)])
+def test_one_weight_that_is_edited_through_data_is_seen(edit: tuple[int, int, int, int]) -> None:
+    """A single element, whose change no counter tells, decides where all points go."""
+    first, second = nn.Conv2d(3, 64, 1), nn.Conv2d(64, 40, 3, padding=1)
+    model = nn.Sequential(first, nn.Hardsigmoid(), second, nn.Conv2d(40, 2, 1))
+    with torch.no_grad():
+        model[3].weight.fill_(0.01)
+        model[3].weight[:, edit[0]] = 1.0
+    fixations(model, IMAGES)
+    second.weight.data[edit] = 1000.0
+    found = fixations(model, IMAGES, record=True)
+    same(found, fixations(copy.deepcopy(model), IMAGES))
+    on_channel = found.layers["_1"].points[:, 2] == edit[1]
+    assert float(found.layers["_1"].mass[on_channel].sum()) > 100  # of 160; at the border the tap is outside
+
+
+class Script(nn.Module):
+    def __init__(self, script: bool) -> None:
+        super().__init__()
+        layer = nn.Conv2d(3, 3, 1)
+        self.inner = torch.jit.trace(layer, IMAGES) if script else layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) + x
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: Script(script=True),
+        lambda: Base(lambda m, x: m.c(m.a(x) + torch.from_numpy(m.a(x).abs().numpy()))),
+        lambda: Base(lambda m, x: m.c(m.a(x) + torch.tensor(m.a(x).tolist()))),
+        lambda: Base(lambda m, x: torch.from_numpy(m.c(m.a(x)).numpy())),
+        lambda: torch.jit.trace(nn.Conv2d(3, 2, 1), IMAGES),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore:`torch.jit:FutureWarning")
+def test_code_that_torch_does_not_see_is_refused(model: Callable[[], nn.Module]) -> None:
+    with pytest.raises(TypeError, match=r"cannot be followed|or an extension"):
+        fixations(model(), IMAGES)
+
+
+def test_constants_made_by_numpy_are_allowed() -> None:
+    model = Base(lambda m, x: m.c(m.b(m.a(x) + torch.from_numpy(np.full((4, 1, 1), -100.0, np.float32)))))
+    plain = Base(lambda m, x: m.c(m.b(m.a(x) + torch.full((4, 1, 1), -100.0))))
+    plain.load_state_dict(model.state_dict())
+    same(fixations(model, IMAGES), fixations(plain, IMAGES))
+
+
+def test_a_model_that_does_not_repeat_itself_is_refused() -> None:
+    model = Base(lambda m, x: chain(m, x) if next(m.turns) % 2 else without_activation(m, x))
+    model.turns = itertools.count()
+    with pytest.raises(TypeError, match="a network that repeats its operations"):
+        fixations(model, IMAGES)
+
+
+def test_graphs_are_kept_for_a_few_sizes_only() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    for size in (*range(8, 24), 8):
+        images = torch.randn(1, 3, size, size)
+        same(fixations(model, images), fixations(copy.deepcopy(model), images))
+    assert len(graph._TRACES[model]) == graph._SIZES
+
+
+def test_strict_refuses_what_no_point_reaches_yet() -> None:
+    """The sum goes to the larger branch; whether points ever reach the other depends on the images."""
+    model = Base(lambda m, x: m.c(100 * m.a(x).abs() + 1e-3 * m.b(m.a(x)).cumsum(2)))
+    fixations(Base(lambda m, x: m.c(m.a(x) + 1e-3 * m.b(m.a(x)))), IMAGES, strict=True)
+    for _ in range(2):
+        with pytest.raises(NotImplementedError, match=r"node '(abs_1|cumsum)'"):
+            fixations(model, IMAGES, start=torch.full((2, 8, 10), 255), strict=True)
+    assert fixations(model, IMAGES, start=torch.full((2, 8, 10), 255)).started == 0
 
 
 def test_a_dropped_model_is_let_go() -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import warnings
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -17,12 +18,13 @@ from perpixel.fixations.result import Fixations, PointMap, point_map
 from perpixel.fixations.rules import joins
 from perpixel.fixations.rules.step import Conventions, Rule, Step
 from perpixel.fixations.rules.table import FixationRules, fixation_rules
-from perpixel.fixations.trace.graph import Trace, last_node, traced
-from perpixel.fixations.trace.run import Run
+from perpixel.fixations.trace.graph import Trace, traced
+from perpixel.fixations.trace.run import Differs, Run
 from perpixel.outputs import dense_logits
 
 _LITTLE = 1 << 16  # contributions that are looked at sooner than equal units are found
 _PORTION = 1 << 15  # units that are moved at once where each becomes several
+_SAMPLE = 64  # units with which a rule is tried
 _ROUNDING = 1e-9  # of the mass: what shares may lose in adding up
 
 
@@ -36,12 +38,15 @@ def fixations(
     rules: str | FixationRules = "modern",
     record: bool = False,
     max_points: int = 1 << 20,
+    strict: bool = False,
 ) -> Fixations:
     """The image points that every labelled output pixel rests on, found layer by layer.
 
     A pixel labelled c starts as a point in channel c of the output; through each operation it moves to the input that
-    gave most to it. The model runs once, in evaluation mode, and is left as it was; large float32 images on the CPU in
-    channels-last memory, whose sums may differ from the model's own in their last bits.
+    gave most to it. What is followed is the model's own forward, hooks included: the operations that its code calls in
+    this very run, in evaluation mode (the first run for a size of images, and one after the code took another way, is
+    made twice). The model is left as it was. Large float32 images on the CPU run in channels-last memory, whose sums
+    may differ from the model's own in their last bits. Numbers that the code reads off tensors count as constants.
 
     images: float (N, channels, H, W), on the model's device and of its dtype.
     start: None for the arg-max of the output; or labels int (N, H', W') at the output's size, negative or 255 for not
@@ -52,8 +57,10 @@ def fixations(
     shift: "full"; "partial", points keep their place in dilated convolutions; "none", in all convolutions.
     rules: "modern", "seg-unravel" (as published), or a `FixationRules`.
     record: keep the points on every tensor. max_points: keep the heaviest points where k > 1 makes more; says so.
+    strict: refuse a model with an operation that points of other images might reach and could not be followed through.
 
-    TypeError or ValueError for unfit arguments, a model that cannot be traced, NaN (naming the node);
+    TypeError or ValueError for unfit arguments, NaN (naming the node), a model whose tensors pass through code that
+    torch does not see (TorchScript, numpy, extensions) or that overwrites a tensor in part;
     NotImplementedError naming the node if points reach an operation without a rule.
     Ganeshan 2017, chapter 2; Mopuri et al., CNN Fixations (arXiv 1708.06670).
     """
@@ -62,22 +69,39 @@ def fixations(
     options = FixationOptions(rules, k, shift)
     rules = fixation_rules(options.rules)
     check_flag("record", record)
+    check_flag("strict", strict)
     check_integer("max_points", max_points, low=1)
     model = unwrap(model)
     check_images(images, model)
     with borrowed(model, images.device):
-        layers = dict(model.named_modules())
-        trace = traced(model, layers, images, rules.leaves)
-        steps = _Steps(trace, rules, conventions_of(options, trace))
-        run = Run(trace, layers, images, steps, None if rules.extra else (rules.base, rules.select))
-        output = run.forward()
+        run, steps, output = _forward(model, images, options)
         logits = output if isinstance(output, Tensor) and output.ndim == 2 else dense_logits(output)
-        labels = _labels(logits, start, run)
-        last, classes = last_node(trace, output, logits), logits.shape[1]
+        last, logits = run.node_of(logits), run.current(logits)
+        if last is None:
+            remedy = "Give the part that does into a module of its own, with a rule in FixationRules(extra=...)."
+            came = "logits that TorchScript, numpy or an extension made"
+            raise TypeError(complain("model", "operations of torch from the images to the logits", came, remedy))
+        labels, classes = _labels(logits, start, run), logits.shape[1]
         del output, logits
         run.start_from(last)
+        if strict and not run.plan.checked:
+            _check_rules(run, steps, last)
         walk = _Walk(run, steps, classes, record, max_points)
         return walk.back(last, _start(labels))
+
+
+def _forward(model: nn.Module, images: Tensor, options: FixationOptions) -> tuple[Run, "_Steps", Any]:
+    """A run of the model along its graph, the rules by node, and the model's output; a new graph where it changed."""
+    rules, layers = fixation_rules(options.rules), dict(model.named_modules())
+    kind = None if rules.extra else (rules.base, rules.select)
+    for own in (False, True):
+        trace = traced(model, layers, rules.leaves, images, own=own)
+        steps = _Steps(trace, rules, conventions_of(options, trace))
+        run = Run(trace, layers, rules.leaves, images, steps, kind)
+        with contextlib.suppress(Differs):
+            return run, steps, run.forward()
+    came = "one that does not do the same twice for the same images"
+    raise TypeError(complain("model", "a network that repeats its operations", came, "Take what is random out of it."))
 
 
 def _labels(logits: Tensor, start: Tensor | None, run: Run) -> Tensor:
@@ -137,6 +161,33 @@ class _Steps:
         return self.trace.inner[node]
 
 
+def _check_rules(run: Run, steps: _Steps, last: Node) -> None:
+    """NotImplementedError if some units of an operation on the way back cannot be followed through it."""
+    reached = {last}
+    for node in reversed(run.trace.nodes):
+        if node not in reached or node.op == "placeholder":
+            continue
+        if node not in run.shapes:  # a tuple of tensors
+            reached.update(run.operands(node))
+            continue
+        step, rule = steps.at(node, run)
+        if rule is None:
+            raise step.refuse("there is no rule for it")
+        reached.update(set(rule.follows(step)).difference(steps.inner(node)))
+        rule.move(_some_units(step), step)
+    run.scores.forget()
+    run.plan.checked = True
+
+
+def _some_units(step: Step) -> Units:
+    """A few units of the result, from all over it."""
+    images, channels, places = *step.shape()[:2], step.places()
+    index = np.unique(np.linspace(0, images * channels * places - 1, _SAMPLE).astype(np.int64))
+    image, rest = np.divmod(index, channels * places)
+    channel, place = np.divmod(rest, places)
+    return Units(image * places + place, channel, distinct=True)
+
+
 class _Walk:
     """The way back, node by node."""
 
@@ -170,7 +221,7 @@ class _Walk:
                 elif len(points.units):
                     self._move(points, step, rule, pending)
             self.run.release(node)
-        self.run.check()
+        self.run.scores.check()
         if self.capped:
             warnings.warn(
                 f"max_points={self.max_points} cut {sum(self.capped.values()):g} of the mass, at {list(self.capped)}; "

@@ -43,7 +43,8 @@ class FixationWeightedLoss(WeightMapLoss):
         reach: cells within `reach` rows and columns are around a cell, for "unsupported".
         ignore_index: void label.
 
-    `forward(model, images, logits, labels)` -> scalar; `weight_map(...)` -> (N, H, W). Raises what `fixations` raises.
+    `forward(model, images, logits, labels)` -> scalar; `weight_map(...)` -> (N, H, W). Raises what `fixations` raises;
+    for a model with an operation that points could not be followed through, NotImplementedError at the first call.
     """
 
     name = "fixation_weighted"
@@ -78,7 +79,7 @@ class FixationWeightedLoss(WeightMapLoss):
         traced = labels_on_grid(torch.where(valid, labels, -1), size)
         if self.start == "prediction":
             traced = torch.where(traced < 0, traced, logits_at(logits, size).argmax(1))
-        found = fixations(model, images, start=traced, **vars(self.fixations))
+        found = fixations(model, images, start=traced, strict=True, **vars(self.fixations))
         cells = Cells((images.shape[2], images.shape[3]), self.cell)
         if self.mode == "evidence":
             return cells.spread(_evidence(cells, found, traced), labels)

@@ -14,8 +14,6 @@ from perpixel.fixations.rules.step import Moves, Step
 from perpixel.fixations.rules.values import Block, block
 from perpixel.fixations.rules.windows import Inputs
 
-_PROBES = 64  # elements of a weight that tell whether it was changed behind autograd's back
-
 
 def convolution(units: Units, step: Step) -> Moves:
     """To the inputs with the largest weight x input; the bias does not compete."""
@@ -62,12 +60,12 @@ class _Kernel:
 def _weigh(units: Units, step: Step, *, transposed: bool) -> Moves:
     source = step.operands[0]
     kernel = _kernel(step, transposed)
-    weight = _laid_out(step, kernel, transposed)
-    outputs, _, per_group = weight.shape
+    weight, output = _laid_out(step, kernel, units.channel, transposed)
+    per_group, outputs = weight.shape[2], step.shape()[1]
     taps = kernel.table.taps(units.pixel)
     group = units.channel // (outputs // kernel.groups) if kernel.groups > 1 else None
     inputs = Inputs.of(step.value(source), taps, group, per_group)
-    chosen = _choose(units, inputs, weight, units.channel, step, kernel.fixed)
+    chosen = _choose(units, inputs, weight, output, step, kernel.fixed)
     channel = chosen.channel if group is None else chosen.channel + chosen.of(group) * per_group
     value = _value(inputs, chosen, step)
     return [(source, chosen.move(units, chosen.tap_of(taps.pixel), channel, value))]
@@ -125,43 +123,21 @@ def _of_layer(step: Step) -> Tensor:
     return weight.detach() if weight.requires_grad else weight
 
 
-@dataclass(frozen=True)
-class _LaidOut:
-    """A weight laid out, and by what to tell whether it still is that weight; `some`, a view of it, equals `probe`."""
+def _laid_out(step: Step, kernel: _Kernel, channel: Array, transposed: bool) -> tuple[Block, Array]:
+    """The weights (outputs, taps in order, channels per group) of the outputs in use, and which is whose.
 
-    laid: Block
-    order: list[int]
-    version: int
-    pointer: int
-    dtype: torch.dtype
-    some: Tensor
-    probe: Tensor
-
-    def holds(self, weight: Tensor, order: list[int]) -> bool:
-        same = self.pointer == weight.data_ptr() and self.version == weight._version and self.dtype == weight.dtype
-        return same and self.order is order and torch.equal(self.some, self.probe)
-
-
-def _laid_out(step: Step, kernel: _Kernel, transposed: bool) -> Block:
-    """The weight as (outputs, taps in order, channels per group), kept with the trace while it does not change."""
-    weight, order = _of_layer(step), kernel.order
-    kept = step.run.trace.weights.get(step.node)
-    if kept is not None and kept.holds(weight, order):
-        return kept.laid
-    laid = block(_lay_out(weight, kernel.groups, order, transposed))
-    memory = weight if weight.is_contiguous() else weight.movedim(1, -1)
-    if weight.device.type == "cpu" and step.node.op == "call_module" and memory.is_contiguous():
-        some = memory.view(-1)[:: max(1, weight.numel() // _PROBES)]
-        found = _LaidOut(laid, order, weight._version, weight.data_ptr(), weight.dtype, some, some.clone())
-        step.run.trace.weights[step.node] = found
-    return laid
-
-
-def _lay_out(weight: Tensor, groups: int, order: list[int], transposed: bool) -> Tensor:
-    size = weight.shape[2:]
+    Read anew in every walk: nothing tells of all changes of a tensor.
+    """
+    weight, groups = _of_layer(step), kernel.groups
     if transposed:  # (inputs, outputs per group, h, w) -> (outputs, inputs per group, h, w)
-        inputs, outputs = weight.shape[:2]
+        inputs, outputs, *size = weight.shape
         weight = weight.reshape(groups, inputs // groups, outputs, *size).transpose(1, 2)
         weight = weight.reshape(groups * outputs, inputs // groups, *size)
-    rows = weight.flatten(2).transpose(1, 2)
-    return (rows if len(order) == 1 else rows[:, torch.tensor(order, device=weight.device)]).contiguous()
+    if len(kernel.order) == 1:
+        return block(weight.flatten(2).transpose(1, 2).contiguous()), channel
+    used, place = np.zeros(len(weight), np.bool_), np.empty(len(weight), np.int64)
+    used[channel] = True
+    found = used.nonzero()[0]
+    place[found] = np.arange(len(found))
+    index, order = (torch.from_numpy(of).to(weight.device) for of in (found, np.asarray(kernel.order)))
+    return block(weight.index_select(0, index).flatten(2).transpose(1, 2)[:, order].contiguous()), place.take(channel)

@@ -10,7 +10,7 @@ from perpixel.fixations.points import Units
 from perpixel.fixations.rules.pooling import global_mean
 from perpixel.fixations.rules.step import Moves, Step
 from perpixel.fixations.rules.values import block, host
-from perpixel.fixations.trace.in_place import operation
+from perpixel.fixations.trace.operations import operation
 
 _RESHAPED = ("detach", "interpolate", "expand", "expand_as", "view", "reshape", "unsqueeze", "dropout")
 _RESHAPING = (nn.Upsample, nn.Dropout, nn.Identity)

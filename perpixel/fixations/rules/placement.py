@@ -14,7 +14,7 @@ from perpixel.fixations.points import Array, Units
 from perpixel.fixations.rules.pooling import adaptive_pool
 from perpixel.fixations.rules.step import Moves, Step
 from perpixel.fixations.rules.values import block, pick
-from perpixel.fixations.trace.in_place import operation
+from perpixel.fixations.trace.operations import operation
 from perpixel.upsampling import axis_matrix
 
 _NEARLY = 1e-9  # weights closer than this are equal

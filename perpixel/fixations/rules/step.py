@@ -149,7 +149,7 @@ class Step:
 
     def watch(self, scores: Array, node: Node) -> None:
         """ValueError naming `node`, at the end of the walk at the latest, if scores taken from it are not numbers."""
-        self.run.watch(node, scores)
+        self.run.scores.add(node, scores)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from perpixel.checks import check_option, complain
 from perpixel.fixations.points import Units
 from perpixel.fixations.rules import convolution, joins, placement, pooling
 from perpixel.fixations.rules.step import Moves, Rule, Step, nothing
-from perpixel.fixations.trace.in_place import operation
+from perpixel.fixations.trace.operations import operation
 
 
 def _first(step: Step) -> list[Node]:

@@ -1,25 +1,28 @@
-"""One run of a traced model that keeps only the activations the way back will read."""
+"""One run of a model, beside its graph, that keeps only the activations the way back will read."""
 
+import weakref
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx.node import Node, map_arg
 
 from perpixel.checks import complain
-from perpixel.fixations.trace.graph import Layers, Trace
-from perpixel.fixations.trace.in_place import operation
-from perpixel.fixations.trace.tracer import compute, out_of_place
+from perpixel.fixations.trace.calls import Calls, Compute, replaced, tensors_in
+from perpixel.fixations.trace.graph import Call, Trace, kind_of
+from perpixel.fixations.trace.operations import compute, operation
+from perpixel.fixations.trace.scores import Scores, nan_message
 from perpixel.memory_format import channels_last_is_faster
 
-Array = np.ndarray[Any, Any]
-_SIZES = 8  # of images, and sets of rules, for which a plan is kept
-_WATCHED = 1 << 20  # scores up to which looking for NaN in them is put off
+_RULES = 8  # sets of rules for which a plan is kept
 _MAKERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.BatchNorm2d, nn.GroupNorm)
+
+
+class Differs(Exception):
+    """The model calls other operations than its graph has."""
 
 
 class Reader(Protocol):
@@ -37,7 +40,7 @@ class Reader(Protocol):
 
 @dataclass
 class Plan:
-    """What one run found out about the graph at one size of images: the next needs not ask again."""
+    """What one run found out about the graph: the next needs not ask again."""
 
     shapes: dict[Node, tuple[int, ...]] = field(default_factory=dict)
     tracked: set[Node] = field(default_factory=set)  # nodes whose tensor depends on the images
@@ -46,28 +49,43 @@ class Plan:
     frees: dict[Node, list[Node]] = field(default_factory=dict)  # what nobody needs once a node is computed
     overwrites: set[Node] = field(default_factory=set)  # activations that may be computed in their input's memory
     tables: dict[Any, Any] = field(default_factory=dict)  # where the places of results look
+    checked: bool = False  # whether every operation that points might reach was tried
 
 
-class Run:
-    """One forward run. A value is freed as soon as no later node and no move back needs it."""
+class Run(Calls):
+    """One forward pass of the model, held against its graph at every operation.
 
-    def __init__(self, trace: Trace, layers: Layers, images: Tensor, reader: Reader, kind: Any) -> None:
-        self.trace, self.layers, self.reader, self.given = trace, layers, reader, images
-        self.images = images
-        if not trace.plain and channels_last_is_faster(images):
-            self.images = images.contiguous(memory_format=torch.channels_last)
-        self.model = layers[""]
+    A value is let go as soon as no later operation and no move back needs it.
+    """
+
+    def __init__(
+        self,
+        trace: Trace,
+        layers: Mapping[str, nn.Module],
+        leaves: tuple[type[nn.Module], ...],
+        images: Tensor,
+        reader: Reader,
+        kind: Any,
+    ) -> None:
+        super().__init__(layers, leaves)
+        self.trace, self.reader, self.given, self.kind = trace, reader, images, kind
+        self.scores = Scores()
+        self._begin(images)
+
+    def _begin(self, images: Tensor) -> None:
+        self.images, self._plain = images, images.is_contiguous()
         self.values: dict[Node, Any] = {}
-        self._watched: list[tuple[Node, Array]] = []
-        self._watching = 0
-        self._key = (kind, tuple(images.shape)) if kind is not None else None
-        known = trace.plans.get(self._key)
+        known = self.trace.plans.get(self.kind) if self.kind is not None else None
         self.plan = known or Plan()
         self._planned = known is not None
         self._keeps = Counter(self.plan.keeps)
         self._reads = dict(self.plan.reads)
         self._uses: Counter[Node] = Counter()
         self._followers: Counter[Node] = Counter()
+        self._done = 0
+        self._refused = None
+        self._stale: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}
+        self._nodes.clear()
 
     @property
     def shapes(self) -> dict[Node, tuple[int, ...]]:
@@ -80,27 +98,114 @@ class Run:
         return self.plan.tracked
 
     def forward(self) -> Any:
-        """The model's output, in the structure the model gives it."""
-        if self._planned:
-            for node in self.trace.nodes:
-                self.values[node] = self._value(node)
-                for free in self.plan.frees.get(node, ()):
-                    self.values.pop(free, None)
-        else:
-            self._find_out()
-        return map_arg(self.trace.result, lambda node: self.values.get(node))
+        """The model's output. `Differs` where the model does not do what the graph says."""
+        if not self.trace.plain and channels_last_is_faster(self.given):
+            self._begin(self.given.contiguous(memory_format=torch.channels_last))
+            try:
+                return self._forward()
+            except (RuntimeError, Differs):
+                if self.images is self.given:
+                    raise
+            self._begin(self.given)
+            output = self._forward()
+            self.trace.plain = True  # its code makes a view across channels, or the like
+            return output
+        return self._forward()
+
+    def _forward(self) -> Any:
+        if not self._planned:
+            self._count_uses()
+        image = self.trace.nodes[0]
+        self.assign(self.images, image)
+        self._store(image, self.images)
+        output = self.watch(self.images)
+        if self._done < len(self.trace.calls):
+            raise Differs
+        self.trace.unseen.clear()
+        return output
+
+    def call(self, op: str, target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], compute: Compute) -> Any:
+        if self._done < len(self.trace.calls):
+            call = self.trace.calls[self._done]
+            if self._same(call, op, target, args, kwargs):
+                self._done += 1
+                return self._result(call, args)
+        depends = self.depends(args, kwargs)
+        value = compute(*replaced(args, self.current), **replaced(dict(kwargs), self.current))
+        if depends and any(True for _ in tensors_in(value)):
+            self.refuse(Differs())
+        return value
+
+    def current(self, tensor: Tensor) -> Tensor:
+        """A tensor, or what it would hold by now, had the model's code overwritten it."""
+        stale = self._stale.get(id(tensor))
+        return tensor if stale is None else stale[1]
+
+    def _result(self, call: Call, args: tuple[Any, ...]) -> Any:
+        node = call.node
+        value = self._value(call)
+        if isinstance(value, Tensor):
+            self.assign(value, node)
+        if call.same and args[0] is not value:
+            self.assign(args[0], node)
+            key = id(args[0])
+            self._stale[key] = weakref.ref(args[0], lambda _: self._stale.pop(key, None)), value
+        self._store(node, value)
+        for place, item in call.items.items():
+            self.assign(value[place], item)
+            self._store(item, value[place])
+        return value
+
+    def _same(self, call: Call, op: str, target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """Whether this is the operation that the graph says, on what it says."""
+        if call.op != op or call.target != target or call.layer != kind_of(self.layers, op, target):
+            return False
+        if len(args) == len(call.args) == 1 and not kwargs and not call.kwargs:
+            return self._agree(call.args[0], args[0])
+        return self._agree(call.args, args) and self._agree(call.kwargs, kwargs)
+
+    def _agree(self, recorded: Any, given: Any) -> bool:
+        if isinstance(given, Tensor):
+            node = self.node_of(given)
+            return node is recorded if node is not None else self._is_constant(recorded, given)
+        if isinstance(given, (tuple, list)):
+            alike = isinstance(recorded, (tuple, list)) and len(recorded) == len(given)
+            return alike and all(map(self._agree, recorded, given))
+        if isinstance(given, Mapping):
+            alike = isinstance(recorded, Mapping) and recorded.keys() == given.keys()
+            return alike and all(self._agree(recorded[name], value) for name, value in given.items())
+        return recorded is given or (type(recorded) is type(given) and bool(recorded == given))
+
+    def _is_constant(self, recorded: Any, given: Tensor) -> bool:
+        if self.trace.constants.get(recorded) != (given.shape, given.dtype):
+            return False
+        unseen = self.trace.unseen.get(recorded)
+        if unseen is not None and unseen is not given and (self.trace.own or not torch.equal(unseen, given)):
+            remedy = (
+                "It comes from code that cannot be followed (TorchScript, numpy, an extension, random numbers). Put "
+                "that into a module of its own with a rule, FixationRules(extra={ThatModule: rule})."
+            )
+            came = f"one that changes from call to call, in node {next(iter(recorded.users)).name!r}"
+            self.refuse(TypeError(complain("model", "tensors made by torch from the images alone", came, remedy)))
+        self.values[recorded] = given
+        return True
 
     def start_from(self, node: Node) -> None:
         """Let go of the output, unless a move reads it, and of what only other outputs need; remember the plan."""
-        whole = len(self.trace.nodes)
-        self.trace.prune(node)
-        if not self._planned and self._key is not None and len(self.trace.nodes) == whole:
-            self.plan.reads, self.plan.keeps = dict(self._reads), Counter(self._keeps)
-            self.trace.plans[self._key] = self.plan
-            if len(self.trace.plans) > _SIZES:
-                del self.trace.plans[next(iter(self.trace.plans))]
+        if not self._planned:
+            for other in reversed(self.trace.nodes):
+                if other is not node and self._followers[other] == 0 and other in self._reads:
+                    self._followers[other] = 1
+                    self._unfollow(other, None)
+            if self.kind is not None:
+                self.plan.reads, self.plan.keeps = dict(self._reads), Counter(self._keeps)
+                self.trace.plans[self.kind] = self.plan
+                if len(self.trace.plans) > _RULES:
+                    del self.trace.plans[next(iter(self.trace.plans))]
         self._uses.clear()
-        self._free(node, None)
+        self._stale.clear()
+        for kept in list(self.values):
+            self._free(kept, None)
 
     def operands(self, node: Node) -> list[Node]:
         """The tensors `node` is computed from that depend on the images, in the order they are passed."""
@@ -114,81 +219,61 @@ class Run:
 
     def blame_nan(self) -> None:
         """ValueError that names the first node with NaN."""
-        self.values.clear()
-        for node in self.trace.nodes:
-            args, kwargs = map_arg((node.args, node.kwargs), lambda n: self.values[n])
-            value = compute(node, args, kwargs, self.model, self.trace.constants, self.images)
-            self.values[node] = value
-            if isinstance(value, Tensor) and value.is_floating_point() and bool(value.isnan().any()):
-                raise ValueError(nan_message(node.name))
+        self.values = {node: value for node, value in self.values.items() if node in self.trace.constants}
+        image = self.trace.nodes[0]
+        self.values[image] = self.images
+        if bool(self.images.isnan().any()):
+            raise ValueError(nan_message(image.name))
+        for call in self.trace.calls:
+            value = self.values[call.node] = self._value(call)
+            self.values.update((item, value[place]) for place, item in call.items.items())
+            if any(v.is_floating_point() and bool(v.isnan().any()) for v in tensors_in(value)):
+                raise ValueError(nan_message(call.node.name))
         raise ValueError(nan_message(self.trace.nodes[-1].name))
 
-    def watch(self, node: Node, scores: Array) -> None:
-        """ValueError naming `node`, at `check` at the latest, if these scores of its values are not numbers."""
-        self._watched.append((node, scores))
-        self._watching += scores.size
-        if self._watching > _WATCHED:
-            self.check()
-
-    def check(self) -> None:
-        """ValueError if something watched was not a number."""
-        watched, self._watched, self._watching = self._watched, [], 0
-        if watched and np.isnan(np.concatenate([scores.ravel() for _, scores in watched])).any():
-            for node, scores in watched:
-                if np.isnan(scores).any():
-                    raise ValueError(nan_message(node.name))
-
-    def _value(self, node: Node) -> Any:
-        args = node.args
-        if node.op == "call_module" and len(args) == 1 and isinstance(args[0], Node) and not node.kwargs:
-            layer = out_of_place(self.layers[str(node.target)], node in self.plan.overwrites)
-            return layer.forward(self.values[args[0]])
-        args, kwargs = map_arg((args, node.kwargs), lambda n: self.values[n])
-        value = compute(node, args, kwargs, self.model, self.trace.constants, self.images)
-        if self.images.is_contiguous() or operation(node) != "interpolate" or value.ndim != 4:
+    def _value(self, call: Call) -> Any:
+        node, args, kwargs = call.node, call.args, call.kwargs
+        if len(args) == 1 and isinstance(args[0], Node) and not kwargs:
+            args = (self.values[args[0]],)
+        else:
+            args, kwargs = map_arg((args, node.kwargs), self.values.__getitem__)
+        if call.copies:
+            args = (args[0].clone(), *args[1:])
+        value = compute(node, args, kwargs, self.layers, node in self.plan.overwrites)
+        if call.op == "call_module" or self._plain or operation(node) != "interpolate" or value.ndim != 4:
             return value
         return value.contiguous(
             memory_format=torch.channels_last
         )  # what grew from one pixel turns what it is joined to
 
-    def _find_out(self) -> None:
-        try:
-            self._first_forward()
-        except RuntimeError:
-            if self.images is self.given:
-                raise
-            self.images, self.plan = self.given, Plan()
-            for found in (self.values, self._keeps, self._reads, self._uses, self._followers):
-                found.clear()
-            self._first_forward()
-            self.trace.plain = True  # its code makes a view across channels, or the like
-
-    def _first_forward(self) -> None:
-        results: list[Node] = []
-        map_arg(self.trace.result, results.append)
-        nodes, plan = self.trace.nodes, self.plan
-        self._uses.update(set(results) & set(nodes))
-        for node in nodes:
+    def _count_uses(self) -> None:
+        for node in self.trace.nodes:
             inner = self.reader.inner(node)
             self._uses.update([*node.all_input_nodes, *(n for i in inner for n in i.all_input_nodes)])
             self._followers.update(node.all_input_nodes)
-        for node in nodes:
-            value = self.values[node] = self._value(node)
-            items = value if isinstance(value, (tuple, list)) else (value,)
-            if isinstance(value, Tensor):
-                plan.shapes[node] = tuple(value.shape)
-            inputs = node.all_input_nodes
-            if any(isinstance(v, Tensor) for v in items) and (
-                value is self.images or plan.tracked.intersection(inputs)
-            ):
-                plan.tracked.add(node)
-                self._look_back(node)
-            for n in (*inputs, *(n for inner in self.reader.inner(node) for n in inner.all_input_nodes)):
-                self._uses[n] -= 1
-                self._free(n, node)
-            self._free(node, node)
-            if _may_overwrite(node, self.layers) and inputs[0] in plan.frees.get(node, ()):
-                plan.overwrites.add(node)
+        self.plan.shapes.update((node, tuple(shape)) for node, (shape, _) in self.trace.constants.items())
+
+    def _store(self, node: Node, value: Any) -> None:
+        """Keep a value as long as it is needed."""
+        self.values[node] = value
+        plan = self.plan
+        if self._planned:
+            if isinstance(value, Tensor) and plan.shapes[node] != tuple(value.shape):
+                self.refuse(Differs())
+            for free in plan.frees.get(node, ()):
+                self.values.pop(free, None)
+            return
+        if isinstance(value, Tensor):
+            plan.shapes[node] = tuple(value.shape)
+        inputs = node.all_input_nodes
+        plan.tracked.add(node)
+        self._look_back(node)
+        for n in (*inputs, *(n for inner in self.reader.inner(node) for n in inner.all_input_nodes)):
+            self._uses[n] -= 1
+            self._free(n, node)
+        self._free(node, node)
+        if _may_overwrite(node, self.layers) and inputs[0] in plan.frees.get(node, ()):
+            plan.overwrites.add(node)
 
     def _look_back(self, node: Node) -> None:
         """Keep what the move back from `node` reads; forget what is kept for branches no point can take."""
@@ -199,7 +284,7 @@ class Run:
             if operand not in follows:
                 self._unfollow(operand, node)
 
-    def _unfollow(self, node: Node, now: Node) -> None:
+    def _unfollow(self, node: Node, now: Node | None) -> None:
         self._followers[node] -= 1
         if self._followers[node] == 0:
             for read in self._reads.pop(node, ()):
@@ -215,16 +300,11 @@ class Run:
                 self.plan.frees.setdefault(now, []).append(node)
 
 
-def _may_overwrite(node: Node, layers: dict[str, nn.Module]) -> bool:
-    """Whether a node is an activation right after a layer that made its input and nothing else."""
+def _may_overwrite(node: Node, layers: Mapping[str, nn.Module]) -> bool:
+    """Whether a node is an activation that overwrites, right after a layer that made its input and nothing else."""
     if node.op != "call_module" or len(node.args) != 1 or node.kwargs:
         return False
     (source,) = node.args
     if not isinstance(source, Node) or source.op != "call_module" or len(source.users) != 1:
         return False
-    return hasattr(layers[str(node.target)], "inplace") and isinstance(layers[str(source.target)], _MAKERS)
-
-
-def nan_message(name: str) -> str:
-    """The error for a tensor with NaN."""
-    return complain(f"node {name!r}", "numbers as activations", "NaN", "Look for an overflow or a bad input upstream.")
+    return getattr(layers[str(node.target)], "inplace", False) and isinstance(layers[str(source.target)], _MAKERS)
