@@ -349,6 +349,13 @@ def test_other_dtypes_keep_the_mass(dtype: torch.dtype) -> None:
     assert float(fix.mass.sum()) == fix.started == 160
 
 
+def test_inference_mode_is_allowed() -> None:
+    model = Base(before_activation)
+    expected = fixations(model, IMAGES)
+    with torch.inference_mode():
+        same(fixations(copy.deepcopy(model), IMAGES.clone()), expected)
+
+
 def test_autocast_is_allowed() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         fix = fixations(Base(before_activation), IMAGES)
