@@ -3,12 +3,16 @@
 import copy
 import gc
 import itertools
+import operator
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -73,6 +77,45 @@ def test_overwriting_operations_keep_their_meaning(body: Callable[[Base, Tensor]
         assert torch.equal(run, expected)
         assert torch.equal(images, IMAGES)
     assert model.relu.inplace
+
+
+STATEMENTS: list[Callable[[Base, Tensor, Tensor], Tensor]] = [
+    lambda m, v, w: m.b(v),
+    lambda m, v, w: m.relu(v),
+    lambda m, v, w: F.relu(v, inplace=True),
+    lambda m, v, w: F.relu(v, True),
+    lambda m, v, w: v.mul_(-1),
+    lambda m, v, w: torch.abs_(v),
+    lambda m, v, w: operator.iadd(v, w),
+    lambda m, v, w: operator.isub(v, 1),
+    lambda m, v, w: v + w,
+    lambda m, v, w: v.view(2, 4, -1).view_as(v),
+    lambda m, v, w: v[:, :4],
+    lambda m, v, w: m.drop(m.same(v)),
+    lambda m, v, w: v.detach().contiguous(),
+    lambda m, v, w: torch.cat([v, w], 1)[:, 2:6],
+    lambda m, v, w: torch.cat(v.split(2, 1)[::-1], 1),
+]
+
+
+@given(st.lists(st.tuples(st.integers(0, 14), st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=8))
+@settings(max_examples=150, deadline=None)
+def test_any_program_means_what_it_means_or_is_refused(program: list[tuple[int, int, int]]) -> None:
+    def body(m: Base, x: Tensor) -> Tensor:
+        variables = [m.a(x), m.a(-x)]
+        for statement, one, other in program:
+            v, w = variables[one % len(variables)], variables[other % len(variables)]
+            variables.append(STATEMENTS[statement](m, v, w))
+        return m.c(torch.cat(variables, 1).unflatten(1, (-1, 4)).mean(1))
+
+    model = Base(body).eval()
+    with torch.no_grad():
+        expected = model(IMAGES.clone())
+    try:
+        for _ in range(3):
+            assert torch.equal(forward(model, IMAGES, start=torch.full((2, 8, 10), 255)), expected)
+    except TypeError as error:
+        assert "overwrites a part" in str(error)  # noqa: PT017
 
 
 def test_a_part_that_is_overwritten_is_refused() -> None:
@@ -196,8 +239,8 @@ def test_the_branch_that_the_model_takes_is_followed(body: Callable, plain: Call
     images = -IMAGES.abs()
     model, other = Base(body), Base(plain)
     other.load_state_dict(model.state_dict())
-    for given in (images, images.flip(2), images):
-        same(fixations(model, given), fixations(other, given))
+    for batch in (images, images.flip(2), images):
+        same(fixations(model, batch), fixations(other, batch))
 
 
 def test_what_changes_outside_of_the_layers_is_seen() -> None:
@@ -382,7 +425,7 @@ def test_values_are_freed_when_nothing_reads_them_any_more(monkeypatch: pytest.M
     assert held == [IMAGES.numel() + 7 * 2 * 4 * 8 * 10] * 3
 
 
-def forward(model: nn.Module, images: Tensor) -> Tensor:
+def forward(model: nn.Module, images: Tensor, **options: Any) -> Tensor:
     """What the run behind `fixations` computes."""
     found: list[Tensor] = []
     original = Run.forward
@@ -394,7 +437,7 @@ def forward(model: nn.Module, images: Tensor) -> Tensor:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Run, "forward", keep)
-        fixations(model, images)
+        fixations(model, images, **options)
     return found[0]
 
 

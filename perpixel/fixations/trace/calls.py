@@ -132,7 +132,7 @@ def is_leaf(layer: nn.Module, leaves: tuple[type[nn.Module], ...]) -> bool:
     """Whether a layer is one operation: of torch.nn, but no container, or of the classes `leaves`."""
     if "forward" in vars(layer) or isinstance(layer, torch.jit.ScriptModule):
         return False
-    of_torch = type(layer).__module__.startswith(("torch.nn.", "torch.ao.nn."))
+    of_torch = type(layer).__module__.startswith(("torch.nn.modules.", "torch.nn.utils.", "torch.ao.nn."))
     return isinstance(layer, leaves) or (of_torch and not isinstance(layer, nn.Sequential))
 
 

@@ -2,9 +2,9 @@
 
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from perpixel.checks import complain
 from perpixel.fixations.trace.calls import Calls, Compute, replaced, tensors_in
 from perpixel.fixations.trace.graph import Call, Trace, kind_of
 from perpixel.fixations.trace.operations import compute, operation
+from perpixel.fixations.trace.plan import Plan, Reader
 from perpixel.fixations.trace.scores import Scores, nan_message
 from perpixel.memory_format import channels_last_is_faster
 
@@ -23,33 +24,6 @@ _MAKERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.BatchNorm2d, nn.GroupNor
 
 class Differs(Exception):
     """The model calls other operations than its graph has."""
-
-
-class Reader(Protocol):
-    """What a run asks about a node, once it is computed."""
-
-    def follows(self, node: Node, run: "Run") -> Iterable[Node]:
-        """The nodes the points of `node` may move to."""
-
-    def reads(self, node: Node, run: "Run") -> Iterable[Node]:
-        """The nodes whose values the move needs."""
-
-    def inner(self, node: Node) -> Iterable[Node]:
-        """The nodes that are passed over because `node` and they are one operation."""
-
-
-@dataclass
-class Plan:
-    """What one run found out about the graph: the next needs not ask again."""
-
-    shapes: dict[Node, tuple[int, ...]] = field(default_factory=dict)
-    tracked: set[Node] = field(default_factory=set)  # nodes whose tensor depends on the images
-    reads: dict[Node, list[Node]] = field(default_factory=dict)  # what the move back from a node reads
-    keeps: "Counter[Node]" = field(default_factory=Counter)  # how many moves back still read a node
-    frees: dict[Node, list[Node]] = field(default_factory=dict)  # what nobody needs once a node is computed
-    overwrites: set[Node] = field(default_factory=set)  # activations that may be computed in their input's memory
-    tables: dict[Any, Any] = field(default_factory=dict)  # where the places of results look
-    checked: bool = False  # whether every operation that points might reach was tried
 
 
 class Run(Calls):
@@ -85,6 +59,7 @@ class Run(Calls):
         self._done = 0
         self._refused = None
         self._stale: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}
+        self._aliases: dict[int, list[weakref.ref[Tensor]]] = {}
         self._nodes.clear()
 
     @property
@@ -146,15 +121,31 @@ class Run(Calls):
         value = self._value(call)
         if isinstance(value, Tensor):
             self.assign(value, node)
-        if call.same and args[0] is not value:
-            self.assign(args[0], node)
-            key = id(args[0])
-            self._stale[key] = weakref.ref(args[0], lambda _: self._stale.pop(key, None)), value
+        if call.same:
+            self._alias(args[0], value, node)
         self._store(node, value)
         for place, item in call.items.items():
             self.assign(value[place], item)
             self._store(item, value[place])
         return value
+
+    def _alias(self, given: Tensor, value: Tensor, node: Node) -> None:
+        """Let every tensor that is `given` for the model's code, and `value`, stand for the result of `node`."""
+        refs = self._aliases.get(id(given), [])
+        if not any(ref() is given for ref in refs):
+            if given is value:
+                return
+            refs = [weakref.ref(given)]
+        if not any(ref() is value for ref in refs):
+            refs.append(weakref.ref(value))
+        for ref in refs:
+            tensor = ref()
+            if tensor is not None:
+                self.assign(tensor, node)
+                self._aliases[id(tensor)] = refs
+                if tensor is not value:
+                    forget = partial(_forget, self._stale, id(tensor))
+                    self._stale[id(tensor)] = weakref.ref(tensor, forget), value
 
     def _same(self, call: Call, op: str, target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         """Whether this is the operation that the graph says, on what it says."""
@@ -308,3 +299,7 @@ def _may_overwrite(node: Node, layers: Mapping[str, nn.Module]) -> bool:
     if not isinstance(source, Node) or source.op != "call_module" or len(source.users) != 1:
         return False
     return getattr(layers[str(node.target)], "inplace", False) and isinstance(layers[str(source.target)], _MAKERS)
+
+
+def _forget(kept: dict[int, Any], key: int, _: object) -> None:
+    kept.pop(key, None)
