@@ -5,7 +5,9 @@
 Random weights (He), normalisation statistics of the image, images of blurred noise, K = 1 unless said.
 "beyond": (fixations - model(images)) / model(images), where model(images) is in evaluation mode, without gradients.
 Large images run channels-last inside, which convolutions on the CPU like better; "against channels-last" is the same
-ratio to model(images.contiguous(memory_format=torch.channels_last)): what the way back itself costs.
+ratio to model(images.contiguous(memory_format=torch.channels_last)): what the way back itself costs. "followed": the
+same for fixations of no pixel at all, against the quicker of the two orders: what it costs to hold every operation of the
+model's own forward against the graph. "first call": of a new model, whose graph is recorded by one more forward pass.
 Times on the CPU are the process's own processor time with one thread, so that a busy machine disturbs them little;
 each ratio is the median of ratios of runs taken in turn (for the loop, the ratio of shortest times). That of wall-clock
 times stands beside it.
@@ -14,6 +16,7 @@ after the other in numpy, copying its patch, sorting all channels and then all t
 """
 
 import argparse
+import copy
 import json
 import statistics
 import time
@@ -27,6 +30,7 @@ from torch.nn import functional as F
 
 import perpixel
 from benchmarks.timing import metadata, peak_extra_bytes, synchronise
+from perpixel.outputs import dense_logits
 
 MOBILE = "deeplabv3_mobilenet_v3_large"
 TARGETS = {
@@ -124,7 +128,15 @@ def beyond(name: str, n: int, size: int, device: torch.device, repeats: int, **s
     def both() -> None:
         found[:] = [perpixel.fixations(model, images, **settings)]
 
-    runs = {"forward": lambda: forward(model, images), "last": lambda: forward(model, last), "both": both}
+    with torch.no_grad():
+        nothing = torch.full((n, *dense_logits(model(images)).shape[2:]), -1, device=device)
+    runs = {
+        "forward": lambda: forward(model, images),
+        "last": lambda: forward(model, last),
+        "both": both,
+        "followed": lambda: perpixel.fixations(model, images, start=nothing),
+        "first": lambda: perpixel.fixations(copy.deepcopy(model), images, **settings),
+    }
     times = in_turn(runs, device, repeats)
     peak = peak_extra_bytes(both, device)
     return {
@@ -133,6 +145,8 @@ def beyond(name: str, n: int, size: int, device: torch.device, repeats: int, **s
         "beyond": share(times, "both", "forward"),
         "beyond_wall": share(times, "both", "forward", 1),
         "against_channels_last": share(times, "both", "last"),
+        "followed": max(share(times, "followed", order) for order in ("forward", "last")),
+        "first_call": share(times, "first", "forward"),
         "memory": peak / max(peak_extra_bytes(runs["forward"], device), 1),
         "memory_of_training": peak / max(peak_extra_bytes(lambda: model(images), device), 1),
         "points": float(len(found[0].points)),
@@ -243,7 +257,8 @@ def main() -> None:
         print(
             f"{title:46s} forward {found['forward_ms']:7.1f} ms   with fixations {found['both_ms']:7.1f} ms   "
             f"beyond {found['beyond']:6.3f}{target}, wall {found['beyond_wall']:6.3f}, "
-            f"against channels-last {found['against_channels_last']:6.3f}   "
+            f"against channels-last {found['against_channels_last']:6.3f}, followed {found['followed']:6.3f}, "
+            f"first call {found['first_call']:6.3f}   "
             f"peak memory {found['memory']:5.2f} of forward's, {found['memory_of_training']:4.2f} of one with gradients"
             f"   {found['points']:.0f} points",
             flush=True,
