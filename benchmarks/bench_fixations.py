@@ -6,7 +6,7 @@ Random weights (He), normalisation statistics of the image, images of blurred no
 "beyond": (fixations - model(images)) / model(images), where model(images) is in evaluation mode, without gradients.
 Large images run channels-last inside, which convolutions on the CPU like better; "against channels-last" is the same
 ratio to model(images.contiguous(memory_format=torch.channels_last)): what the way back itself costs. "followed": the
-same for fixations of no pixel at all, against the quicker of the two orders: what it costs to hold every operation of the
+same for fixations of no pixel, against the quicker of the two orders: what it costs to hold every operation of the
 model's own forward against the graph. "first call": of a new model, whose graph is recorded by one more forward pass.
 Times on the CPU are the process's own processor time with one thread, so that a busy machine disturbs them little;
 each ratio is the median of ratios of runs taken in turn (for the loop, the ratio of shortest times). That of wall-clock
