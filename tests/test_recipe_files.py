@@ -1,19 +1,26 @@
 """What reaches the disk: whole files or none, damage found, histories without doubled rows."""
 
 import errno
+import hashlib
+import io
 import json
 import os
 import random
+import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from model_state import assert_same
 
 from recipes.kit.randomness import random_state, set_random_state
 from recipes.kit.run_folder import DamagedCheckpoint, write_atomically
 from recipes.kit.tables import format_cell, format_interval, markdown_table, save_csv, save_json
+from recipes.kit.weights import read_weights
 from recipes.training.checkpoints import (
+    FORMAT,
     LAST,
     PREVIOUS,
     load_checkpoint,
@@ -26,26 +33,76 @@ from recipes.training.history import History, read_json_lines
 STATE = {"step": 3, "model": {"weight": torch.arange(1000.0)}, "note": "text"}
 
 
-def test_every_flipped_byte_is_found_or_harmless(tmp_path: Path) -> None:
+def flipped(data: bytes, bit: int) -> bytes:
+    damaged = bytearray(data)
+    damaged[bit // 8] ^= 1 << bit % 8
+    return bytes(damaged)
+
+
+def directory_of(archive: bytes) -> int:
+    """The bit at which the directory of a zip file begins."""
+    with zipfile.ZipFile(io.BytesIO(archive)) as opened:
+        return 8 * opened.start_dir
+
+
+def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
     path = tmp_path / "c.pt"
     save_checkpoint(path, STATE)
-    sound, found = path.read_bytes(), 0
-    for place in random.Random(0).sample(range(len(sound)), 150):
-        damaged = bytearray(sound)
-        damaged[place] ^= 0x55
-        path.write_bytes(damaged)
-        try:
-            state = load_checkpoint(path)
-        except DamagedCheckpoint:
-            found += 1
-        else:  # padding, dates: nothing that is read
-            assert state["step"] == 3
-            assert torch.equal(state["model"]["weight"], STATE["model"]["weight"])
-    assert found > 100
-    for length in (0, 10, len(sound) // 2, len(sound) - 1):
+    sound = path.read_bytes()
+    anywhere = random.Random(0).sample(range(8 * len(sound)), 400)
+    attributes = range(directory_of(sound) + 8 * 38, 8 * len(sound), 17)
+    for bit in (*anywhere, *attributes, *range(8 * len(sound) - 8 * 90, 8 * len(sound), 7)):  # the last: the seal
+        path.write_bytes(flipped(sound, bit))
+        for read in (load_checkpoint, read_weights):
+            with pytest.raises(DamagedCheckpoint, match=r"c\.pt"):
+                read(path)
+    for length in (0, 10, len(sound) // 2, len(sound) - 80, len(sound) - 1):
         path.write_bytes(sound[:length])
         with pytest.raises(DamagedCheckpoint, match=r"c\.pt"):
             load_checkpoint(path)
+
+
+def test_a_sealed_file_is_read_by_torch_and_checked_by_other_tools(tmp_path: Path) -> None:
+    path = tmp_path / "c.pt"
+    save_checkpoint(path, STATE)
+    for mapped in (False, True):
+        content = torch.load(path, weights_only=True, mmap=mapped)
+        assert content.pop("format") == FORMAT
+        assert_same(content["model"], STATE["model"])
+    assert zipfile.ZipFile(path).testzip() is None
+    data = path.read_bytes()
+    assert hashlib.sha256(data[:-64]).hexdigest().encode() == data[-64:]
+    save_checkpoint(path, load_checkpoint(path))
+    assert path.read_bytes()[:1000] == data[:1000]
+
+
+def test_of_a_file_of_others_no_bit_of_the_directory_and_no_number_is_read_wrong(tmp_path: Path) -> None:
+    path, weights = tmp_path / "w.pt", {"a": torch.arange(3.0), "b": torch.ones(()), "none": torch.zeros(0)}
+    torch.save(weights, path)
+    sound, found = path.read_bytes(), 0
+    directory = directory_of(sound)
+    numbers = range(8 * sound.index(weights["a"].numpy().tobytes()), directory, 11)
+    marks_of_folders = [8 * (entry.start() + 38) + 4 for entry in re.finditer(b"PK\x01\x02", sound)]
+    for bit in (*range(directory, 8 * len(sound), 5), *numbers, *marks_of_folders):
+        path.write_bytes(flipped(sound, bit))
+        try:
+            read = read_weights(path)
+        except DamagedCheckpoint:
+            found += 1
+        else:
+            assert_same(read, weights)
+    assert found > 300
+    path.write_bytes(sound)
+    assert_same(read_weights(path), weights)
+
+
+def test_a_sound_checkpoint_is_not_replaced_by_a_damaged_one(tmp_path: Path) -> None:
+    last, previous = tmp_path / LAST, tmp_path / PREVIOUS
+    for step in (1, 2):
+        save_checkpoint(last, {"step": step}, keep_as=previous)
+    last.write_bytes(flipped(last.read_bytes(), 9000))
+    save_checkpoint(last, {"step": 3}, keep_as=previous)
+    assert [load_checkpoint(path)["step"] for path in (previous, last)] == [1, 3]
 
 
 def test_newest_sound_checkpoint(tmp_path: Path) -> None:
