@@ -1,5 +1,6 @@
 """What reaches the disk: whole files or none, damage found, histories without doubled rows."""
 
+import csv
 import errno
 import hashlib
 import io
@@ -17,7 +18,7 @@ from model_state import assert_same
 
 from recipes.kit.randomness import random_state, set_random_state
 from recipes.kit.run_folder import DamagedCheckpoint, write_atomically
-from recipes.kit.tables import format_cell, format_interval, markdown_table, save_csv, save_json
+from recipes.kit.tables import format_cell, format_interval, markdown_table, markdown_text, save_csv, save_json
 from recipes.kit.weights import read_weights
 from recipes.training.checkpoints import (
     FORMAT,
@@ -155,6 +156,19 @@ def test_tables_as_files_and_as_text(tmp_path: Path) -> None:
     assert format_interval(1.234, nan, nan) == "1.23"
     assert format_interval(nan, nan, nan, missing="undefined") == "undefined"
     assert format_cell({"v": 2.0, "v_low": 1.0, "v_high": 3.0}, "v", 0) == "2 [1, 3]"
+
+
+def test_names_are_shown_as_they_stand(tmp_path: Path) -> None:
+    for plain in ("traffic_light", "sky", "12.50 [1.00, +2.00]", "–", "it's 5 % of the whole (1/2)"):
+        assert markdown_text(plain) == plain
+    assert markdown_text("a|b") == r"a\|b"
+    assert markdown_text("*x* _y_ `z`\n<b>") == r"\*x\* \_y\_ \`z\` \<b\>"
+    assert markdown_text("[x](http://y)") == r"[x\](http://y)"
+    (_, _, row) = markdown_table(("class", "IoU"), [("a|b\nc", "1")])
+    assert row == r"| a\|b c | 1 |"
+    save_csv(tmp_path / "t.csv", [{"class": "=1+1", "v": -1.0}, {"class": 'a,"b"\udce9', "v": 2}])
+    with (tmp_path / "t.csv").open() as file:
+        assert list(csv.reader(file)) == [["class", "v"], ["'=1+1", "-1.0"], ['a,"b"\\udce9', "2"]]
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
