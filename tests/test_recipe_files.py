@@ -219,6 +219,35 @@ def test_history_resumed_drops_what_came_after_the_checkpoint(tmp_path: Path) ->
     assert [json.loads(line)["epoch"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2]
 
 
+@pytest.mark.parametrize("damage", ["garbage", "flip", "cut", "no text"])
+def test_a_damaged_log_is_mended_or_said(damage: str, tmp_path: Path) -> None:
+    history = History(tmp_path)
+    history.add_steps([{"step": step, "base": step / 8} for step in (1, 2, 3)])
+    history.add_epoch(row(1))
+    history.close()
+    sound = {name: (tmp_path / name).read_bytes() for name in ("steps.jsonl", "metrics.jsonl", "metrics.csv")}
+    for name, data in sound.items():
+        first, rest = data.split(b"\n", 1)
+        spoilt = {
+            "garbage": first + b'\n7\n{"step": "x"}\n[[{\n' + rest,
+            "flip": data.replace(b"0.125", b"0.135").replace(b"0.1", b"0.2"),
+            "cut": data[:-12],
+            "no text": b"\xff\xfe" + data,
+        }
+        (tmp_path / name).write_bytes(spoilt[damage])
+    told: list[str] = []
+    History(tmp_path, epochs=[row(1)], step=3, digest=history.steps_digest, report=told.append).close()
+    assert {name: (tmp_path / name).read_bytes() for name in sound if name != "steps.jsonl"} == {
+        name: data for name, data in sound.items() if name != "steps.jsonl"
+    }
+    mended = (tmp_path / "steps.jsonl").read_bytes() == sound["steps.jsonl"]
+    assert mended == (damage == "garbage")
+    assert (not told) == mended
+    assert mended or re.search(
+        r"steps\.jsonl: its rows up to step 3 are not .* the [23] that can be read are kept", told[0]
+    )
+
+
 def test_random_state_comes_back_through_a_file(tmp_path: Path) -> None:
     def draw() -> tuple[float, float, float]:
         return random.random(), float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002
