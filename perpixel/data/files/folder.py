@@ -1,5 +1,6 @@
 """`FolderSegmentation`: images and masks in folders, paired by file name."""
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -152,12 +153,17 @@ class FolderSegmentation(FileSegmentation):
         return 1 + max((int(np.max(ids, where=ids != self.ignore_index, initial=0)) for ids in every), default=0)
 
 
+def _raise(error: OSError) -> None:
+    raise error
+
+
 def _by_stem(folder: Path) -> dict[str, Path]:
     """Image files of a folder and its subfolders by relative path without extension."""
     if not folder.is_dir():
         raise FileNotFoundError(complain("root", f"the folder {folder}", "none", "Create it, or check root and split."))
     files: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
+    found = (Path(place, name) for place, _, names in os.walk(folder, onerror=_raise) for name in names)
+    for path in sorted(found):
         inside = path.relative_to(folder)
         if path.suffix.lower() not in EXTENSIONS or any(p.startswith(".") for p in inside.parts) or not path.is_file():
             continue
