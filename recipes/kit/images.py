@@ -46,9 +46,10 @@ def _transformed(dataset: Dataset[Any], transforms: Any, index: int) -> tuple[Te
 
 def _inspect(dataset: Any, index: int) -> Tensor:
     """Labelled pixels by class of a sample on files, and 1 where its image is turned and its mask perhaps not."""
-    labels = torch.from_numpy(dataset.read_labels(index)).flatten()
-    counts = torch.bincount(labels[labels != dataset.ignore_index], minlength=dataset.num_classes)
-    return torch.cat([counts, torch.tensor([int(dataset.is_turned_in_place(index))])])
+    labels, classes = dataset.read_labels(index), dataset.num_classes
+    counts = np.bincount(np.where(labels == dataset.ignore_index, classes, labels).ravel(), minlength=classes + 1)
+    counts[classes] = dataset.is_turned_in_place(index)  # in place of the void pixels
+    return torch.from_numpy(counts)
 
 
 class _Attempted(Dataset[Any]):
