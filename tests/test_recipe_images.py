@@ -109,3 +109,14 @@ def test_a_worker_that_is_killed_is_said(root: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("recipes.kit.images._transformed", lambda *_: os.kill(os.getpid(), 9))
     with pytest.raises(ChildProcessError, match=r"^data.workers: expected processes that live[^\n]*$"):
         list(images(root, workers=1).training(seed=0, epoch=0, batch_size=2))
+
+
+def test_a_picture_to_look_at_is_read_as_carefully_as_the_data(root: Path) -> None:
+    put_mask(root / "deep.png", np.full(SIZE, 300), "I;16")
+    (root / "no.png").write_bytes(b"no picture")
+    for name, message in (("deep.png", "8 bits per channel"), ("no.png", "a readable image file")):
+        with pytest.raises(ValueError, match=rf"^picture.image: expected an image file, got [^\n]*{name}: .*{message}"):
+            images(root).picture(str(root / name))
+    put_image(root / "fine.png", (5, 7))
+    picture, name = images(root, size=(10, 14)).picture(str(root / "fine.png"))
+    assert (picture.shape, name) == ((1, 3, 10, 14), "fine.png")

@@ -136,6 +136,8 @@ class Images:
             return
         void, names = self.ignore_index, {}
         for part, (source, count) in self._sources.items():
+            if count > 1000:
+                report(f"reading the masks of {count} {part} images once")
             indices = range(count)
             batches = [list(indices[start : start + 16]) for start in indices[::16]]
             found = torch.cat(list(self._load(_Samples(partial(_inspect, source), count), batches)))
