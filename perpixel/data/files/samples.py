@@ -170,11 +170,15 @@ def read_mask(path: Path) -> Labels:
 
     with _readable(path, "mask"), Image.open(path) as file:
         kind, frames = file.format, getattr(file, "n_frames", 1)
+        scaled = any(bits in str(file.tile) for bits in ("'L;2", "'L;4"))
         lossy = kind in ("JPEG", "MPO") or file.info.get("compression") == "jpeg"
         mask = ImageOps.exif_transpose(file)
     if lossy:
         came, remedy = f"a {kind} that alters class ids", "Store it as PNG."
         raise ValueError(complain(str(path), "a lossless mask", came, remedy))
+    if scaled:
+        came, remedy = "grey of 2 or 4 bits, which readers scale to 0 to 255", "Store it with 8."
+        raise ValueError(complain(str(path), "8 or 16 bits per label", came, remedy))
     if frames > 1:
         raise ValueError(complain(str(path), "one picture", f"{frames} in one file", "Keep the mask alone."))
     return mask_ids(mask, str(path))
