@@ -99,6 +99,12 @@ def test_what_else_is_wrong_without_an_error_is_said(root: Path) -> None:
     assert f"4 of 4 evaluation images are trained on, first {root}/train/images/0.png" in told[1]
 
 
+def test_another_void_in_the_data_set_than_in_training_is_refused(root: Path) -> None:
+    with pytest.raises(ValueError, match=r"data.ignore_index: expected 2, as the data set has, got int 255"):
+        images(root, options={"ignore_index": 2})
+    images(root, ignore_index=2)
+
+
 def test_an_error_in_a_worker_is_one_line_with_the_file(root: Path) -> None:
     (root / "train/images/2.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"^[^\n]*2\.png: expected a readable image file[^\n]*$"):

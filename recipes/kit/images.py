@@ -101,6 +101,9 @@ class Images:
         if tuple(other.classes) != self.classes:
             came = f"{list(self.classes)} and {list(other.classes)}"
             raise ValueError(complain("data", "the same classes in both splits", came, "Use one class list."))
+        if (void := getattr(source, "ignore_index", self.ignore_index)) != self.ignore_index:
+            remedy = f"Give --data.ignore_index {void}, and none in data.options."
+            raise ValueError(complain("data.ignore_index", f"{void}, as the data set has", self.ignore_index, remedy))
         self.pairs: tuple[data.Pair, ...] = source.pairs if synthetic else ()
         self._confusable = None
         if synthetic:
