@@ -3,16 +3,20 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from data_files import put_image, put_mask
 from finetune_runs import finetune, tiny
 from recipe_jobs import check_mistake, interrupted
+from rich.console import Console
 
 from recipes.finetuning.job import FinetuneJob
 from recipes.kit.images import Images
+from recipes.kit.progress import Progress
 from recipes.kit.settings import DataSettings
+from recipes.training.pretraining import train_network
 
 SIZE = (16, 16)
 VOID = np.full(SIZE, 255)
@@ -75,6 +79,13 @@ def test_mistakes_in_the_data_show_before_training(
     folder = root / "run"
     given = tiny(folder, data__root=str(root), data__workers=str(workers), **OPTIONS)
     check_mistake(FinetuneJob, given, message, folder, capsys)
+
+
+def test_a_network_that_is_only_looked_at_is_not_trained_on_nothing_either(root: Path) -> None:
+    all_void(root, "train")
+    job = SimpleNamespace(images=images(root), progress=Progress(Console()), settings=SimpleNamespace(pretrain=None))
+    with pytest.raises(ValueError, match="labelled pixels in the training masks"):
+        train_network(job, root)  # type: ignore[arg-type]
 
 
 def test_training_masks_that_are_all_void_are_counted(
