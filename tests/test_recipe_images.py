@@ -116,11 +116,6 @@ def test_another_void_in_the_data_set_than_in_training_is_refused(root: Path) ->
     images(root, ignore_index=2)
 
 
-def test_a_root_that_the_settings_could_not_hold_is_refused(root: Path) -> None:
-    with pytest.raises(ValueError, match=r"data.root: expected a path in UTF-8, got /d\\udce9. Rename"):
-        images(Path("/d\udce9"))
-
-
 def test_an_error_in_a_worker_is_one_line_with_the_file(root: Path) -> None:
     (root / "train/images/2.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"^[^\n]*2\.png: expected a readable image file[^\n]*$"):

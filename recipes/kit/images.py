@@ -90,9 +90,6 @@ class Images:
 
     def __init__(self, settings: DataSettings) -> None:
         self.settings, self.ignore_index = settings, settings.ignore_index
-        if settings.root is not None and settings.root != settings.root.encode(errors="ignore").decode():
-            remedy = "Rename the folder: a file of settings cannot hold this name."
-            raise ValueError(complain("data.root", "a path in UTF-8", settings.root, remedy))
         synthetic = settings.name == "synthetic"
         self._keep = synthetic if settings.cache is None else settings.cache
         source, self._train = self._part(settings.train_split, settings.train_images)
