@@ -46,7 +46,7 @@ def read_archive(path: Path) -> Any:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         tag = content.get("format") if isinstance(content, Mapping) else None
         if not is_sealed and re.fullmatch(r"perpixel \d+", str(tag)) and tag not in _UNSEALED:
-            raise DamagedCheckpoint("its digest is damaged")
+            raise DamagedCheckpoint(f"of format {tag!r} without its digest: damaged, or saved again by other means")
     except Exception as error:  # whatever zipfile, pickle or torch make of damaged bytes
         kind = "" if isinstance(error, DamagedCheckpoint) else f"{type(error).__name__}: "
         raise DamagedCheckpoint(f"{path}: not readable ({kind}{str(error).split(chr(10))[0]})") from error
