@@ -116,6 +116,23 @@ def test_damaged_checkpoint_is_reported_and_the_one_before_it_used(
 
 
 @pytest.mark.slow
+def test_damaged_logs_of_a_finished_run_are_mended_or_said(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    arm, sound = folder / "seed0/loss", whole / "seed0/loss"
+    (arm / "metrics.jsonl").write_bytes(b"\xffgarbage\n" + (arm / "metrics.jsonl").read_bytes()[:-9])
+    lines = (arm / "steps.jsonl").read_bytes().splitlines(keepends=True)
+    (arm / "steps.jsonl").write_bytes(b"".join([lines[0], b"garbage\n", *lines[2:]]))
+    assert finetune(["--resume", str(folder)]) == 0
+    assert (arm / "metrics.jsonl").read_bytes() == (sound / "metrics.jsonl").read_bytes()
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("damaged")]
+    assert len(told) == 1
+    assert f"{arm}/steps.jsonl: its rows up to step 6 are not those that were written; the 5 that" in told[0]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["last.pt", "scores.pt"])
 def test_a_run_begun_by_another_version_is_refused_in_one_line(
     file: str, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

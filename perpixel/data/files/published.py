@@ -16,9 +16,11 @@ from perpixel.data.files.samples import (
     Labels,
     Transform,
     check_ids,
+    check_index,
     image_tensor,
     mask_ids,
     palette,
+    readable,
 )
 
 VOC_CLASSES = (
@@ -59,17 +61,34 @@ class TorchvisionSegmentation(FileSegmentation):
             expected, remedy = "at least one image in the split", "Check the split's list file."
             raise ValueError(complain("root", expected, "none", remedy))
 
-    def read(self, index: int) -> tuple[Tensor, Labels, str, str]:
+    def names(self, index: int) -> tuple[str, str]:
         source, place = self.items[index]
-        files = getattr(source, "images", None) or source._images
-        name = str(files[place])
-        try:
+        name = str((getattr(source, "images", None) or source._images)[place])
+        return name, f"the mask of {name}"
+
+    def read_labels(self, index: int) -> Labels:
+        from PIL import Image
+
+        source, place = self.items[check_index(index, len(self))]
+        mask = {"VOCSegmentation": "masks", "Cityscapes": "targets"}.get(type(source).__name__)
+        if mask is None:  # kept in another form than a picture
+            return super().read_labels(index)
+        file = getattr(source, mask)[place]
+        image, name = self.names(index)
+        with readable(Path(image), "image or mask"), Image.open(image) as picture:
+            width, height = picture.size
+            target = Image.open(file[0] if isinstance(file, list) else file)
+            target.load()
+        labels = self.to_labels(target, name)
+        self.check(index, (height, width), labels)
+        return labels
+
+    def read(self, index: int) -> tuple[Tensor, Labels]:
+        source, place = self.items[index]
+        name, mask = self.names(index)
+        with readable(Path(name), "image or mask"):
             picture, target = source[place]
-            image, labels = image_tensor(picture), self.to_labels(target, f"the mask of {name}")
-        except (OSError, SyntaxError) as error:
-            came = f"{type(error).__name__}: {error}"
-            raise ValueError(complain(name, "a readable image and mask", came, "Replace these files.")) from error
-        return image, labels, name, f"the mask of {name}"
+        return image_tensor(picture), self.to_labels(target, mask)
 
 
 def camvid(root: str | Path, split: str, transforms: Transform | None) -> FolderSegmentation:
@@ -87,7 +106,7 @@ def _opened(kind: str, name: str, root: str | Path, *arguments: Any, **options: 
 
     try:
         return getattr(datasets, kind)(root, *arguments, **options)
-    except (RuntimeError, FileNotFoundError, NotADirectoryError) as error:
+    except (RuntimeError, FileNotFoundError, NotADirectoryError, UnicodeDecodeError) as error:
         expected, remedy = f"the folder tree of {name} as torchvision reads it", "Check root, or pass download=True."
         raise FileNotFoundError(complain("root", expected, f"{root} ({error})", remedy)) from error
 
