@@ -1,6 +1,8 @@
 """Finding the classifier layer, and refusing to guess."""
 
+import weakref
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -47,7 +49,7 @@ def test_found_whatever_brings_the_logits_to_size(finish: str, grad: bool) -> No
     with torch.set_grad_enabled(grad):
         criterion(model(images), labels)
     assert criterion.head == "last"
-    assert len(list(hooks(model))) == 3  # two on the model, one on the head
+    assert len(list(hooks(model))) == 4  # before and after the model, and how the first is called; one on the head
     criterion(model(images), labels)
 
 
@@ -197,5 +199,32 @@ def test_a_model_run_part_by_part() -> None:
     model, images, labels, criterion = attached(Net(), TemplateSimilarityLoss())
     for _ in range(2):
         logits = model.classifier(model.neck(model.body(images)))
-        assert torch.isfinite(criterion(logits, labels))
+        with pytest.raises(
+            ValueError, match=r"labels: expected the output's size \(8, 8\)"
+        ):  # nobody knows that of the images
+            criterion(logits, labels)
+        logits = model.classifier(model.neck(model.body(images)))
+        assert torch.isfinite(criterion(F.interpolate(logits, size=(16, 16), mode="bilinear"), labels))
+    assert criterion.head == "classifier"
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_looking_for_the_head_holds_no_more_than_what_may_be_it(grad: bool) -> None:
+    model = Net(aux=True)
+    images, labels = batch()
+    held: dict[nn.Module, Any] = {}
+
+    def hold(layer: nn.Module, inputs: object, output: Tensor) -> None:
+        held[layer] = weakref.ref(output)
+
+    for layer in (*model.body, model.neck):
+        layer.register_forward_hook(hold)
+    criterion = attach(model, TemplateSimilarityLoss())
+    with torch.set_grad_enabled(grad):
+        output = model(images)
+        alive = [ref() is not None for ref in held.values()]
+        assert grad or alive == [False, False, True, False]  # the third is the auxiliary head's input
+        records = criterion._recorder.kept.records
+        assert [records[name].output.is_meta for name in ("body.0", "neck", "classifier")] == [True, True, False]
+        criterion(output, labels)
     assert criterion.head == "classifier"
