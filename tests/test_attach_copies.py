@@ -188,7 +188,9 @@ def test_a_model_is_traced_and_exported_while_attached() -> None:
     model, images, labels, criterion = attached(Net().eval(), TemplateSimilarityLoss(), head="classifier")
     expected = criterion(model(images), labels)
     output = model(images)
-    traced = torch.jit.trace(model, images, strict=False, check_trace=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(model, images, strict=False, check_trace=False)
     assert torch.equal(criterion(output, labels), expected)  # a trace is no forward pass of its own
     assert torch.equal(torch.fx.symbolic_trace(model)(images)["out"], output["out"])
     for strict in (True, False):
@@ -203,7 +205,7 @@ def test_a_script_names_the_remedy(copied: bool) -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, CLASSES, 1))
     criterion = attach(model, TemplateSimilarityLoss())
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore")
         with pytest.raises(AttributeError, match=r"criterion\.remove\(\) first"):
             torch.jit.script(copy.deepcopy(model) if copied else model)
         criterion.remove()

@@ -87,6 +87,24 @@ def test_labels_of_another_batch_are_refused() -> None:
         criterion(model(images)["out"][:1], labels[:1])
 
 
+@EITHER
+@pytest.mark.parametrize("by_the_model", [True, False])
+def test_images_changed_in_place_are_not_asked_again(by_the_model: bool, make: Any) -> None:
+    class Subtracts(Net):
+        def forward(self, images: Tensor) -> dict[str, Tensor]:
+            return super().forward(images.sub_(0.5) if by_the_model else images)
+
+    model, images, labels, criterion = attached(Subtracts(), make())
+    output = model(images)
+    if not by_the_model:
+        images.zero_()  # the next batch is put into the same memory
+    if make is StubLoss:
+        with pytest.raises(RuntimeError, match="images: expected those of the last forward pass, got images changed"):
+            criterion(output, labels)
+    else:
+        criterion(output, labels)
+
+
 def _references(features: list[Any]) -> Any:
     def keep(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         features.extend(weakref.ref(t) for t in (inputs[0], output))

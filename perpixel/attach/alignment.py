@@ -26,7 +26,7 @@ _RESIZINGS: tuple[dict[str, Any], ...] = (
 )
 _WHOLE = ("ToCopyBackward", "CloneBackward", "AliasBackward", "_DDPSinkBackward")  # nodes that keep every value
 _LINES, _PROBES = 4, 8  # of a grid, at least, where it is measured; images
-_STRETCH, _SHIFT = 0.2, {False: 0.75, True: 0.25}  # of a cell; by align_corners
+_STRETCH, _SHIFT = 0.2, {False: 1.5, True: 0.25}  # of a cell; by align_corners
 
 
 def comes_from(source: Tensor, result: Tensor) -> bool:
@@ -98,7 +98,7 @@ def check_alignment(model: nn.Module, head: nn.Module, call: Call, given: tuple[
     given: the head's inputs, one of them the features (N, D, h', w').
     An output that is the head's grid resized is right. Any other is measured: the model runs five times more, in
     evaluation mode, to see where its output changes when one line of the grid changes, for a line before and one behind
-    the middle, of rows and of columns. It may lie up to three quarters of a cell off (transposed convolutions) and be
+    the middle, of rows and of columns. It may lie up to a cell and a half off (convolutions after the head) and be
     stretched by a fifth of a cell; or lie as align_corners=True puts it. A head of several layers that gives another
     size than it is given is measured by itself as well.
     """
