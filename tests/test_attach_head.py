@@ -195,6 +195,22 @@ def test_the_output_that_is_passed_decides(grad: bool) -> None:
                 assert criterion.head == head
 
 
+@pytest.mark.parametrize("grad", [True, False])
+def test_an_empty_batch_counts_nothing_and_finds_nothing(grad: bool) -> None:
+    model, images, labels, criterion = attached(Net().eval(), TemplateSimilarityLoss(), head="classifier")
+    finding = attach(model, TemplateSimilarityLoss())
+    with torch.set_grad_enabled(grad):
+        output = model(images[:0])
+        assert criterion(output, labels[:0]) == 0
+        with pytest.raises(RuntimeError, match="head: expected a batch with images to find it in, got an empty one"):
+            finding(output, labels[:0])
+        assert criterion(model(images[:0])["out"].double(), labels[:0]).isfinite()
+        output = model(images)
+        criterion(output, labels)
+        finding(output, labels)
+    assert finding.head == "classifier"
+
+
 def test_a_model_run_part_by_part() -> None:
     model, images, labels, criterion = attached(Net(), TemplateSimilarityLoss())
     for _ in range(2):

@@ -59,6 +59,8 @@ def is_resized(grid: Tensor, logits: Tensor) -> bool:
         return True
     if grid.shape[:2] != logits.shape[:2] or grid.device != logits.device or not grid.is_floating_point():
         return False
+    if logits.numel() == 0:
+        return True
     slack, size = _slack(grid, logits), tuple(logits.shape[-2:])
     grid, logits = grid.detach().float(), logits.detach().float()
     casts = (grid.to(dtype).float() for dtype in (torch.float32, torch.bfloat16, torch.float16))

@@ -133,6 +133,9 @@ class Recorder:
         """What the head was given and gave; found first, where it is not known."""
         records = self.kept.records if place is not None else self.kept.records_outside or self.kept.records
         if self.head is None:
+            if returned.numel() == 0:
+                remedy = "Name the classifier layer: attach(model, ..., head='<name>')."
+                raise RuntimeError(complain("head", "a batch with images to find it in", "an empty one", remedy))
             try:
                 self.head = pick_head(self.layers, records, returned)
             except ValueError:
@@ -154,7 +157,7 @@ class Recorder:
             remedy = "Name the layer whose last run gives the logits."
             came = f"the output of {self.head!r}, which has no part in them"
             raise ValueError(complain("head", "the layer that the logits are computed from", came, remedy))
-        if place is None or self.kept.call is None:
+        if place is None or self.kept.call is None or grid.numel() == 0:
             return
         size = tuple(tuple(map.shape[-2:]) for map in maps_in(self.kept.call, floating=False))
         key = (self.head, place, size, _one_map("input", inputs).shape[-2:], grid.shape[-2:], returned.shape[-2:])
