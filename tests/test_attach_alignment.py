@@ -222,6 +222,23 @@ def test_a_small_grid_cannot_be_measured() -> None:
         criterion(model(images), labels)
 
 
+@EITHER_WAY
+@pytest.mark.parametrize("terms", [(), (TemplateSimilarityLoss(),)])
+def test_an_output_larger_than_the_images_is_not_brought_to_their_size(terms: Any, grad: bool) -> None:
+    class Pads(Net):
+        def forward(self, images: Tensor) -> dict[str, Tensor]:
+            return super().forward(F.pad(images, (0, -images.shape[3] % 8, 0, 0)))
+
+    model, (images, labels) = Pads(), images_of(24, 27)
+    criterion = attach(model, *terms)
+    with torch.set_grad_enabled(grad):
+        with pytest.raises(ValueError, match=r"labels: expected the output's size \(24, 32\) .*got \(24, 27\)"):
+            criterion(model(images), labels)
+        assert torch.isfinite(criterion(model(images), F.pad(labels, (0, 5), value=255)))
+        output = F.interpolate(model(images)["out"], size=(24, 27), mode="bilinear")  # the caller knows better
+        assert torch.isfinite(criterion(output, labels))
+
+
 # --- which run of the head
 
 

@@ -110,7 +110,7 @@ class Feedback(nn.Module):
         """The loss, a scalar, of what the model just returned; labels int (N, H, W).
 
         output: the model's own, or that resized as a whole; not cropped, flipped or of some images only. labels: at the
-        size of the images, of the model's output, or of what that was resized to.
+        size of the images if these are no smaller than the output, of the output, or of what that was resized to.
 
         RuntimeError without a forward pass of its own or with another pass' output; ValueError or TypeError if output
         or labels do not fit, the head cannot be found, or its grid covers another extent than the output (a network
@@ -197,12 +197,19 @@ class Feedback(nn.Module):
 
 
 def _check_size(labels: Tensor, logits: Tensor, last: ForwardPass) -> None:
-    """ValueError unless labels have the size of the images, or of the logits as given or as the model returned them."""
-    allowed = {"the images'": last.size, "the output's": last.logits.shape[-2:], "the logits'": logits.shape[-2:]}
+    """ValueError unless labels have the size of the images, or of the logits as given or as the model returned them.
+
+    An output larger than the images may have been made of images that the model padded: then not that of the images.
+    """
+    images, output = last.size, last.logits.shape[-2:]
+    if images is not None and any(of_output > of_images for of_output, of_images in zip(output, images, strict=True)):
+        images = None
+    allowed = {"the images'": images, "the output's": output, "the logits'": logits.shape[-2:]}
     if labels.shape[-2:] not in allowed.values():
         listed = " or ".join(f"{what} size {tuple(size)}" for what, size in allowed.items() if size is not None)
         remedy = (
-            "Load labels at the size of their images, resize both alike; or resize the whole output to the labels'."
+            "Load labels at the size of their images, and resize or pad both alike (labels with ignore_index); or, if "
+            "the output covers all of the labels and nothing else, resize it to their size."
         )
         raise ValueError(complain("labels", listed, str(tuple(labels.shape[-2:])), remedy))
 
