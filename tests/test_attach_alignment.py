@@ -259,8 +259,8 @@ def test_a_layer_called_after_the_pass_does_not_count(grad: bool) -> None:
     with torch.set_grad_enabled(grad):
         expected = criterion(model(images), labels)
         output = model(images)
-        other = model.classifier(torch.randn(2, 8, 16, 16))
+        other = model.classifier(torch.randn(2, 8, 16, 16, requires_grad=True))
         assert torch.equal(criterion(output, labels), expected)
         model(images)
-        other = model.classifier(torch.randn(2, 8, 16, 16))
+        other = model.classifier(torch.randn(2, 8, 16, 16, requires_grad=True))
         criterion(other, labels)

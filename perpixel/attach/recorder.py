@@ -265,7 +265,7 @@ class _Hook:
     @property
     def __name__(self) -> str:
         remedy = "Call criterion.remove() first, before the model is copied, too; attach again afterwards."
-        raise AttributeError(complain("model", "one that is not attached, in torch.jit.script", "hooks of one", remedy))
+        raise AttributeError(complain("model", "no attached criterion in torch.jit.script", "hooks of one", remedy))
 
 
 _is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # torch 2.6 has none
