@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from perpixel.checks import check_integer, check_labels_in_range, check_same_device, check_tensor, complain, describe
 
 _SIZES: "WeakKeyDictionary[nn.Module, dict[torch.Size, tuple[int, int]]]" = WeakKeyDictionary()
+_SIZES_OF_A_MODEL = 256  # remembered at most
 _SHAPE = "(N, C, H, W)"
 _FORMS = f"logits {_SHAPE}: a tensor, a mapping with 'out' or 'logits', an object with .logits, or a tuple or list"
 
@@ -34,15 +35,15 @@ def dense_logits(output: object) -> Tensor:
     return check_tensor("output", found, ndim=4, shape=_SHAPE, floating=True)
 
 
-def maps_in(output: object) -> list[Tensor]:
-    """Every floating-point 4-D tensor in a model's output, nested or not."""
+def maps_in(output: object, *, floating: bool = True) -> list[Tensor]:
+    """Every 4-D tensor in a model's output, nested or not; only floating-point ones unless told otherwise."""
     if isinstance(output, Tensor):
-        return [output] if output.ndim == 4 and output.is_floating_point() else []
+        return [output] if output.ndim == 4 and (output.is_floating_point() or not floating) else []
     if isinstance(output, Mapping):
         output = tuple(output.values())
     if isinstance(output, (tuple, list)):
-        return [found for item in output for found in maps_in(item)]
-    return maps_in(output.logits) if hasattr(output, "logits") else []
+        return [found for item in output for found in maps_in(item, floating=floating)]
+    return maps_in(output.logits, floating=floating) if hasattr(output, "logits") else []
 
 
 def aux_logits(output: object) -> Tensor | None:
@@ -76,13 +77,20 @@ def check_labels(labels: object, logits: Tensor, ignore_index: int, *, values: b
     return labels.long()
 
 
-def output_size(model: nn.Module, images: Tensor) -> tuple[int, int]:
-    """Height and width of the model's output for images of this size; found with one image, once for each size."""
+def output_size(model: nn.Module, images: Tensor, logits: Tensor) -> tuple[int, int]:
+    """Height and width of the model's output for images of this size, which may not be that of `logits` (N, C, h, w).
+
+    Found with one image, and again whenever the logits are not of the size found last.
+    """
     known = _SIZES.setdefault(model, {})
-    if images.shape[1:] not in known:
-        logits = dense_logits(model(images[:1]))
-        known[images.shape[1:]] = (logits.shape[2], logits.shape[3])
-    return known[images.shape[1:]]
+    size = known.get(images.shape[1:])
+    if size is None or size != tuple(logits.shape[2:]):
+        found = dense_logits(model(images[:1]))
+        size = (found.shape[2], found.shape[3])
+        if len(known) >= _SIZES_OF_A_MODEL:
+            known.clear()
+        known[images.shape[1:]] = size
+    return size
 
 
 def _contents(output: object) -> str:

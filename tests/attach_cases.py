@@ -143,10 +143,11 @@ def step(
 
 
 def assert_holds_nothing(criterion: Feedback) -> None:
-    recorder = criterion._recorder
-    assert not recorder.records
-    assert recorder.model_input is None
-    assert recorder.model_output is None
+    kept = criterion._recorder.kept
+    assert not kept.records
+    assert not kept.records_outside
+    assert kept.call is None
+    assert kept.output is None
 
 
 def reference(

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from attach_cases import CLASSES, Net, attached, batch, gradients, hooks
+from attach_cases import CLASSES, Net, attached, batch, gradients, hooks, segformer
 from torch import Tensor, nn
 from torch.nn import functional as F
-from weight_map_cases import StubLoss
+from weight_map_cases import LOSSES, StubLoss
 
 from perpixel import TemplateSimilarityLoss, template_similarity_loss, weighted_cross_entropy
 from perpixel.attach.criterion import attach
@@ -78,28 +78,69 @@ def test_terms_get_features_and_logits_on_the_grid_and_labels_whole() -> None:
     assert term.shapes == ((3, 8, 8, 8), (3, CLASSES, 8, 8), (3, 16, 16))
 
 
-def test_without_terms_it_is_cross_entropy_and_touches_nothing() -> None:
+def test_without_terms_it_is_cross_entropy() -> None:
     model = Net()
     criterion = attach(model)
     images, labels = batch()
-    assert not list(hooks(model))
+    assert len(list(hooks(model))) == 3  # for the images' size: before and after the model, and how the first is called
     loss = criterion(model(images), labels)
     torch.testing.assert_close(loss, nn.CrossEntropyLoss(ignore_index=255)(model(images)["out"], labels))
     assert criterion.terms.keys() == {"base"}
+    assert torch.isfinite(criterion(Net()(images), labels))  # of the very size: nothing else is asked
     criterion.remove()
+    assert not list(hooks(model))
     with pytest.raises(RuntimeError, match="removed"):
         criterion(model(images), labels)
 
 
 def test_base_gets_logits_at_label_size_and_its_own_say_over_aux() -> None:
-    model = Net(aux=True)
-    images, _ = batch()
-    labels = torch.randint(0, CLASSES, (2, 24, 20))
+    model = segformer().eval()
+    images, labels = torch.randn(2, 3, 32, 48), torch.randint(0, CLASSES, (2, 32, 48))
     base = nn.CrossEntropyLoss(label_smoothing=0.1)
     criterion = attach(model, TemplateSimilarityLoss(weight=0.0), base=base)
     output = model(images)
-    expected = base(F.interpolate(output["out"], size=(24, 20), mode="bilinear"), labels)
+    expected = base(F.interpolate(output.logits, size=(32, 48), mode="bilinear"), labels)
     torch.testing.assert_close(criterion(output, labels), expected)
+    model = Net(aux=True)
+    output = model(images)
+    criterion = attach(model, base=base)
+    torch.testing.assert_close(criterion(output, labels), base(output["out"], labels))
+
+
+class Quarter(Net):
+    """Logits at half the size, as SegFormer's at a quarter; images may come as bytes."""
+
+    def forward(self, pixel_values: Tensor) -> Any:  # type: ignore[override]
+        return self.classifier(self._neck(self.body(pixel_values / 1.0)))
+
+
+SIZES = [((16, 20), True), ((8, 10), True), ((4, 5), False), ((32, 40), False), ((20, 16), False), ((16, 10), False)]
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("terms", [(), (TemplateSimilarityLoss,), (LOSSES["debt"],)])
+@pytest.mark.parametrize(("size", "allowed"), SIZES)
+def test_labels_have_the_images_size_or_the_outputs(size: Any, allowed: bool, terms: Any, grad: bool) -> None:
+    model, images, labels = Quarter(), torch.randn(2, 3, 16, 20), torch.randint(0, CLASSES, (2, *size))
+    with torch.set_grad_enabled(grad), attach(model, *(term() for term in terms)) as criterion:
+        for _ in range(2):
+            output = model(pixel_values=images)
+            if allowed:
+                assert torch.isfinite(criterion(output, labels))
+                continue
+            message = rf"labels: expected the images' size \(16, 20\) or .* \(8, 10\).*got \({size[0]}, {size[1]}\)"
+            with pytest.raises(ValueError, match=message):
+                criterion(output, labels)
+            if terms == (TemplateSimilarityLoss,):  # brought to their size by the caller
+                output = F.interpolate(model(pixel_values=images), size=size, mode="bilinear")
+                assert torch.isfinite(criterion(output, labels))
+
+
+def test_images_may_be_bytes() -> None:
+    model, images = Quarter(), torch.randint(0, 255, (2, 3, 16, 20), dtype=torch.uint8)
+    labels = torch.randint(0, CLASSES, (2, 16, 20))
+    for terms in ((), (TemplateSimilarityLoss(),)):
+        assert torch.isfinite(attach(model, *terms)(model(pixel_values=images), labels))
 
 
 def test_all_void_is_an_attached_zero() -> None:

@@ -1,6 +1,8 @@
 """Finding the classifier layer, and refusing to guess."""
 
+import weakref
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -47,7 +49,7 @@ def test_found_whatever_brings_the_logits_to_size(finish: str, grad: bool) -> No
     with torch.set_grad_enabled(grad):
         criterion(model(images), labels)
     assert criterion.head == "last"
-    assert len(list(hooks(model))) == 3  # two on the model, one on the head
+    assert len(list(hooks(model))) == 4  # before and after the model, and how the first is called; one on the head
     criterion(model(images), labels)
 
 
@@ -63,9 +65,10 @@ def test_found_whatever_brings_the_logits_to_size(finish: str, grad: bool) -> No
 )
 def test_kinds_of_heads(head: nn.Module) -> None:
     model = Custom(FINISHES["bilinear"], head)
-    images, labels = batch(size=32)
+    images, _ = batch(size=32)
     criterion = attach(model, TemplateSimilarityLoss())
-    criterion(model(images), labels).backward()
+    output: Any = model(images)
+    criterion(output, torch.zeros(2, *output.shape[-2:], dtype=torch.int64)).backward()
     assert model.body.weight.grad is not None
     criterion.remove()
     assert not list(hooks(model))
@@ -193,9 +196,52 @@ def test_the_output_that_is_passed_decides(grad: bool) -> None:
                 assert criterion.head == head
 
 
+@pytest.mark.parametrize("grad", [True, False])
+def test_an_empty_batch_counts_nothing_and_finds_nothing(grad: bool) -> None:
+    model, images, labels, criterion = attached(Net().eval(), TemplateSimilarityLoss(), head="classifier")
+    finding = attach(model, TemplateSimilarityLoss())
+    with torch.set_grad_enabled(grad):
+        output = model(images[:0])
+        assert criterion(output, labels[:0]) == 0
+        with pytest.raises(RuntimeError, match="head: expected a batch with images to find it in, got an empty one"):
+            finding(output, labels[:0])
+        assert criterion(model(images[:0])["out"].double(), labels[:0]).isfinite()
+        output = model(images)
+        criterion(output, labels)
+        finding(output, labels)
+    assert finding.head == "classifier"
+
+
 def test_a_model_run_part_by_part() -> None:
     model, images, labels, criterion = attached(Net(), TemplateSimilarityLoss())
     for _ in range(2):
         logits = model.classifier(model.neck(model.body(images)))
-        assert torch.isfinite(criterion(logits, labels))
+        with pytest.raises(
+            ValueError, match=r"labels: expected the output's size \(8, 8\)"
+        ):  # nobody knows that of the images
+            criterion(logits, labels)
+        logits = model.classifier(model.neck(model.body(images)))
+        assert torch.isfinite(criterion(F.interpolate(logits, size=(16, 16), mode="bilinear"), labels))
+    assert criterion.head == "classifier"
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_looking_for_the_head_holds_no_more_than_what_may_be_it(grad: bool) -> None:
+    model = Net(aux=True)
+    images, labels = batch()
+    held: dict[nn.Module, Any] = {}
+
+    def hold(layer: nn.Module, inputs: object, output: Tensor) -> None:
+        held[layer] = weakref.ref(output)
+
+    for layer in (*model.body, model.neck):
+        layer.register_forward_hook(hold)
+    criterion = attach(model, TemplateSimilarityLoss())
+    with torch.set_grad_enabled(grad):
+        output = model(images)
+        alive = [ref() is not None for ref in held.values()]
+        assert grad or alive == [False, False, True, False]  # the third is the auxiliary head's input
+        records = criterion._recorder.kept.records
+        assert [records[name].output.is_meta for name in ("body.0", "neck", "classifier")] == [True, True, False]
+        criterion(output, labels)
     assert criterion.head == "classifier"

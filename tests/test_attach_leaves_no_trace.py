@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from attach_cases import Net, batch
+from attach_cases import Net, assert_holds_nothing, batch
 from model_state import assert_same, snapshot
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -43,7 +43,7 @@ def error_in_a_part(model: nn.Module, criterion: Feedback) -> None:
     criterion.base = lambda logits, labels: 1 / 0
     with pytest.raises(ZeroDivisionError):
         criterion(model(images), labels)
-    assert not criterion._recorder.records
+    assert_holds_nothing(criterion)
     criterion.remove()
 
 

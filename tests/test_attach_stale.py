@@ -52,12 +52,10 @@ def test_an_output_of_an_earlier_pass_or_another_model_is_refused(grad: bool, ma
         assert torch.isfinite(criterion(model(images), labels))
 
 
-def test_a_weight_map_needs_the_model_whole_and_all_its_images() -> None:
+def test_a_weight_map_needs_the_model_whole() -> None:
     model, images, labels, criterion = attached(Net(), StubLoss())
     with pytest.raises(RuntimeError, match="criterion: expected a forward pass"):
         criterion(model.classifier(model.neck(model.body(images))), labels)
-    with pytest.raises(RuntimeError, match="one image per output"):
-        criterion(model(images)["out"][:1], labels[:1])
     criterion(model(images), labels)
 
 
@@ -83,8 +81,28 @@ def test_labels_of_another_batch_are_refused() -> None:
         criterion(model(images), F.one_hot(labels.clamp(max=3)).permute(0, 3, 1, 2))
     with pytest.raises(ValueError, match="7 at position"):
         criterion(model(images), torch.full_like(labels, 7))
-    with pytest.raises(RuntimeError, match="one feature map per image, got 2 feature maps for 1"):
+    with pytest.raises(
+        RuntimeError, match=r"got logits \(1, 4, 16, 16\) that are neither its output, \(2, 4, 16, 16\)"
+    ):
         criterion(model(images)["out"][:1], labels[:1])
+
+
+@EITHER
+@pytest.mark.parametrize("by_the_model", [True, False])
+def test_images_changed_in_place_are_not_asked_again(by_the_model: bool, make: Any) -> None:
+    class Subtracts(Net):
+        def forward(self, images: Tensor) -> dict[str, Tensor]:
+            return super().forward(images.sub_(0.5) if by_the_model else images)
+
+    model, images, labels, criterion = attached(Subtracts(), make())
+    output = model(images)
+    if not by_the_model:
+        images.zero_()  # the next batch is put into the same memory
+    if make is StubLoss:
+        with pytest.raises(RuntimeError, match="images: expected those of the last forward pass, got images changed"):
+            criterion(output, labels)
+    else:
+        criterion(output, labels)
 
 
 def _references(features: list[Any]) -> Any:

@@ -76,6 +76,14 @@ def test_images_are_found_wherever_they_are_passed(how: str) -> None:
     assert term.inputs[1] is images
 
 
+def test_images_are_those_before_any_hook_on_the_model_changed_them() -> None:
+    model, term = Net(), Seen()
+    images, labels = batch()
+    model.register_forward_pre_hook(lambda _, inputs: (inputs[0] / 2,))  # runs again when a term runs the model
+    attach(model, term)(model(images), labels)
+    assert term.inputs[1] is images
+
+
 def test_the_logits_are_those_the_model_returned() -> None:
     model, term = Net(), Seen()
     images, labels = batch()

@@ -24,8 +24,9 @@ def test_segformer(model: torch.nn.Module) -> None:
 
 def test_segformer_loss_is_its_own_loss_when_nothing_is_added(model: torch.nn.Module) -> None:
     images, labels = batch(2, 64)
+    criterion = attach(model)
     outputs = model.eval()(pixel_values=images, labels=labels)
-    torch.testing.assert_close(attach(model)(outputs, labels), outputs.loss)
+    torch.testing.assert_close(criterion(outputs, labels), outputs.loss)
 
 
 def test_usual_loop(model: torch.nn.Module) -> None:

@@ -6,10 +6,19 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perpixel.outputs import aux_logits, check_labels, dense_logits, logits_at, maps_in
+from perpixel.outputs import (
+    _SIZES,
+    _SIZES_OF_A_MODEL,
+    aux_logits,
+    check_labels,
+    dense_logits,
+    logits_at,
+    maps_in,
+    output_size,
+)
 
 LOGITS = torch.randn(2, 3, 4, 5)
 Pair = namedtuple("Pair", ["loss", "logits"])
@@ -101,3 +110,31 @@ def test_maps_in_finds_every_map_however_deep() -> None:
     assert [id(found) for found in maps_in(output)] == [id(LOGITS), id(other), id(LOGITS)]
     assert maps_in("text") == []
     assert maps_in(LOGITS.long()) == []
+    assert [id(found) for found in maps_in((LOGITS.long(), LOGITS), floating=False)][1:] == [id(LOGITS)]
+
+
+class Strided(nn.Module):
+    """Counts its passes; the output's size follows an attribute."""
+
+    stride, passes = 1, 0
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        self.passes += 1
+        return {"out": images[:, :, :: self.stride, :: self.stride]}
+
+
+def test_output_size_follows_the_model_and_costs_a_pass_where_it_is_not_known() -> None:
+    model, images = Strided(), torch.randn(2, 3, 16, 12)
+    for stride, size, passes in ((1, (16, 12), 1), (1, (16, 12), 1), (2, (8, 6), 2), (1, (16, 12), 3)):
+        model.stride = stride
+        logits = images[:, :, ::stride, ::stride]
+        assert output_size(model, images, logits) == size
+        assert model.passes == passes
+    model = Strided()
+    model.stride = 4
+    for _ in range(2):
+        assert output_size(model, images, F.interpolate(images, size=(16, 12))) == (4, 3)  # not the model's own logits
+    assert model.passes == 2
+    for width in range(1, 300):
+        output_size(model, images[..., :1].expand(-1, -1, -1, width), images)
+    assert len(_SIZES[model]) <= _SIZES_OF_A_MODEL

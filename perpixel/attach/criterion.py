@@ -57,8 +57,9 @@ def attach(
     base: called with the logits at label size (bilinear) and the labels; default cross-entropy, a mean over the pixels
         that are not `ignore_index`, plus 0.5 times that of the "aux" output where there is one.
     head: dotted name of the classifier layer, whose input is the features. None finds it in the first forward pass,
-        which keeps what every layer gave until the criterion is called; name it to spare that memory. Terms with a
-        `weight_map` need none.
+        during which what every layer gave is kept; name it to spare that memory. Terms with a `weight_map` need none.
+        Its grid must cover the extent of the model's output, since the labels are brought to it: looked at for every
+        new size, by values, or where the output is not the grid resized by five more passes in evaluation mode.
 
     TypeError or ValueError, and a model left as it was, if an argument is not fit.
     """
@@ -71,8 +72,10 @@ class Feedback(nn.Module):
     After a call, `terms` has every part by name ("base", "template_similarity", a second one "template_similarity_2"),
     unweighted and detached, and `total` their weighted sum. The module's own parameters and state are those of `base`
     and the terms, never the model's. Each call needs a forward pass of its own, just before; what the head was given
-    and the images are held from that pass to the call, or to the next pass. A head that runs several times in a pass:
-    its last run. `copy.deepcopy` of an object that owns both, model and criterion, gives an independent pair.
+    and the model's inputs are held from that pass to the call, or to the next pass. A head that runs several times in a
+    pass: its last run. Copies (deepcopy, pickle): of an object that owns both, model and criterion, an independent
+    pair; of the model alone, one whose hooks do nothing and keep nothing. torch.jit.script takes no model with hooks:
+    call `remove()` before it, and before the model is copied for it.
     """
 
     def __init__(
@@ -101,15 +104,18 @@ class Feedback(nn.Module):
         self._removed = False
         with_maps = len(self._feature_terms) < len(named)
         self._recorder = Recorder(model, head, features=bool(self._feature_terms), images=with_maps)
-        if named:
-            self._recorder.open()
+        self._recorder.open()
 
     def forward(self, output: object, labels: Tensor) -> Tensor:
         """The loss, a scalar, of what the model just returned; labels int (N, H, W).
 
+        output: the model's own, or that resized as a whole; not cropped, flipped or of some images only. labels: at the
+        size of the images if these are no smaller than the output, of the output, or of what that was resized to.
+
         RuntimeError without a forward pass of its own or with another pass' output; ValueError or TypeError if output
-        or labels do not fit, or the head cannot be found. On a GPU the values of labels are checked only where a term
-        has `validate=True`. All-void labels: zero, attached to the graph.
+        or labels do not fit, the head cannot be found, or its grid covers another extent than the output (a network
+        that pads its input and crops its logits: pad images and, with `ignore_index`, labels before it). All-void
+        labels: zero, attached to the graph. On a GPU labels' values are checked only where a term has `validate=True`.
         """
         if not self.attached:
             raise RuntimeError(complain("criterion", "an attached criterion", "a removed one", "Call attach again."))
@@ -118,7 +124,9 @@ class Feedback(nn.Module):
             on_cpu = logits.device.type == "cpu"
             check_values = on_cpu or any(getattr(term, "validate", False) for term in self._named_terms.values())
             labels = check_labels(labels, logits, self.ignore_index, values=check_values)
-            last = self._recorder.last_pass(logits) if self._named_terms else ForwardPass(logits)
+            other_size = labels.shape[-2:] != logits.shape[-2:]
+            last = self._recorder.last_pass(logits) if self._named_terms or other_size else ForwardPass(logits)
+            _check_size(labels, logits, last)
             self._warn_if_cut_off(last.features, logits)
             total = _scalar("base", self._base(output, logits, labels))
             terms = {"base": total.detach()}
@@ -160,7 +168,7 @@ class Feedback(nn.Module):
     @property
     def attached(self) -> bool:
         """Whether the criterion can still be called: False after `remove()`, or once the head could not be found."""
-        return not self._removed and (self._recorder.is_open or not self._named_terms)
+        return not self._removed and self._recorder.is_open
 
     @property
     def head(self) -> str | None:
@@ -186,6 +194,24 @@ class Feedback(nn.Module):
 
     def extra_repr(self) -> str:
         return f"head={self.head!r}, ignore_index={self.ignore_index}, attached={self.attached}"
+
+
+def _check_size(labels: Tensor, logits: Tensor, last: ForwardPass) -> None:
+    """ValueError unless labels have the size of the images, or of the logits as given or as the model returned them.
+
+    An output larger than the images may have been made of images that the model padded: then not that of the images.
+    """
+    images, output = last.size, last.logits.shape[-2:]
+    if images is not None and any(of_output > of_images for of_output, of_images in zip(output, images, strict=True)):
+        images = None
+    allowed = {"the images'": images, "the output's": output, "the logits'": logits.shape[-2:]}
+    if labels.shape[-2:] not in allowed.values():
+        listed = " or ".join(f"{what} size {tuple(size)}" for what, size in allowed.items() if size is not None)
+        remedy = (
+            "Load labels at the size of their images, and resize or pad both alike (labels with ignore_index); or, if "
+            "the output covers all of the labels and nothing else, resize it to their size."
+        )
+        raise ValueError(complain("labels", listed, str(tuple(labels.shape[-2:])), remedy))
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:

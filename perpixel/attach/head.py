@@ -1,18 +1,14 @@
-"""Find a network's classifier layer, and tell whether an output was made by it."""
+"""Find a network's classifier layer."""
 
 import difflib
-from collections import deque
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from perpixel.attach.alignment import computed_from, is_resized
 from perpixel.borrow import unwrap
 from perpixel.checks import complain
-
-_RESIZINGS = (("bilinear", False), ("bilinear", True), ("nearest", None), ("bicubic", False), ("bicubic", True))
 
 
 class LayerRecord(NamedTuple):
@@ -60,47 +56,6 @@ def pick_head(layers: Mapping[str, nn.Module], records: Mapping[str, LayerRecord
     remedy = "Name the classifier layer: attach(model, ..., head='<name>'). Candidates:"
     expected = f"one layer whose output, resized, is the logits {tuple(logits.shape)}"
     raise ValueError(complain("head", expected, str(len(same) or "none"), remedy + ("".join(lines) or " none ran.")))
-
-
-def comes_from(source: Tensor, logits: Tensor) -> bool:
-    """Whether `logits` was computed from `source`: as the graph tells, or without one the values."""
-    computed = computed_from(source, logits)
-    return is_resized(source, logits) if computed is None else computed
-
-
-def computed_from(source: Tensor, result: Tensor) -> bool | None:
-    """Whether `result` was computed from `source`, as its autograd graph tells; None where there is no graph."""
-    if source.grad_fn is None or result.grad_fn is None:
-        return None
-    waiting, seen = deque([result.grad_fn]), {result.grad_fn}
-    while waiting:
-        node = waiting.popleft()
-        if node is source.grad_fn:
-            return True
-        for before, _ in node.next_functions:
-            if before is not None and before not in seen:
-                seen.add(before)
-                waiting.append(before)
-    return False
-
-
-@torch.no_grad()
-def is_resized(grid: Tensor, logits: Tensor) -> bool:
-    """Whether `logits` (N, C, H, W) is `grid` (N, C, h, w) resized in one of the usual ways, or cast."""
-    if grid is logits:
-        return True
-    if grid.shape[:2] != logits.shape[:2] or grid.device != logits.device or not grid.is_floating_point():
-        return False
-    rounding = max(torch.finfo(grid.dtype).eps, torch.finfo(logits.dtype).eps)
-    grid, logits = grid.detach().float(), logits.detach().float()
-    slack = max(1e-4, 4 * rounding) * float(logits.abs().max())
-    sizes_match, size = grid.shape == logits.shape, tuple(logits.shape[-2:])
-    return any(
-        torch.allclose(resized, logits, rtol=0.0, atol=slack, equal_nan=True)
-        for resized in (
-            [grid] if sizes_match else (F.interpolate(grid, size, mode=m, align_corners=a) for m, a in _RESIZINGS)
-        )
-    )
 
 
 def _mixes_channels(layer: nn.Module) -> bool:

@@ -75,7 +75,7 @@ class FixationWeightedLoss(WeightMapLoss):
     def scores(
         self, model: nn.Module, images: Tensor, logits: Tensor, labels: Tensor, valid: Tensor, fresh: bool
     ) -> Tensor:
-        size = output_size(model, images)
+        size = output_size(model, images, logits)
         traced = labels_on_grid(torch.where(valid, labels, -1), size)
         if self.start == "prediction":
             traced = torch.where(traced < 0, traced, logits_at(logits, size).argmax(1))

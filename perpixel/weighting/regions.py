@@ -58,7 +58,7 @@ class Regions:
         """
         labels = torch.where(counted, labels, 0)
         if self.region == "fixation":
-            return self._rested_on(model, images, labels, counted)
+            return self._rested_on(model, images, logits, labels, counted)
         own = activation(logits, labels)
         if self.region == "activation":
             return top_pixels(own, labels, counted, logits.shape[1], self.share)
@@ -73,8 +73,8 @@ class Regions:
         """The model's logits for the images without `region`."""
         return dense_logits(model(self.hide(images, region)))
 
-    def _rested_on(self, model: nn.Module, images: Tensor, labels: Tensor, counted: Tensor) -> Tensor:
-        start = labels_on_grid(torch.where(counted, labels, -1), output_size(model, images))
+    def _rested_on(self, model: nn.Module, images: Tensor, logits: Tensor, labels: Tensor, counted: Tensor) -> Tensor:
+        start = labels_on_grid(torch.where(counted, labels, -1), output_size(model, images, logits))
         found = fixations(model, images, start=start, **vars(self.fixations))
         cells = Cells((images.shape[2], images.shape[3]), self.cell)
         mass = cells.landed(found)
