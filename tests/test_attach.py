@@ -267,3 +267,16 @@ def test_losses_that_are_no_scalar_are_named() -> None:
     criterion = attach(model, Seen(), base=nn.CrossEntropyLoss(ignore_index=255, reduction="none"))
     with pytest.raises(TypeError, match=r"base loss.*\(2, 16, 16\)"):
         criterion(model(images), labels)
+
+
+def test_without_terms_logits_may_be_changed() -> None:
+    """A temperature, a prior: what was made of the output counts, at its size or, resized, at that of the images."""
+    model = nn.Conv2d(3, CLASSES, 1, stride=2)
+    images, labels = torch.randn(2, 3, 16, 16), torch.randint(0, CLASSES, (2, 16, 16))
+    with attach(model) as criterion:
+        for _ in range(2):
+            logits = model(images) / 3 + 1
+            expected = nn.functional.cross_entropy(nn.functional.interpolate(logits, (16, 16), mode="bilinear"), labels)
+            torch.testing.assert_close(criterion(logits, labels), expected)
+        with pytest.raises(ValueError, match=r"\(12, 16\)"):
+            criterion(model(images) / 3, labels[:, :12])

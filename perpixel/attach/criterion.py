@@ -124,9 +124,9 @@ class Feedback(nn.Module):
             on_cpu = logits.device.type == "cpu"
             check_values = on_cpu or any(getattr(term, "validate", False) for term in self._named_terms.values())
             labels = check_labels(labels, logits, self.ignore_index, values=check_values)
-            other_size = labels.shape[-2:] != logits.shape[-2:]
-            last = self._recorder.last_pass(logits) if self._named_terms or other_size else ForwardPass(logits)
-            _check_size(labels, logits, last)
+            last = self._recorder.last_pass(logits) if self._named_terms else ForwardPass(logits)
+            if labels.shape[-2:] != logits.shape[-2:]:
+                _check_size(labels, logits, last if self._named_terms else self._recorder.sizes(logits))
             self._warn_if_cut_off(last.features, logits)
             total = _scalar("base", self._base(output, logits, labels))
             terms = {"base": total.detach()}

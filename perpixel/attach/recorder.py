@@ -86,7 +86,7 @@ class Recorder:
         if (self.images and images is None) or (self.features and not self.kept.records):
             raise RuntimeError(self._what_is_missing())
         returned, place = self._returned(logits)
-        size = next((map.shape[-2:] for map in maps_in((images, self.kept.call), floating=False)), None)
+        size = self._image_size()
         if self.images and images is not None and images.shape[0] != logits.shape[0]:
             came = f"{images.shape[0]} images for the logits of {logits.shape[0]}"
             raise RuntimeError(complain("model", "one image per output", came, _RUN_WHOLE))
@@ -105,6 +105,15 @@ class Recorder:
             raise RuntimeError(complain("head", "one feature map per image", came, _RUN_WHOLE))
         self._check_alignment(record.inputs, grid, returned, place)
         return ForwardPass(returned, images, size, features, logits_at(grid, features.shape[-2:]))
+
+    def sizes(self, logits: Tensor) -> ForwardPass:
+        """That of the images of the last pass, beside `logits`, which may be whatever was made of its output."""
+        if self.kept.call is None:
+            raise RuntimeError(self._what_is_missing())
+        return ForwardPass(logits, size=self._image_size())
+
+    def _image_size(self) -> torch.Size | None:
+        return next((map.shape[-2:] for map in maps_in(self.kept.call, floating=False)), None)
 
     def _returned(self, logits: Tensor) -> tuple[Tensor, int | None]:
         """The map returned by the last forward pass that is `logits`, or is that resized; its place in the output.
