@@ -120,6 +120,21 @@ def intercepted(layers: Mapping[str, nn.Module], call: Callable[..., Any]) -> It
             vars(layer).pop("forward", None)
 
 
+def named_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """`dict(model.named_modules())`, which takes three times as long."""
+    layers: dict[str, nn.Module] = {}
+    seen: set[nn.Module] = set()
+    waiting: list[tuple[str, nn.Module]] = [("", model)]
+    while waiting:
+        name, layer = waiting.pop()
+        if layer not in seen:
+            seen.add(layer)
+            layers[name] = layer
+            children = layer._modules.items()
+            waiting += [(f"{name}.{key}" if name else key, of) for key, of in reversed(children) if of is not None]
+    return layers
+
+
 def dtype_of(model: nn.Module, images: Tensor) -> torch.dtype:
     """The dtype of the model's parameters; without any, that of the images."""
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), images.dtype)

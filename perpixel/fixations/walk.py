@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.fx.node import Node
 
-from perpixel.borrow import borrowed, unwrap
+from perpixel.borrow import borrowed, named_layers, unwrap
 from perpixel.checks import check_flag, check_integer, complain
 from perpixel.fixations.arguments import check_images, check_start
 from perpixel.fixations.options import FixationOptions, K, Shift, conventions_of
@@ -92,7 +92,7 @@ def fixations(
 
 def _forward(model: nn.Module, images: Tensor, options: FixationOptions) -> tuple[Run, "_Steps", Any]:
     """A run of the model along its graph, the rules by node, and the model's output; a new graph where it changed."""
-    rules, layers = fixation_rules(options.rules), dict(model.named_modules())
+    rules, layers = fixation_rules(options.rules), named_layers(model)
     kind = None if rules.extra else (rules.base, rules.select)
     for own in (False, True):
         trace = traced(model, layers, rules.leaves, images, own=own)

@@ -4,7 +4,7 @@ import operator
 import types
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any, NoReturn
 
 import torch
@@ -132,8 +132,13 @@ def is_leaf(layer: nn.Module, leaves: tuple[type[nn.Module], ...]) -> bool:
     """Whether a layer is one operation: of torch.nn, but no container, or of the classes `leaves`."""
     if "forward" in vars(layer) or isinstance(layer, torch.jit.ScriptModule):
         return False
-    of_torch = type(layer).__module__.startswith(("torch.nn.modules.", "torch.nn.utils.", "torch.ao.nn."))
-    return isinstance(layer, leaves) or (of_torch and not isinstance(layer, nn.Sequential))
+    return isinstance(layer, leaves) or _is_of_torch(type(layer))  # type: ignore[arg-type]
+
+
+@cache
+def _is_of_torch(kind: type[nn.Module]) -> bool:
+    of_torch = kind.__module__.startswith(("torch.nn.modules.", "torch.nn.utils.", "torch.ao.nn."))
+    return of_torch and not issubclass(kind, nn.Sequential)
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
