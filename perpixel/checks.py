@@ -19,7 +19,8 @@ def describe(value: object) -> str:
 def complain(argument: str, expected: str, came: object, remedy: str) -> str:
     """The house's error message; `came` is a text, or a value to describe."""
     came = came if isinstance(came, str) else describe(came)
-    return f"{argument}: expected {expected}, got {came}. {remedy}"
+    text = f"{argument}: expected {expected}, got {came}. {remedy}"
+    return text.encode(errors="backslashreplace").decode()  # a file name may be more than a terminal can show
 
 
 def check_option(argument: str, value: Any, options: Iterable[str]) -> Any:

@@ -52,6 +52,7 @@ def check(data: object, classes: int, values: set[int]) -> None:
     assert (image.shape, image.dtype) == ((3, 6, 8), torch.float32)
     assert (labels.shape, labels.dtype) == ((6, 8), torch.int64)
     assert set(labels.unique().tolist()) == values
+    assert torch.equal(torch.from_numpy(data.read_labels(0)), labels)
 
 
 def test_voc(voc_root: Path) -> None:

@@ -1,5 +1,6 @@
 """Folders of images and masks: both layouts, and an error that a person can act on for every way they go wrong."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,92 @@ def test_corrupt_file_is_named(root: Path, place: str) -> None:
     for content in (b"not a picture", file.read_bytes()[:40], b""):
         file.write_bytes(content)
         refused(root, file.name, read=0, num_classes=3)
+
+
+def test_a_picture_too_large_to_open_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+    refused(root, r"^[^\n]*a\.jpg: expected a readable image file, got DecompressionBomb[^\n]*$", read=0, num_classes=3)
+
+
+def test_texts_in_other_encodings(root: Path) -> None:
+    (root / "classes.txt").write_bytes("sky\nstra\u00dfe\nsea\n".encode("latin-1"))
+    refused(root, r"classes\.txt: expected text in UTF-8, got a byte 0xdf in line 2")
+    (root / "classes.txt").write_bytes("sky\r\nstra\u00dfe\r\nsea\r\n".encode("utf-8-sig"))
+    assert FolderSegmentation(root).classes == ("sky", "stra\u00dfe", "sea")
+    (root / "classes.txt").write_text("sky\nclear\x1b[2J\nsea\n")
+    refused(root, "without control characters")
+
+
+def test_file_names_that_are_not_text(root: Path) -> None:
+    image, mask = (
+        Path(os.fsdecode(os.fsencode(root / f"train/{kind}") + b"/\xe9.png")) for kind in ("images", "masks")
+    )
+    try:
+        put_image(image)
+    except OSError:
+        pytest.skip("this file system takes only text")
+    put_mask(mask, ids())
+    data = FolderSegmentation(root, num_classes=3)
+    assert torch.equal(data[3][1], torch.from_numpy(ids()))
+    image.write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="udce9") as caught:
+        data[3]
+    str(caught.value).encode()
+
+
+def test_a_stem_listed_twice_and_hidden_folders(tmp_path: Path) -> None:
+    for stem in ("a", "b", ".checkpoints/a"):
+        put_image(tmp_path / "images" / f"{stem}.png")
+        put_mask(tmp_path / "masks" / f"{stem}.png", ids())
+    (tmp_path / "train.txt").write_text("a\nb\n")
+    assert FolderSegmentation(tmp_path, num_classes=3).stems == ("a", "b")
+    (tmp_path / "train.txt").write_text("a\nb\na.png\n")
+    refused(tmp_path, r"train\.txt: expected every stem once, got a again in line 3")
+    (tmp_path / "images").rename(tmp_path / "both")
+    for kind in ("images", "masks"):
+        (tmp_path / "train" / kind / ".checkpoints").mkdir(parents=True)
+        put_mask(tmp_path / "train" / kind / ".checkpoints/a.png", ids())
+        put_mask(tmp_path / "train" / kind / "a.png", ids())
+    assert FolderSegmentation(tmp_path, num_classes=3).stems == ("a",)
+
+
+def test_a_lossy_mask_is_told_by_its_content(root: Path) -> None:
+    Image.fromarray(ids().astype(np.uint8)).save(root / "train/masks/a.png", "JPEG")
+    frames = [Image.fromarray((ids() + shift).astype(np.uint8)) for shift in (0, 1)]
+    (root / "train/masks/b.png").unlink()
+    frames[0].save(root / "train/masks/b.tif", save_all=True, append_images=frames[1:])
+    refused(root, "JPEG that alters class ids", read=0, num_classes=3)
+    refused(root, r"b\.tif: expected one picture, got 2", read=1, num_classes=3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_image_and_mask_are_turned_alike(root: Path, orientation: int) -> None:
+    exif, upright = Image.Exif(), ids()
+    exif[0x0112] = orientation
+    for kind in ("images", "masks"):
+        Image.fromarray(upright.astype(np.uint8)).save(root / "train" / kind / "a.png", exif=exif)
+    (root / "train/images/a.jpg").unlink()
+    data = FolderSegmentation(root, num_classes=3)
+    image, labels = data[0]
+    assert torch.equal((255 * image[0]).round().long(), labels)
+    assert (labels.shape == (8, 6)) == (orientation > 4)
+    assert np.array_equal(data.read_labels(0), labels.numpy())
+    assert not data.is_turned_in_place(0)
+    put_mask(root / "train/masks/a.png", ids())
+    assert data.is_turned_in_place(0) == (orientation in (2, 3, 4))
+    if orientation > 4:
+        with pytest.raises(ValueError, match="image 8 x 6, mask 6 x 8"):
+            data.read_labels(0)
+
+
+def test_labels_alone_meet_the_errors_of_whole_pairs(root: Path) -> None:
+    put_mask(root / "train/masks/a.png", ids() + 3)
+    put_mask(root / "train/masks/b.png", ids(6, 7))
+    (root / "train/images/c.jpg").write_bytes(b"no picture")
+    data = FolderSegmentation(root, num_classes=3)
+    for index, words in enumerate((r"a\.png.*values 3, 4, 5", "one size", r"c\.jpg.*readable image")):
+        with pytest.raises(ValueError, match=words):
+            data.read_labels(index)
 
 
 @pytest.mark.skipif(not CAMVID.is_dir(), reason="CamVid is not here")

@@ -1,19 +1,27 @@
 """What reaches the disk: whole files or none, damage found, histories without doubled rows."""
 
+import csv
 import errno
+import hashlib
+import io
 import json
 import os
 import random
+import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from model_state import assert_same
 
 from recipes.kit.randomness import random_state, set_random_state
 from recipes.kit.run_folder import DamagedCheckpoint, write_atomically
-from recipes.kit.tables import format_cell, format_interval, markdown_table, save_csv, save_json
+from recipes.kit.tables import format_cell, format_interval, markdown_table, markdown_text, save_csv, save_json
+from recipes.kit.weights import read_weights
 from recipes.training.checkpoints import (
+    FORMAT,
     LAST,
     PREVIOUS,
     load_checkpoint,
@@ -26,26 +34,76 @@ from recipes.training.history import History, read_json_lines
 STATE = {"step": 3, "model": {"weight": torch.arange(1000.0)}, "note": "text"}
 
 
-def test_every_flipped_byte_is_found_or_harmless(tmp_path: Path) -> None:
+def flipped(data: bytes, bit: int) -> bytes:
+    damaged = bytearray(data)
+    damaged[bit // 8] ^= 1 << bit % 8
+    return bytes(damaged)
+
+
+def directory_of(archive: bytes) -> int:
+    """The bit at which the directory of a zip file begins."""
+    with zipfile.ZipFile(io.BytesIO(archive)) as opened:
+        return 8 * opened.start_dir
+
+
+def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
     path = tmp_path / "c.pt"
     save_checkpoint(path, STATE)
-    sound, found = path.read_bytes(), 0
-    for place in random.Random(0).sample(range(len(sound)), 150):
-        damaged = bytearray(sound)
-        damaged[place] ^= 0x55
-        path.write_bytes(damaged)
-        try:
-            state = load_checkpoint(path)
-        except DamagedCheckpoint:
-            found += 1
-        else:  # padding, dates: nothing that is read
-            assert state["step"] == 3
-            assert torch.equal(state["model"]["weight"], STATE["model"]["weight"])
-    assert found > 100
-    for length in (0, 10, len(sound) // 2, len(sound) - 1):
+    sound = path.read_bytes()
+    anywhere = random.Random(0).sample(range(8 * len(sound)), 400)
+    attributes = range(directory_of(sound) + 8 * 38, 8 * len(sound), 17)
+    for bit in (*anywhere, *attributes, *range(8 * len(sound) - 8 * 90, 8 * len(sound), 7)):  # the last: the seal
+        path.write_bytes(flipped(sound, bit))
+        for read in (load_checkpoint, read_weights):
+            with pytest.raises(DamagedCheckpoint, match=r"c\.pt"):
+                read(path)
+    for length in (0, 10, len(sound) // 2, len(sound) - 80, len(sound) - 1):
         path.write_bytes(sound[:length])
         with pytest.raises(DamagedCheckpoint, match=r"c\.pt"):
             load_checkpoint(path)
+
+
+def test_a_sealed_file_is_read_by_torch_and_checked_by_other_tools(tmp_path: Path) -> None:
+    path = tmp_path / "c.pt"
+    save_checkpoint(path, STATE)
+    for mapped in (False, True):
+        content = torch.load(path, weights_only=True, mmap=mapped)
+        assert content.pop("format") == FORMAT
+        assert_same(content["model"], STATE["model"])
+    assert zipfile.ZipFile(path).testzip() is None
+    data = path.read_bytes()
+    assert hashlib.sha256(data[:-64]).hexdigest().encode() == data[-64:]
+    save_checkpoint(path, load_checkpoint(path))
+    assert path.read_bytes()[:1000] == data[:1000]
+
+
+def test_of_a_file_of_others_no_bit_of_the_directory_and_no_number_is_read_wrong(tmp_path: Path) -> None:
+    path, weights = tmp_path / "w.pt", {"a": torch.arange(3.0), "b": torch.ones(()), "none": torch.zeros(0)}
+    torch.save(weights, path)
+    sound, found = path.read_bytes(), 0
+    directory = directory_of(sound)
+    numbers = range(8 * sound.index(weights["a"].numpy().tobytes()), directory, 11)
+    marks_of_folders = [8 * (entry.start() + 38) + 4 for entry in re.finditer(b"PK\x01\x02", sound)]
+    for bit in (*range(directory, 8 * len(sound), 5), *numbers, *marks_of_folders):
+        path.write_bytes(flipped(sound, bit))
+        try:
+            read = read_weights(path)
+        except DamagedCheckpoint:
+            found += 1
+        else:
+            assert_same(read, weights)
+    assert found > 300
+    path.write_bytes(sound)
+    assert_same(read_weights(path), weights)
+
+
+def test_a_sound_checkpoint_is_not_replaced_by_a_damaged_one(tmp_path: Path) -> None:
+    last, previous = tmp_path / LAST, tmp_path / PREVIOUS
+    for step in (1, 2):
+        save_checkpoint(last, {"step": step}, keep_as=previous)
+    last.write_bytes(flipped(last.read_bytes(), 9000))
+    save_checkpoint(last, {"step": 3}, keep_as=previous)
+    assert [load_checkpoint(path)["step"] for path in (previous, last)] == [1, 3]
 
 
 def test_newest_sound_checkpoint(tmp_path: Path) -> None:
@@ -100,6 +158,19 @@ def test_tables_as_files_and_as_text(tmp_path: Path) -> None:
     assert format_cell({"v": 2.0, "v_low": 1.0, "v_high": 3.0}, "v", 0) == "2 [1, 3]"
 
 
+def test_names_are_shown_as_they_stand(tmp_path: Path) -> None:
+    for plain in ("traffic_light", "sky", "12.50 [1.00, +2.00]", "–", "it's 5 % of the whole (1/2)"):
+        assert markdown_text(plain) == plain
+    assert markdown_text("a|b") == r"a\|b"
+    assert markdown_text("*x* _y_ `z`\n<b>") == r"\*x\* \_y\_ \`z\` \<b\>"
+    assert markdown_text("[x](http://y)") == r"[x\](http://y)"
+    (_, _, row) = markdown_table(("class", "IoU"), [("a|b\nc", "1")])
+    assert row == r"| a\|b c | 1 |"
+    save_csv(tmp_path / "t.csv", [{"class": "=1+1", "v": -1.0}, {"class": 'a,"b"\udce9', "v": 2}])
+    with (tmp_path / "t.csv").open() as file:
+        assert list(csv.reader(file)) == [["class", "v"], ["'=1+1", "-1.0"], ['a,"b"\\udce9', "2"]]
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_no_space_left_keeps_the_old_files(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_checkpoint(tmp_path / LAST, {"step": 1})
@@ -146,6 +217,35 @@ def test_history_resumed_drops_what_came_after_the_checkpoint(tmp_path: Path) ->
         "2,4,0.2,",
     ]
     assert [json.loads(line)["epoch"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2]
+
+
+@pytest.mark.parametrize("damage", ["garbage", "flip", "cut", "no text"])
+def test_a_damaged_log_is_mended_or_said(damage: str, tmp_path: Path) -> None:
+    history = History(tmp_path)
+    history.add_steps([{"step": step, "base": step / 8} for step in (1, 2, 3)])
+    history.add_epoch(row(1))
+    history.close()
+    sound = {name: (tmp_path / name).read_bytes() for name in ("steps.jsonl", "metrics.jsonl", "metrics.csv")}
+    for name, data in sound.items():
+        first, rest = data.split(b"\n", 1)
+        spoilt = {
+            "garbage": first + b'\n7\n{"step": "x"}\n[[{\n' + rest,
+            "flip": data.replace(b"0.125", b"0.135").replace(b"0.1", b"0.2"),
+            "cut": data[:-12],
+            "no text": b"\xff\xfe" + data,
+        }
+        (tmp_path / name).write_bytes(spoilt[damage])
+    told: list[str] = []
+    History(tmp_path, epochs=[row(1)], step=3, digest=history.steps_digest, report=told.append).close()
+    assert {name: (tmp_path / name).read_bytes() for name in sound if name != "steps.jsonl"} == {
+        name: data for name, data in sound.items() if name != "steps.jsonl"
+    }
+    mended = (tmp_path / "steps.jsonl").read_bytes() == sound["steps.jsonl"]
+    assert mended == (damage == "garbage")
+    assert (not told) == mended
+    assert mended or re.search(
+        r"steps\.jsonl: its rows up to step 3 are not .* the [23] that can be read are kept", told[0]
+    )
 
 
 def test_random_state_comes_back_through_a_file(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from perpixel.report import count_chart, interval_chart, prediction_sheet, training_curves
+from perpixel.report import count_chart, interval_chart, picture_bytes, prediction_sheet, training_curves
 
 NAN = math.nan
 ROWS = [{"epoch": 1, "miou": 0.5}, {"epoch": 2, "miou": None}, {"epoch": 3, "miou": 0.7, "other": NAN}]
@@ -82,3 +82,12 @@ def test_count_chart_has_a_line_per_share_and_a_panel_per_way_and_no_empty_panel
     assert names(figure) == ["10 %", "50 %"]
     with pytest.raises(ValueError, match="layers, panels"):
         count_chart([], {})
+
+
+def test_a_dollar_in_a_name_is_no_formula() -> None:
+    figure = training_curves({r"$\nothing$": ROWS}, {"miou": "a$b$"}, title="$x")
+    powers = figure.axes[0]
+    powers.set_yscale("log")
+    picture_bytes(figure)
+    assert not [text for text in figure.legends[0].get_texts() if text.get_parse_math()]
+    assert all(text.get_parse_math() for text in powers.get_yticklabels() if "mathdefault" in text.get_text())

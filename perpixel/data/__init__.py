@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from perpixel.data.build import build
 from perpixel.data.deterministic import Deterministic
 from perpixel.data.files.folder import FolderSegmentation
-from perpixel.data.files.samples import SegmentationData, palette
+from perpixel.data.files.samples import SegmentationData, palette, read_image
 from perpixel.data.synthetic.classes import Pair
 from perpixel.data.synthetic.dataset import EvidenceSample, SyntheticEvidence
 from perpixel.data.synthetic.distance import evidence_distance
@@ -39,6 +39,7 @@ __all__ = [
     "eval_transforms",
     "evidence_distance",
     "palette",
+    "read_image",
     "train_transforms",
 ]
 

@@ -183,6 +183,19 @@ def animation_bytes(figures: Sequence[Figure], milliseconds: int) -> bytes:
 
 
 def _pixels(figure: Figure) -> Any:
+    _show_names_as_they_are(figure)
     canvas: Any = figure.canvas
     canvas.draw()
     return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])
+
+
+def _show_names_as_they_are(figure: Figure) -> None:
+    """A $ is of a name, not of a formula, but in matplotlib's own powers of ten."""
+    from matplotlib.text import Text
+
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.get_ticklabels(which="both")  # writes them
+    for text in figure.findobj(Text):
+        if "\\mathdefault" not in text.get_text():
+            text.set_parse_math(False)

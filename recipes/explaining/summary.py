@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from recipes.explaining.measurements import Results, Section
 from recipes.explaining.settings import ExplainSettings
 from recipes.explaining.statistics import count
+from recipes.kit.tables import markdown_text
 
 
 def summary(
@@ -16,20 +17,20 @@ def summary(
 ) -> str:
     """The whole text; files: what they show."""
     patch = settings.maps.patch
-    labels = ", ".join(results.labels) if len(results.labels) < 5 else "the labels"
+    labels = markdown_text(", ".join(results.labels)) if len(results.labels) < 5 else "the labels"
     lines = [
-        f"# {settings.name}: what decides {labels}?",
+        f"# {markdown_text(settings.name)}: what decides {labels}?",
         "",
-        f"{settings.model.name} on {settings.data.name}, weights from {results.weights}. Measured on "
-        f"{count(len(results.images), 'image')}; drawn: {', '.join(results.drawn_images)}. Patches: "
+        f"{settings.model.name} on {settings.data.name}, weights from {markdown_text(results.weights)}. Measured on "
+        f"{count(len(results.images), 'image')}; drawn: {markdown_text(', '.join(results.drawn_images))}. Patches: "
         f"{f'{patch} pixels' if patch else 'an eighth of the shorter side'}. A region is where the network predicts "
         "the label.",
     ]
     for section in (
         *sections,
-        Section("Warnings", [f"- {warning}" for warning in warnings]),
+        Section("Warnings", [f"- {markdown_text(warning)}" for warning in warnings]),
         Section("What this does not say", [f"- {limit}" for limit in limits(settings, len(results.images))]),
-        Section("Files", [f"- `{name}`: {what}" for name, what in files.items()]),
+        Section("Files", [f"- `{name}`: {markdown_text(what)}" for name, what in files.items()]),
     ):
         if section.lines:
             lines += ["", f"## {section.title}", "", *([section.note, ""] if section.note else []), *section.lines]

@@ -93,6 +93,10 @@ class FinetuneJob(Job):
                 remedy = "Use --hardware.strategy ddp, or leave it out."
                 raise ValueError(complain("ema", "null with fsdp", schedule.ema, remedy))
             self.images.steps_per_epoch(schedule.batch_size)
+        if self.images.evaluated < 2:
+            remedy = "Raise data.eval_images, or add images: the interval is over images."
+            raise ValueError(complain("data", "at least two evaluation images", f"{self.images.evaluated}", remedy))
+        self.images.check_labels(self.progress.report)
 
     def run(self) -> None:
         """Starts, arms, table and pictures."""

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision import tv_tensors
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from perpixel import data
 from perpixel.checks import complain
@@ -45,6 +44,31 @@ def _transformed(dataset: Dataset[Any], transforms: Any, index: int) -> tuple[Te
     return image.as_subclass(Tensor), labels.as_subclass(Tensor)
 
 
+def _inspect(dataset: Any, index: int) -> Tensor:
+    """Labelled pixels by class of a sample on files, and 1 where its image is turned and its mask perhaps not."""
+    labels = torch.from_numpy(dataset.read_labels(index)).flatten()
+    counts = torch.bincount(labels[labels != dataset.ignore_index], minlength=dataset.num_classes)
+    return torch.cat([counts, torch.tensor([int(dataset.is_turned_in_place(index))])])
+
+
+class _Attempted(Dataset[Any]):
+    """Samples, or the mistakes met in reading them: raised in a worker, they would come with its traceback as text."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.dataset[index]
+        except (ValueError, TypeError, OSError) as mistake:
+            return mistake if type(mistake).__module__ == "builtins" else ValueError(str(mistake))
+
+
+def _collate(samples: list[Any]) -> Any:
+    """The batch, or the first mistake in it."""
+    return next((sample for sample in samples if isinstance(sample, Exception)), None) or default_collate(samples)
+
+
 def _for_evaluation(
     dataset: Dataset[Any], transforms: Any, confusable: Tensor | None, far: float, index: int
 ) -> tuple[Any, ...]:
@@ -69,6 +93,7 @@ class Images:
         self._keep = synthetic if settings.cache is None else settings.cache
         source, self._train = self._part(settings.train_split, settings.train_images)
         other, self._val = self._part(settings.eval_split, settings.eval_images)
+        self._sources = {"training": (source, len(self._train)), "evaluation": (other, len(self._val))}
         self.classes: tuple[str, ...] = tuple(source.classes)
         self.colors = torch.as_tensor(source.colors, dtype=torch.uint8)
         self.num_classes: int = source.num_classes
@@ -99,6 +124,41 @@ class Images:
             options.setdefault("ignore_index", settings.ignore_index)
         resize = ResizeTo(settings.size) if settings.size is not None else None
         return data.build(settings.name, settings.root, split, transforms=resize, **options)
+
+    def check_labels(self, report: Callable[[str], None]) -> None:
+        """Read the masks of both parts once, before anything is trained; synthetic data need not be.
+
+        The first error that training would meet, or ValueError where a part has no labelled pixel. Reported: images
+        that teach nothing, one class alone, images in both parts, masks of which nobody knows how they were turned.
+        """
+        if self.settings.name == "synthetic":
+            return
+        void, names = self.ignore_index, {}
+        for part, (source, count) in self._sources.items():
+            indices = range(count)
+            batches = [list(indices[start : start + 16]) for start in indices[::16]]
+            found = torch.cat(list(self._load(_Samples(partial(_inspect, source), count), batches)))
+            counts, turned = found[:, :-1], found[:, -1].nonzero().flatten().tolist()
+            empty = (~counts.any(1)).nonzero().flatten().tolist()
+            if len(empty) == count:
+                came = f"none in all {count} of them ({source.names(0)[1]} and so on)"
+                remedy = f"Void is {void}: check the values in the masks, and data.ignore_index."
+                raise ValueError(complain("data", f"labelled pixels in the {part} masks", came, remedy))
+            if empty:
+                report(f"warning: {len(empty)} of {count} {part} masks are all void, first {source.names(empty[0])[1]}")
+            present = counts.any(0).nonzero().flatten().tolist()
+            if part == "training" and len(present) == 1 < self.num_classes:
+                only = f"all labelled pixels of the training masks are {self.classes[present[0]]!r}"
+                report(f"warning: {only}; {void} is void, so an object painted in {void} is not learned")
+            if turned:
+                unknown = "turned by their EXIF data, their masks are taken as upright already"
+                report(f"warning: {len(turned)} {part} images are {unknown}; first {source.names(turned[0])[0]}")
+            names[part] = [source.names(index)[0] for index in indices]
+        training = set(names["training"])
+        if both := [name for name in names["evaluation"] if name in training]:
+            report(
+                f"warning: {len(both)} of {len(names['evaluation'])} evaluation images are trained on, first {both[0]}"
+            )
 
     @property
     def evaluated(self) -> int:
@@ -163,13 +223,24 @@ class Images:
 
     def _load(self, dataset: Any, batches: list[list[int]]) -> Any:
         # A generator of its own: the loader would else draw from the global one, and a resumed epoch would draw twice.
-        return DataLoader(
-            dataset,
+        loader = DataLoader(
+            _Attempted(dataset),
             batch_sampler=batches,
+            collate_fn=_collate,
             num_workers=self.settings.workers,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),
         )
+        try:
+            for batch in loader:
+                if isinstance(batch, Exception):
+                    raise batch
+                yield batch
+        except RuntimeError as error:
+            if "DataLoader worker (pid" not in str(error):
+                raise
+            came, remedy = str(error).splitlines()[0], "Lower data.workers, or give them more memory."
+            raise ChildProcessError(complain("data.workers", "processes that live", came, remedy)) from error
 
     def picture(self, chosen: int | str, setting: str = "picture.image") -> tuple[Tensor, str]:
         """Evaluation image number `chosen`, or that file brought to the size of the data: (1, 3, H, W), normalised.
@@ -182,12 +253,9 @@ class Images:
                 raise ValueError(complain(setting, expected, chosen, "Choose another."))
             _, image, _, _ = next(iter(self.evaluation(batch_size=1, far=0.0, only=[chosen])))
             return image, f"{self.settings.name} image {chosen}"
-        from PIL import Image, ImageOps, UnidentifiedImageError
-
         try:
-            with Image.open(chosen) as file:
-                image = pil_to_tensor(ImageOps.exif_transpose(file).convert("RGB")).float() / 255
-        except (UnidentifiedImageError, OSError) as error:
+            image = data.read_image(Path(chosen))
+        except (ValueError, OSError) as error:
             raise ValueError(complain(setting, "an image file", f"{chosen}: {error}", "Choose another.")) from error
         labels, size = torch.zeros(image.shape[1:], dtype=torch.int64), self.settings.size
         for transform in ([] if size is None else [ResizeTo(size)]) + [data.eval_transforms()]:

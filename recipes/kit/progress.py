@@ -22,8 +22,9 @@ class Progress:
         self._title, self._first, self._steps, self._began, self._reported = "", 0, 0, 0.0, 0.0
 
     def report(self, text: str) -> None:
-        """A line that stays."""
+        """A line that stays; what no terminal can show, as in a file name that is not UTF-8, as its code."""
         if self.shown:
+            text = text.encode(errors="backslashreplace").decode()
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def begin(self, title: str, step: int, steps: int) -> None:

@@ -98,7 +98,7 @@ def write_atomically(path: Path, data: bytes, *, keep_as: Path | None = None) ->
                 f"no space left to write {path} ({len(data) / 1e6:.1f} MB needed, {free:.1f} MB free). What was there "
                 "before is intact: free some space, then continue with --resume",
             ) from error
-        raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def save_figure(path: Path, figure: Any) -> None:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,18 +35,34 @@ def save_json(path: Path, content: Any, indent: int | None = None) -> None:
 
 
 def save_csv(path: Path, rows: Sequence[Row]) -> None:
-    """All rows, numbers in full; NaN and what a row does not have as empty cells."""
+    """All rows, numbers in full; NaN and what a row does not have as empty cells.
+
+    Texts that a spreadsheet would compute as a formula stand behind an apostrophe.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()} for row in rows)
-    write_atomically(path, text.getvalue().encode())
+    writer.writerows({name: _csv_cell(value) for name, value in row.items()} for row in rows)
+    write_atomically(path, text.getvalue().encode(errors="backslashreplace"))
+
+
+def _csv_cell(value: Any) -> Any:
+    if isinstance(value, str):
+        return f"'{value}" if value.startswith(("=", "+", "-", "@")) else value
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def markdown_text(text: str) -> str:
+    """`text` in a line, so that Markdown shows it as it stands: names of classes and files are anyone's."""
+    special = r"[\\`*<>|~&$#]|\](?=[(:\[])|(?<![^\W_])_|_(?![^\W_])"  # an underscore inside a word means nothing
+    return re.sub(special, lambda found: f"\\{found[0]}", " ".join(text.split()))
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
-    """The lines of a table; the columns `left` are aligned to the left, the others to the right."""
+    """The lines of a table of `markdown_text`; the columns `left` are aligned to the left, the others to the right."""
+    head, *body = [[markdown_text(cell) for cell in row] for row in (head, *rows)]
     rule = "".join("|---" if column in left else "|---:" for column in range(len(head))) + "|"
-    return [f"| {' | '.join(head)} |", rule, *(f"| {' | '.join(row)} |" for row in rows)]
+    return [f"| {' | '.join(head)} |", rule, *(f"| {' | '.join(row)} |" for row in body)]
 
 
 def format_number(value: float, digits: int = 2, *, sign: bool = False, missing: str = "–") -> str:

@@ -1,5 +1,9 @@
-"""Weights to start from: torchvision's by name, or a file of any maker; loaded entry by entry."""
+"""Weights to start from: torchvision's by name, or a file of any maker, read only if whole; loaded entry by entry."""
 
+import hashlib
+import io
+import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,63 @@ from recipes.kit.run_folder import DamagedCheckpoint
 from recipes.kit.settings import ModelSettings
 
 Weights = dict[str, Tensor]
+_SEAL, _HEX = b"perpixel sha256 ", 64  # then the digest of all that stands before it
+_UNSEALED = ("perpixel 3", "perpixel 2", "perpixel 1")  # formats written before there was a seal
+
+
+def sealed_archive(content: Any) -> bytes:
+    """`torch.save`, the SHA-256 of the whole as the comment of the zip archive: `torch.load` reads it as ever."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    buffer.seek(-2, io.SEEK_END)  # an archive without comment ends with the comment's length
+    buffer.write((len(_SEAL) + _HEX).to_bytes(2, "little") + _SEAL)
+    with buffer.getbuffer() as data:
+        digest = hashlib.sha256(data).hexdigest()
+    buffer.write(digest.encode())
+    return buffer.getvalue()
+
+
+def read_archive(path: Path) -> Any:
+    """What `torch.save` wrote, on the CPU, or DamagedCheckpoint.
+
+    A file of `sealed_archive` is verified whole. Of other zip files every record must be one that torch fills, with the
+    right checksum; torch's older format has none.
+    """
+    data = path.read_bytes()
+    try:
+        is_sealed = is_whole(data)
+        if not is_sealed and data.startswith(b"PK\x03\x04"):  # as torch tells a zip file
+            _check_records(data)
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        tag = content.get("format") if isinstance(content, Mapping) else None
+        if not is_sealed and re.fullmatch(r"perpixel \d+", str(tag)) and tag not in _UNSEALED:
+            raise DamagedCheckpoint("its digest is damaged")
+    except Exception as error:  # whatever zipfile, pickle or torch make of damaged bytes
+        kind = "" if isinstance(error, DamagedCheckpoint) else f"{type(error).__name__}: "
+        raise DamagedCheckpoint(f"{path}: not readable ({kind}{str(error).split(chr(10))[0]})") from error
+    return content
+
+
+def is_whole(data: bytes) -> bool:
+    """True where the seal of `sealed_archive` is right, False without one; DamagedCheckpoint where it is wrong."""
+    seal = memoryview(data)[-len(_SEAL) - _HEX :]
+    if seal[: len(_SEAL)] != _SEAL:
+        return False
+    if hashlib.sha256(memoryview(data)[:-_HEX]).hexdigest().encode() != seal[len(_SEAL) :]:
+        raise DamagedCheckpoint("its digest is that of another content")
+    return True
+
+
+def _check_records(data: bytes) -> None:
+    """DamagedCheckpoint for a record that is damaged, or that torch would pass over and leave its tensor unfilled."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        for record in archive.infolist():
+            stored = record.compress_type == zipfile.ZIP_STORED
+            if record.is_dir() or record.external_attr & 0x10 or (stored and record.compress_size != record.file_size):
+                raise DamagedCheckpoint(f"the directory entry of {record.filename} is wrong")
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise DamagedCheckpoint(f"the checksum of {damaged} is wrong")
 
 
 def starting_weights(settings: ModelSettings) -> tuple[Weights, str] | None:
@@ -45,13 +106,14 @@ def read_weights(path: Path) -> Weights:
             from safetensors.torch import load_file
 
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever safetensors, pickle or torch make of other bytes
-        came = f"{path} ({type(error).__name__}: {str(error).splitlines()[0]})"
+        content = read_archive(path)
+    except OSError:
+        raise
+    except Exception as error:  # whatever safetensors makes of other bytes
+        came = str(error) if isinstance(error, DamagedCheckpoint) else f"{path} ({type(error).__name__}: {error})"
         expected = "a safetensors file or a state dict of torch.save that loads with weights_only=True"
-        raise DamagedCheckpoint(
-            complain("model.checkpoint", expected, came, "Save model.state_dict() alone.")
-        ) from error
+        remedy = "Take a sound copy. Save model.state_dict() alone, not the module."
+        raise DamagedCheckpoint(complain("model.checkpoint", expected, came.split("\n")[0], remedy)) from error
     return unwrap_weights(content, str(path))
 
 

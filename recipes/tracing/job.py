@@ -10,7 +10,7 @@ from torch import nn
 from perpixel.checks import complain
 from recipes.kit.networks import build_network
 from recipes.kit.run_folder import write_atomically
-from recipes.kit.tables import save_json
+from recipes.kit.tables import markdown_text, save_json
 from recipes.tracing.counts import report_counts
 from recipes.tracing.evidence import report_evidence
 from recipes.tracing.network import TracedNetwork, asked_rivals, rival_logits
@@ -80,8 +80,8 @@ class FixationJob(FixationRun):
         trace, level, body = self.settings.trace, 100 * self.settings.measure.level, "\n".join(lines)
         return f"""# Fixations of {self.subject}
 
-Network: {weights}. {len(self.indices)} of {self.images.evaluated} evaluation images. Rules {trace.rules} \
-({trace.select}), k {trace.k}, shift {trace.shift} where not said otherwise, question {trace.question}.
+Network: {markdown_text(weights)}. {len(self.indices)} of {self.images.evaluated} evaluation images. Rules \
+{trace.rules} ({trace.select}), k {trace.k}, shift {trace.shift} where not said otherwise, question {trace.question}.
 
 {body}
 ## What this cannot say

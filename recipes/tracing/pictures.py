@@ -11,6 +11,7 @@ from perpixel.fixations import Fixations, PointMap
 from perpixel.report import PointPanel, animation_bytes, fixation_backdrop, on_backdrop, point_sheet
 from recipes.kit.images import Images
 from recipes.kit.run_folder import save_figure, write_atomically
+from recipes.kit.tables import markdown_text
 from recipes.tracing.network import TracedNetwork
 from recipes.tracing.run import FixationRun, Report
 from recipes.tracing.settings import PictureSettings
@@ -25,7 +26,7 @@ def report_image(run: FixationRun, network: TracedNetwork) -> Report:
     predicted = network.predict(image).cpu()
     shown = classes_to_draw(predicted[0], images, picture)
     if not shown:
-        lines = [f"## {name}", "", "- None of the classes to draw is predicted there."]
+        lines = [f"## {markdown_text(name)}", "", "- None of the classes to draw is predicted there."]
         return Report(lines, {"image": name, "classes": [], "points": 0})
     start = torch.where(torch.isin(predicted, torch.tensor(shown, dtype=torch.int64)), predicted, -1)
     fix = network.fixations(image, start, record=True)
@@ -52,7 +53,7 @@ def report_image(run: FixationRun, network: TracedNetwork) -> Report:
 
     jumped, files = sum(fix.jumps.values()), ("fixations.png", "density.png", "flow.png", "flow.gif")
     lines = [
-        f"## {name}",
+        f"## {markdown_text(name)}",
         "",
         f"- {fix.started:.0f} labelled pixels rest on {len(fix.points)} points (one per class and channel; "
         f"mass dropped: {fix.dropped:.0f}, through a global pooling: {jumped:.0f}).",

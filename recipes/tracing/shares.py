@@ -23,6 +23,7 @@ from recipes.kit.tables import (
     format_number,
     interval_columns,
     markdown_table,
+    markdown_text,
     save_csv,
 )
 from recipes.tracing.network import TracedNetwork
@@ -178,8 +179,8 @@ def object_lines(rows: Sequence[Row], findings: Sequence[Row]) -> list[str]:
     for r in full:
         iou, on, chance = (format_number(r[name], 1) for name in ("iou", "started_on_object", "chance"))
         body.append([r["class"], iou, on, format_cell(r, "share", 1), chance, format_cell(r, "lift")])
-    above = ", ".join(r["class"] for r in full if r["lift_low"] > 1) or "none"
-    below = ", ".join(r["class"] for r in full if r["lift_high"] < 1) or "none"
+    above = ", ".join(markdown_text(r["class"]) for r in full if r["lift_low"] > 1) or "none"
+    below = ", ".join(markdown_text(r["class"]) for r in full if r["lift_high"] < 1) or "none"
     lines = [
         "## 1. Mass on the object, beside IoU",
         "",

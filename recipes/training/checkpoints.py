@@ -1,42 +1,39 @@
 """Checkpoints that are checked before they are trusted, and results that a stopped run need not compute again."""
 
-import io
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from perpixel.checks import complain
 from recipes.kit.run_folder import DamagedCheckpoint, write_atomically
+from recipes.kit.weights import is_whole, read_archive, sealed_archive
 
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
-FORMAT = "perpixel 3"  # of all files that a run is continued from: raise it when what they hold changes
+FORMAT = "perpixel 4"  # of all files that a run is continued from: raise it when what they hold changes
 
 
 def save_checkpoint(path: Path, state: dict[str, Any], *, keep_as: Path | None = None) -> None:
-    """`torch.save` through `write_atomically` (through memory, so that a full disk is an ordinary OSError)."""
-    buffer = io.BytesIO()
-    torch.save({**state, "format": FORMAT}, buffer)
-    write_atomically(path, buffer.getvalue(), keep_as=keep_as)
+    """`sealed_archive` through `write_atomically` (through memory, so that a full disk is an ordinary OSError).
+
+    `keep_as`: where the old file goes, if it is sound.
+    """
+    keep_as = keep_as if keep_as is not None and _is_sound(path) else None
+    write_atomically(path, sealed_archive({**state, "format": FORMAT}), keep_as=keep_as)
+
+
+def _is_sound(path: Path) -> bool:
+    try:
+        return path.exists() and is_whole(path.read_bytes())
+    except DamagedCheckpoint:
+        return False
 
 
 def load_checkpoint(path: Path, *, any_format: bool = False) -> dict[str, Any]:
-    """What `save_checkpoint` wrote, on the CPU, or DamagedCheckpoint: every record's checksum is verified first.
+    """What `save_checkpoint` wrote, on the CPU, or DamagedCheckpoint: the digest of the whole file is verified first.
 
     ValueError where another version of the recipes wrote it, unless `any_format`.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise DamagedCheckpoint(f"{path}: the checksum of {damaged} is wrong")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (FileNotFoundError, PermissionError, DamagedCheckpoint):
-        raise
-    except Exception as error:  # whatever zipfile, pickle or torch make of damaged bytes
-        raise DamagedCheckpoint(f"{path}: not readable ({type(error).__name__}: {error})") from error
+    state = read_archive(path)
     if not isinstance(state, dict):
         raise DamagedCheckpoint(f"{path}: holds a {type(state).__name__}, not a checkpoint")
     if (written := state.pop("format", "none")) != FORMAT and not any_format:

@@ -37,6 +37,7 @@ def load_network(settings: AnalysisSettings, num_classes: int) -> tuple[nn.Modul
 def train_network(job: Job, folder: Path) -> tuple[nn.Module, str]:
     """A network trained by `pretrain` in `folder`, and how; continues where it was stopped."""
     schedule = job.settings.pretrain
+    job.images.check_labels(job.progress.report)
     scores, weights = train(job, Training(folder, "training", job.settings.seed, schedule))
     network = build_network(job.settings.model, job.images.num_classes).to(job.fabric.device)
     network.load_state_dict(weights)

@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -45,7 +45,10 @@ def train(job: Job, training: Training) -> tuple[SegmentationScores, Weights]:
     path, last = training.folder / SCORES, training.folder / LAST
     try:
         if path.exists():
-            return SegmentationScores(**load_checkpoint(path)), unwrap_weights(load_checkpoint(last), str(last))
+            scores, state = SegmentationScores(**load_checkpoint(path)), load_checkpoint(last)
+            if job.fabric.is_global_zero:
+                _open_history(job, training, state).close()
+            return scores, unwrap_weights(state, str(last))
     except (DamagedCheckpoint, FileNotFoundError) as error:
         job.progress.report(f"damaged result: {error}; it is computed again")
     trainer = Trainer(job, training)
@@ -55,6 +58,12 @@ def train(job: Job, training: Training) -> tuple[SegmentationScores, Weights]:
         save_checkpoint(path, vars(scores))
     job.fabric.barrier()
     return scores, weights
+
+
+def _open_history(job: Job, training: Training, checkpoint: Mapping[str, Any]) -> History:
+    """The logs of a training as they were at a checkpoint ({}: at its beginning), mended where they were damaged."""
+    kept = {"epochs": checkpoint["history"], "digest": checkpoint["steps_digest"]} if checkpoint else {}
+    return History(training.folder, step=checkpoint.get("step", 0), report=job.progress.report, **kept)
 
 
 def _running_mean() -> MeanMetric:
@@ -88,7 +97,7 @@ class Trainer:
         if checkpoint is not None:
             self._load(checkpoint)
         if self.fabric.is_global_zero:
-            self.history = History(folder, epochs=checkpoint["history"] if checkpoint else (), step=self.step)
+            self.history = _open_history(self.job, self.training, checkpoint or {})
         progress.begin(self.training.title, self.step, self.steps)
         try:
             if checkpoint is None:
@@ -217,6 +226,7 @@ class Trainer:
             "means": {name: (float(mean.mean_value), float(mean.weight)) for name, mean in self.means.items()},
             "best": self.best,
             "history": self.history.epochs if self.history is not None else [],
+            "steps_digest": self.history.steps_digest if self.history is not None else "",
         }
         if self.fabric.is_global_zero:
             folder = self.training.folder

@@ -1,5 +1,7 @@
 """`FolderSegmentation`: images and masks in folders, paired by file name."""
 
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,9 +10,20 @@ import torch
 from torch import Tensor
 
 from perpixel.checks import check_integer, complain
-from perpixel.data.files.samples import VOID, FileSegmentation, Labels, Transform, palette, read_image, read_mask
+from perpixel.data.files.samples import (
+    VOID,
+    FileSegmentation,
+    Labels,
+    Transform,
+    check_index,
+    image_size,
+    palette,
+    read_image,
+    read_mask,
+)
 
 EXTENSIONS = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"))
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class FolderSegmentation(FileSegmentation):
@@ -36,7 +49,8 @@ class FolderSegmentation(FileSegmentation):
     Raises:
         FileNotFoundError: a folder or a listed file is missing.
         ValueError: no pair at all, an image without mask or a mask without image (first layout), two files with one
-            stem; and on access: an unreadable file, a coloured mask, sizes that differ, a label outside the classes.
+            stem, a stem listed twice, a list or `classes.txt` that is not UTF-8; and on access: an unreadable file, a
+            coloured or lossy mask, sizes that differ, a label outside the classes.
     """
 
     def __init__(
@@ -78,9 +92,25 @@ class FolderSegmentation(FileSegmentation):
         """The mask files, in order."""
         return tuple(mask for _, _, mask in self.items)
 
-    def read(self, index: int) -> tuple[Tensor, Labels, str, str]:
+    def names(self, index: int) -> tuple[str, str]:
         _, image, mask = self.items[index]
-        return read_image(image), read_mask(mask), f"{image} and {mask}", str(mask)
+        return str(image), str(mask)
+
+    def read(self, index: int) -> tuple[Tensor, Labels]:
+        _, image, mask = self.items[index]
+        return read_image(image), read_mask(mask)
+
+    def read_labels(self, index: int) -> Labels:
+        index = check_index(index, len(self))
+        _, image, mask = self.items[index]
+        labels = read_mask(mask)
+        self.check(index, image_size(image)[:2], labels)
+        return labels
+
+    def is_turned_in_place(self, index: int) -> bool:
+        _, image, mask = self.items[check_index(index, len(self))]
+        height, width, orientation = image_size(image)
+        return orientation != 1 and (orientation < 5 or height == width) and image_size(mask)[2] == 1
 
     def _find_list(self, list_file: str | Path | None) -> Path:
         usual = f"{self.split}.txt", f"splits/{self.split}.txt"
@@ -99,7 +129,7 @@ class FolderSegmentation(FileSegmentation):
         if isinstance(classes, str):
             raise TypeError(complain("classes", "a sequence of names", classes, "Pass a list of strings."))
         if classes is None and file.is_file():
-            classes = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+            classes = [line.strip() for line in _lines(file) if line.strip()]
         if num_classes is not None:
             check_integer("num_classes", num_classes, low=1)
         if classes is None:
@@ -110,6 +140,9 @@ class FolderSegmentation(FileSegmentation):
             raise ValueError(complain("num_classes", "the number of class names", names, "Give only one of them."))
         if not classes or len(set(classes)) != len(classes):
             raise ValueError(complain("classes", "one or more different names", list(classes), "Rename the classes."))
+        for name in classes:
+            if _CONTROL.search(str(name)):
+                raise ValueError(complain("classes", "names without control characters", repr(name), "Rename it."))
         return tuple(str(name) for name in classes)
 
     def _count_classes(self) -> int:
@@ -120,15 +153,21 @@ class FolderSegmentation(FileSegmentation):
         return 1 + max((int(np.max(ids, where=ids != self.ignore_index, initial=0)) for ids in every), default=0)
 
 
+def _raise(error: OSError) -> None:
+    raise error
+
+
 def _by_stem(folder: Path) -> dict[str, Path]:
     """Image files of a folder and its subfolders by relative path without extension."""
     if not folder.is_dir():
         raise FileNotFoundError(complain("root", f"the folder {folder}", "none", "Create it, or check root and split."))
     files: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in EXTENSIONS or path.name.startswith(".") or not path.is_file():
+    found = (Path(place, name) for place, _, names in os.walk(folder, onerror=_raise) for name in names)
+    for path in sorted(found):
+        inside = path.relative_to(folder)
+        if path.suffix.lower() not in EXTENSIONS or any(p.startswith(".") for p in inside.parts) or not path.is_file():
             continue
-        stem = path.relative_to(folder).with_suffix("").as_posix()
+        stem = inside.with_suffix("").as_posix()
         if stem in files:
             both = f"{files[stem].name} and {path.name}"
             raise ValueError(complain(str(folder), f"one file per stem {stem!r}", both, "Remove or rename one."))
@@ -152,8 +191,8 @@ def _matched(folder: Path) -> list[tuple[str, Path, Path]]:
 
 def _listed(root: Path, list_file: Path) -> list[tuple[str, Path, Path]]:
     images, masks = _by_stem(root / "images"), _by_stem(root / "masks")
-    pairs = []
-    for number, line in enumerate(list_file.read_text(encoding="utf-8").splitlines(), start=1):
+    pairs: dict[str, tuple[str, Path, Path]] = {}
+    for number, line in enumerate(_lines(list_file), start=1):
         stem = line.strip()
         if not stem or stem.startswith("#"):
             continue
@@ -164,7 +203,19 @@ def _listed(root: Path, list_file: Path) -> list[tuple[str, Path, Path]]:
                 came = f"none, for line {number} of {list_file}"
                 expected, remedy = f"a file {stem}.*", "Add it, or fix the list."
                 raise FileNotFoundError(complain(str(root / kind), expected, came, remedy))
-        pairs.append((stem, images[stem], masks[stem]))
+        if stem in pairs:
+            came = f"{stem} again in line {number}"
+            raise ValueError(complain(str(list_file), "every stem once", came, "Remove one of the lines."))
+        pairs[stem] = (stem, images[stem], masks[stem])
     if not pairs:
         raise ValueError(complain(str(list_file), "one stem per line", "an empty list", "List the split's files."))
-    return pairs
+    return list(pairs.values())
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        line = file.read_bytes()[: error.start].count(b"\n") + 1
+        came = f"a byte 0x{error.object[error.start]:02x} in line {line}"
+        raise ValueError(complain(str(file), "text in UTF-8", came, "Save it in that encoding.")) from error

@@ -59,17 +59,20 @@ class TorchvisionSegmentation(FileSegmentation):
             expected, remedy = "at least one image in the split", "Check the split's list file."
             raise ValueError(complain("root", expected, "none", remedy))
 
-    def read(self, index: int) -> tuple[Tensor, Labels, str, str]:
+    def names(self, index: int) -> tuple[str, str]:
         source, place = self.items[index]
-        files = getattr(source, "images", None) or source._images
-        name = str(files[place])
+        name = str((getattr(source, "images", None) or source._images)[place])
+        return name, f"the mask of {name}"
+
+    def read(self, index: int) -> tuple[Tensor, Labels]:
+        source, place = self.items[index]
+        name, mask = self.names(index)
         try:
             picture, target = source[place]
-            image, labels = image_tensor(picture), self.to_labels(target, f"the mask of {name}")
-        except (OSError, SyntaxError) as error:
+        except Exception as error:  # whatever PIL and scipy make of damaged bytes
             came = f"{type(error).__name__}: {error}"
             raise ValueError(complain(name, "a readable image and mask", came, "Replace these files.")) from error
-        return image, labels, name, f"the mask of {name}"
+        return image_tensor(picture), self.to_labels(target, mask)
 
 
 def camvid(root: str | Path, split: str, transforms: Transform | None) -> FolderSegmentation:
@@ -87,7 +90,7 @@ def _opened(kind: str, name: str, root: str | Path, *arguments: Any, **options: 
 
     try:
         return getattr(datasets, kind)(root, *arguments, **options)
-    except (RuntimeError, FileNotFoundError, NotADirectoryError) as error:
+    except (RuntimeError, FileNotFoundError, NotADirectoryError, UnicodeDecodeError) as error:
         expected, remedy = f"the folder tree of {name} as torchvision reads it", "Check root, or pass download=True."
         raise FileNotFoundError(complain("root", expected, f"{root} ({error})", remedy)) from error
 

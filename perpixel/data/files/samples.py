@@ -1,6 +1,7 @@
 """What all data sets on files share: their base class, reading pictures and masks, checking labels, palettes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 VOID = 255
+_ORIENTATION = 0x0112  # EXIF: how a camera was held
 Transform = Callable[[Any, Any], tuple[Any, Any]]
 Labels = NDArray[np.int64]
 
@@ -37,7 +39,7 @@ class SegmentationData(Protocol):
 class FileSegmentation(Dataset[tuple[Tensor, Tensor]]):
     """Pairs read from files; samples: (image float32 (3, H, W) in [0, 1], labels int64 (H, W)), then transformed.
 
-    A data set of this kind sets the attributes below, and defines `read`.
+    A data set of this kind sets the attributes below, and defines `names` and `read`.
     """
 
     items: Sequence[Any]  # what `read` needs of each pair
@@ -53,12 +55,25 @@ class FileSegmentation(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self.items)
 
-    def read(self, index: int) -> tuple[Tensor, Labels, str, str]:
-        """Image, labels, and what errors call the two files together and the mask alone; index is in range."""
+    def names(self, index: int) -> tuple[str, str]:
+        """What errors call the image and its mask; index is in range."""
         raise NotImplementedError
 
+    def read(self, index: int) -> tuple[Tensor, Labels]:
+        """Image and labels; index is in range."""
+        raise NotImplementedError
+
+    def read_labels(self, index: int) -> Labels:
+        """The labels alone, checked as on access; a data set that can leaves the image undecoded."""
+        return self._checked(check_index(index, len(self)))[1]
+
+    def is_turned_in_place(self, index: int) -> bool:
+        """True where EXIF data turn the image and its size does not tell whether its mask was drawn on it turned."""
+        return False
+
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        image, labels = self._checked(check_index(index, len(self)))
+        image, ids = self._checked(check_index(index, len(self)))
+        labels = torch.from_numpy(ids)
         return (image, labels) if self.transforms is None else transformed(self.transforms, image, labels)
 
     def verify(self) -> None:
@@ -66,16 +81,23 @@ class FileSegmentation(Dataset[tuple[Tensor, Tensor]]):
         for index in range(len(self)):
             self._checked(index)
 
-    def _checked(self, index: int) -> tuple[Tensor, Tensor]:
-        image, labels, both, mask = self.read(index)
-        if image.shape[1:] != labels.shape:
-            (h, w), (y, x) = image.shape[1:], labels.shape
+    def _checked(self, index: int) -> tuple[Tensor, Labels]:
+        image, labels = self.read(index)
+        self.check(index, tuple(image.shape[1:]), labels)
+        return image, labels
+
+    def check(self, index: int, size: tuple[int, ...], labels: Labels) -> None:
+        """ValueError where the labels are of another size than the image, or neither a class nor void."""
+        image, mask = self.names(index)
+        if size != labels.shape:
+            (h, w), (y, x) = size, labels.shape
             came = f"image {h} x {w}, mask {y} x {x} (rows x columns)"
             raise ValueError(
-                complain(both, "image and mask of one size", came, "Resize the mask, by nearest neighbour.")
+                complain(
+                    f"{image} and {mask}", "image and mask of one size", came, "Resize the mask, by nearest neighbour."
+                )
             )
         check_ids(labels, self.num_classes, self.ignore_index, mask)
-        return image, torch.from_numpy(labels)
 
 
 def transformed(transforms: Transform, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,29 +118,41 @@ def palette(count: int) -> Tensor:
     return colors.to(torch.uint8)
 
 
-def _open(path: Path, what: str) -> "Image":
-    from PIL import Image
-
+@contextmanager
+def _readable(path: Path, what: str) -> Iterator[None]:
+    """ValueError naming the file for whatever PIL makes of damaged bytes, a decompression bomb, too little memory."""
     try:
-        image = Image.open(path)
-        image.load()
+        yield
     except FileNotFoundError:
         raise
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:
         expected, remedy = f"a readable {what} file", "Replace the file, or leave it out."
-        raise ValueError(complain(str(path), expected, f"{type(error).__name__}: {error}", remedy)) from error
-    return image
+        raise ValueError(
+            complain(str(path), expected, f"{type(error).__name__}: {' '.join(str(error).split()).rstrip('.')}", remedy)
+        ) from error
 
 
 def read_image(path: Path) -> Tensor:
     """Image float32 (3, H, W) in [0, 1], turned upright if its EXIF data say so. Errors name the file."""
-    from PIL import ImageOps
+    from PIL import Image, ImageOps
 
-    image = _open(path, "image")
-    if image.mode.startswith("I") or image.mode == "F":
-        came = f"an image of mode {image.mode!r}"
+    with _readable(path, "image"), Image.open(path) as file:
+        mode, image = file.mode, ImageOps.exif_transpose(file)
+    if mode.startswith("I") or mode == "F":
+        came = f"an image of mode {mode!r}"
         raise ValueError(complain(str(path), "8 bits per channel", came, "Convert it to 8-bit RGB or grey."))
-    return image_tensor(ImageOps.exif_transpose(image))
+    return image_tensor(image)
+
+
+def image_size(path: Path) -> tuple[int, int, int]:
+    """H and W of an image as `read_image` gives it, mostly from the header alone; EXIF orientation, 1 for none."""
+    from PIL import Image, ImageOps
+
+    with _readable(path, "image"), Image.open(path) as file:
+        orientation = file.getexif().get(_ORIENTATION, 1)
+        orientation = orientation if orientation in range(1, 9) else 1
+        width, height = ImageOps.exif_transpose(file).size if orientation > 4 else file.size
+    return height, width, orientation
 
 
 def image_tensor(image: "Image") -> Tensor:
@@ -128,10 +162,22 @@ def image_tensor(image: "Image") -> Tensor:
 
 
 def read_mask(path: Path) -> Labels:
-    """Class ids int64 (H, W) of a mask file; a palette image gives its indices. Errors name the file."""
-    if path.suffix.lower() in (".jpg", ".jpeg"):
-        raise ValueError(complain(str(path), "a lossless mask", "a JPEG, which alters class ids", "Store it as PNG."))
-    return mask_ids(_open(path, "mask"), str(path))
+    """Class ids int64 (H, W) of a mask file, turned as `read_image` does; a palette image gives its indices.
+
+    Errors name the file.
+    """
+    from PIL import Image, ImageOps
+
+    with _readable(path, "mask"), Image.open(path) as file:
+        kind, frames = file.format, getattr(file, "n_frames", 1)
+        lossy = kind in ("JPEG", "MPO") or file.info.get("compression") == "jpeg"
+        mask = ImageOps.exif_transpose(file)
+    if lossy:
+        came, remedy = f"a {kind} that alters class ids", "Store it as PNG."
+        raise ValueError(complain(str(path), "a lossless mask", came, remedy))
+    if frames > 1:
+        raise ValueError(complain(str(path), "one picture", f"{frames} in one file", "Keep the mask alone."))
+    return mask_ids(mask, str(path))
 
 
 def mask_ids(mask: "Image", name: str) -> Labels:

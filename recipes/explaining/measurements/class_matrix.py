@@ -20,7 +20,7 @@ from recipes.explaining.statistics import (
     with_interval,
 )
 from recipes.kit.statistics import Statistic, difference, ratio_of_sums
-from recipes.kit.tables import Row
+from recipes.kit.tables import Row, markdown_text
 
 MOST_NAMED = 3  # classes named per label
 
@@ -135,7 +135,7 @@ def matrix_rows(rows: Sequence[Row], names: Sequence[str], settings: DataSetSett
 def _sentence(label: str, rows: Sequence[Row], random: Mapping[tuple[str, ...], Row]) -> str:
     """What the label leans on: rows of the matrix with its logit, and those of random weights."""
     text_of = partial(interval_text, name="excess", sign=True)
-    known = [r for r in rows if r["excess_low"] == r["excess_low"]]
+    name, known = markdown_text(label), [r for r in rows if r["excess_low"] == r["excess_low"]]
     costly = sorted((r for r in known if r["excess_low"] > 0), key=lambda r: -r["excess"])[:MOST_NAMED]
     cheap = sorted((r for r in known if r["excess_high"] < 0), key=lambda r: r["excess"])[:MOST_NAMED]
     if costly:
@@ -143,14 +143,14 @@ def _sentence(label: str, rows: Sequence[Row], random: Mapping[tuple[str, ...], 
         for row in costly:
             control = random.get((label, row["hidden"]))
             beside = "" if control is None else f"; random weights {text_of(control)}"
-            parts.append(f"**{row['hidden']}** {text_of(row)}, {count(row['images'], 'image')}{beside}")
-        text = f"- **{label}** leans on " + "; ".join(parts) + "."
+            parts.append(f"**{markdown_text(row['hidden'])}** {text_of(row)}, {count(row['images'], 'image')}{beside}")
+        text = f"- **{name}** leans on " + "; ".join(parts) + "."
     elif not known:
         seen = max((r["images"] for r in rows if r["excess"] == r["excess"]), default=0)
-        text = f"- **{label}**: too few images to say (with any one other class in at most {seen})."
+        text = f"- **{name}**: too few images to say (with any one other class in at most {seen})."
     else:
-        text = f"- **{label}**: no class whose hiding costs it certainly more than as much hidden at random."
+        text = f"- **{name}**: no class whose hiding costs it certainly more than as much hidden at random."
     if cheap:
-        named = ", ".join(f"{r['hidden']} {text_of(r)}" for r in cheap)
+        named = ", ".join(f"{markdown_text(r['hidden'])} {text_of(r)}" for r in cheap)
         text += f" Hiding these costs it less than hiding as much at random: {named}."
     return text

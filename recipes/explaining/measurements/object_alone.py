@@ -4,6 +4,7 @@ from perpixel.attribution import object_alone
 from recipes.explaining.maps import RANDOM, TRAINED, Explanation
 from recipes.explaining.measurements.measurement import Measurement, Results, Rows, Section, Tables
 from recipes.explaining.statistics import ALL, Means, count, interval_text, labels_in, of_network, with_interval
+from recipes.kit.tables import markdown_text
 
 QUANTITIES = ("kept_before", "kept", "kept_elsewhere", "logit_drop", "margin_drop")
 
@@ -52,7 +53,7 @@ class ObjectAlone(Measurement):
         for row in rows:
             if row["network"] != TRAINED or row["questions"] == 0:
                 continue
-            name = "All labels" if row["label"] == ALL else f"**{row['label']}**"
+            name = "All labels" if row["label"] == ALL else f"**{markdown_text(row['label'])}**"
             text = f"- {name} ({count(row['questions'], 'region')}, {count(row['images'], 'image')}): "
             whose = "their" if row["questions"] > 1 else "its"
             text += f"{interval_text(row, 'kept', ' %')} of {whose} pixels keep the label with everything else hidden"

@@ -9,6 +9,7 @@ from perpixel import SalientParts, salient_parts
 from recipes.explaining.maps import RANDOM, TRAINED, Explanation
 from recipes.explaining.measurements.measurement import Figure, Measurement, Results, Rows, Section, Tables
 from recipes.explaining.statistics import of_network
+from recipes.kit.tables import markdown_text
 
 OF_OBJECTS = ("image", "label", "region", "rest", "segmentation", "without", "before", "after", "pictures", "hidden")
 
@@ -58,9 +59,10 @@ class ObjectsWithoutSalientParts(Measurement):
         for key, row in own.items():
             if row["lost"] == row["lost"]:
                 course, beside = (f"from {r['held']:.2f} to {r['held'] - r['lost']:.2f}" for r in (row, random[key]))
+                where = markdown_text(f"{row['label']}, {row['image']}")
                 lines.append(
-                    f"- {row['label']}, {row['image']}: the rest keeps its label on {row['kept']:.0f} % of its pixels; "
-                    f"its mean logit goes {course} (random weights: {beside})."
+                    f"- {where}: the rest keeps its label on {row['kept']:.0f} % of its pixels; its "
+                    f"mean logit goes {course} (random weights: {beside})."
                 )
         note = "The tenth of each drawn object with the most activation is hidden; what becomes of the rest of it?"
         return Section("Without the discriminative region", lines, note)

@@ -1,0 +1,111 @@
+"""Images of a recipe: mistakes in the data show before anything is trained, in a line with the file's name."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data_files import put_image, put_mask
+from finetune_runs import finetune, tiny
+from recipe_jobs import check_mistake, interrupted
+
+from recipes.finetuning.job import FinetuneJob
+from recipes.kit.images import Images
+from recipes.kit.settings import DataSettings
+
+SIZE = (16, 16)
+VOID = np.full(SIZE, 255)
+OPTIONS = {
+    "data__name": "folder",
+    "data__train_images": "null",
+    "data__eval_images": "null",
+    "data__size": "null",
+}
+
+
+def labels(high: int = 3) -> np.ndarray:
+    return np.arange(SIZE[0] * SIZE[1]).reshape(SIZE) % high
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for split, count in (("train", 4), ("val", 3)):
+        for number in range(count):
+            put_image(tmp_path / f"{split}/images/{number}.png", SIZE)
+            put_mask(tmp_path / f"{split}/masks/{number}.png", labels())
+    (tmp_path / "classes.txt").write_text("sky\nroad\ntree\n")
+    return tmp_path
+
+
+def images(root: Path, **settings: object) -> Images:
+    return Images(DataSettings("folder", str(root), **settings))  # type: ignore[arg-type]
+
+
+def all_void(root: Path, split: str) -> None:
+    for path in (root / split / "masks").iterdir():
+        put_mask(path, VOID)
+
+
+def single(root: Path) -> None:
+    for kind in ("images", "masks"):
+        for number in (1, 2):
+            (root / "val" / kind / f"{number}.png").unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (single, "data: expected at least two evaluation images, got 1"),
+        (lambda root: all_void(root, "val"), "labelled pixels in the evaluation masks, got none in all 3 of them"),
+        (lambda root: all_void(root, "train"), "labelled pixels in the training masks, got none in all 4 of them"),
+        (
+            lambda root: put_mask(root / "val/masks/2.png", labels(5)),
+            "2.png: expected labels in [0, 3) or ignore_index",
+        ),
+        (lambda root: put_mask(root / "val/masks/2.png", labels()[1:]), "2.png: expected image and mask of one size"),
+        (lambda root: (root / "val/images/1.png").write_bytes(b""), "1.png: expected a readable image file"),
+    ],
+)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_mistakes_in_the_data_show_before_training(
+    spoil: Callable[[Path], object], message: str, workers: int, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil(root)
+    folder = root / "run"
+    given = tiny(folder, data__root=str(root), data__workers=str(workers), **OPTIONS)
+    check_mistake(FinetuneJob, given, message, folder, capsys)
+
+
+def test_training_masks_that_are_all_void_are_counted(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in (1, 3):
+        put_mask(root / f"train/masks/{number}.png", VOID)
+    monkeypatch.setattr("recipes.finetuning.job.train", interrupted)
+    assert finetune(tiny(root / "run", data__root=str(root), **OPTIONS)) == 130
+    assert f"warning: 2 of 4 training masks are all void, first {root}/train/masks/1.png\n" in capsys.readouterr().out
+
+
+def test_what_else_is_wrong_without_an_error_is_said(root: Path) -> None:
+    told: list[str] = []
+    images(root).check_labels(told.append)
+    assert told == []
+    for path in (root / "train/masks").iterdir():
+        put_mask(path, np.where(labels() == 1, 255, 0))
+    images(root, eval_split="train").check_labels(told.append)
+    assert len(told) == 2
+    assert "training masks are 'sky'; 255 is void, so an object painted in 255 is not learned" in told[0]
+    assert f"4 of 4 evaluation images are trained on, first {root}/train/images/0.png" in told[1]
+
+
+def test_an_error_in_a_worker_is_one_line_with_the_file(root: Path) -> None:
+    (root / "train/images/2.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"^[^\n]*2\.png: expected a readable image file[^\n]*$"):
+        list(images(root, workers=1).training(seed=0, epoch=0, batch_size=2))
+
+
+def test_a_worker_that_is_killed_is_said(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recipes.kit.images._transformed", lambda *_: os.kill(os.getpid(), 9))
+    with pytest.raises(ChildProcessError, match=r"^data.workers: expected processes that live[^\n]*$"):
+        list(images(root, workers=1).training(seed=0, epoch=0, batch_size=2))
