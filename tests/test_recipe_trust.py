@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from finetune_runs import short
+from finetune_runs import finetune, short, tiny
 from jsonargparse import Namespace
 from recipe_jobs import settings_of
 
@@ -151,3 +151,24 @@ def test_an_option_that_the_network_does_not_have_is_refused(
 ) -> None:
     assert run_recipe(FinetuneJob, short(tmp_path / "run", model__name=model, model__options="{widht: 8}")) == 1
     assert f"model.options: expected options of {model}" in capsys.readouterr().out
+
+
+def test_a_resumed_run_writes_nowhere_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, outside = tmp_path / "run", tmp_path / "outside"
+    folder.mkdir()
+    outside.mkdir()
+    (folder / "config.yaml").write_text("name: ../../escaped\n")
+    (folder / "error.log").symlink_to(outside / "victim")
+    assert finetune(["--resume", str(folder)]) == 1
+    told = capsys.readouterr().out
+    assert "resume: expected a run folder without links that lead out of it" in told
+    assert len(told.splitlines()) == 1
+    assert not list(outside.iterdir())
+    assert finetune(["--name", "../escaped", *tiny(folder)[1:], f"--out={outside}"]) == 1
+    assert "name: expected a name without slashes" in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_made_is_named_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert finetune(tiny(tmp_path / "file/run")) == 1
+    assert capsys.readouterr().out == f"error: {tmp_path / 'file/run'}: Not a directory\n"

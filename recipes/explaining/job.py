@@ -47,7 +47,7 @@ class ExplainJob(Job):
         """Read the weights and try the settings, so that mistakes show before anything is written."""
         settings, images = self.settings, self.images
         named_labels(images, settings.ask)
-        self.loaded = load_network(settings, images.num_classes)
+        self.loaded = load_network(settings, images.num_classes, images.classes)
         check_methods(random_network(settings.model, images.num_classes, 0, []), settings.maps, self.fabric.device)
         if self.loaded is None:
             images.steps_per_epoch(settings.pretrain.batch_size)

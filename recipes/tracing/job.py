@@ -39,7 +39,7 @@ class FixationJob(FixationRun):
         """Read weights and image and check the questions, so that mistakes show before anything is written."""
         settings, images = self.settings, self.images
         rivals = asked_rivals(images, settings.trace)
-        self.loaded = load_network(settings, images.num_classes)
+        self.loaded = load_network(settings, images.num_classes, images.classes)
         if self.loaded is None:
             build_network(settings.model, images.num_classes)
             images.steps_per_epoch(settings.pretrain.batch_size)
