@@ -9,9 +9,17 @@ import torch
 import yaml
 from finetune_runs import assert_same_run, finetune, short, tiny
 from PIL import Image
+from recipe_jobs import arguments, draw_nothing, interrupted
 
+from perpixel.models import small_fcn
 from recipes.finetuning.job import FinetuneJob
+from recipes.kit.images import Images
+from recipes.kit.job import run_recipe
+from recipes.kit.settings import DataSettings, ModelSettings
+from recipes.tracing.job import FixationJob
+from recipes.tracing.settings import FixationSettings
 from recipes.training.checkpoints import load_checkpoint
+from recipes.training.pretraining import load_network
 
 
 @pytest.fixture(autouse=True)
@@ -170,3 +178,49 @@ def test_threads_are_written_as_a_number_and_used_again(
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     assert finetune(["--resume", str(folder)]) == 0
     assert used == [1, 1]
+
+
+@pytest.mark.slow
+def test_what_was_measured_belongs_to_its_weights_and_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw_nothing(monkeypatch)
+    folder, file = tmp_path / "run", tmp_path / "weights.pt"
+    one, other = (small_fcn(11, width=8).state_dict() for _ in range(2))
+    torch.save(one, file)
+    options = {"folder": str(folder), "model.checkpoint": str(file), "model.options": "{width: 8}", "do": "[counts]"}
+    options |= {"data.eval_images": "2", "data.size": "[32,48]", "measure.units": "4", "measure.resamples": "100"}
+    assert run_recipe(FixationJob, arguments(options)) == 0
+    monkeypatch.setattr("recipes.tracing.counts.measure_counts", interrupted)  # measured already
+    table = (folder / "counts.csv").read_bytes()
+
+    def resumed(setting: str = "name", value: object = "again") -> str:
+        """What is told when the run is continued with one setting changed."""
+        changed = edited(folder, tmp_path / "changed", (setting, value))
+        status = run_recipe(FixationJob, ["--resume", str(changed)])
+        told = capsys.readouterr().out
+        assert (status == 1) == ("error: " in told), told
+        assert (changed / "counts.csv").read_bytes() == table
+        shutil.rmtree(changed)
+        return told
+
+    for setting, value in (("picture.most", 3), ("measure.resamples", 200), ("data.workers", 1)):
+        assert "error" not in resumed(setting, value)
+    for setting, value in (("trace.k", 2), ("measure.units", 5), ("seed", 1), ("data.seed", 1)):
+        assert f"error: {setting}: expected " in resumed(setting, value)
+    torch.save(other, file)
+    assert "error: weights: expected weights " in resumed()
+    file.rename(tmp_path / "moved.pt")
+    torch.save(one, tmp_path / "moved.pt")
+    assert "error" not in resumed("model.checkpoint", str(tmp_path / "moved.pt"))
+
+
+@pytest.mark.slow
+def test_a_network_is_examined_as_what_it_was_trained_as(whole: Path) -> None:
+    classes = Images(DataSettings(train_images=1, eval_images=1)).classes
+    settings = FixationSettings(run=str(whole), model=ModelSettings(options={"width": 8}))
+    assert load_network(settings, 11, classes) is not None
+    with pytest.raises(ValueError, match=r"data: classes: expected .* as seed0/control of .* was trained"):
+        load_network(settings, 11, classes[::-1])
+    with pytest.raises(ValueError, match=r"model.options: expected {'width': 8}, as seed0/control"):
+        load_network(FixationSettings(run=str(whole)), 11, classes)

@@ -98,5 +98,5 @@ def keep(
 ) -> dict[str, Any]:
     """What `compute` gives, or gave from the same origin before this run was stopped (`load_or_compute`)."""
     found = load_or_compute(path, lambda: {"origin": now, "result": compute()}, report)
-    compare(found["origin"], now, f"{path.parent.name}/{path.name}", report)
+    compare(found.get("origin", {}), now, f"{path.parent.name}/{path.name}", report)
     return found["result"]

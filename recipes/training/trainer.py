@@ -48,9 +48,9 @@ def train(job: Job, training: Training) -> tuple[SegmentationScores, Weights]:
     try:
         if path.exists():
             kept, state = load_checkpoint(path), load_checkpoint(last)
-            compare(kept.pop("origin"), began, training.title, job.progress.report)
+            compare(kept.pop("origin", {}), began, training.title, job.progress.report)
             weights = unwrap_weights(state, str(last))
-            if kept.pop("weights") != digest(weights):
+            if kept.pop("weights", None) != digest(weights):
                 raise DamagedCheckpoint(f"{path}: scores of other weights than those in {last.name}")
             if job.fabric.is_global_zero:
                 _open_history(job, training, state).close()
@@ -251,7 +251,7 @@ class Trainer:
         self.fabric.barrier()
 
     def _load(self, checkpoint: dict[str, Any]) -> None:
-        compare(checkpoint["origin"], self.origin, self.training.title, self.job.progress.report)
+        compare(checkpoint.get("origin", {}), self.origin, self.training.title, self.job.progress.report)
         self.step, self.best = checkpoint["step"], checkpoint["best"]
         self.state.load_state_dict(checkpoint)
         for name, (total, weight) in checkpoint["means"].items():
