@@ -172,3 +172,4 @@ def test_help_explains_every_setting() -> None:
     text = FinetuneJob.build_parser().format_help()
     for name in ("--data.root", "--model.weights", "--train.layers", "--loss.weight", "--evaluation.far", "--resume"):
         assert name in text
+    assert "--data CONFIG" not in text  # which would be refused

@@ -48,9 +48,8 @@ class FinetuneJob(Job):
         """Every field of the settings, and the options of the loss; a template of one's own is for Python, not here."""
         parser = super().build_parser()
         parser.add_class_arguments(perpixel.TemplateSimilarityLoss, "loss", skip={"ignore_index", "template"})
-        parser.add_argument(
-            "--loss.template", type=Literal["peak", "mean"], default="peak", help="What stands for a class."
-        )
+        known, text = Literal["peak", "mean"], "What stands for a class: its most certain pixel, or the mean of all."
+        parser.groups["loss"].add_argument("--loss.template", type=known, default="peak", help=text)
         parser.set_defaults({"loss.weight": 0.05})
         return parser
 

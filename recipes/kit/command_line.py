@@ -23,6 +23,16 @@ MISTAKES = (ValueError, TypeError, DamagedCheckpoint, FloatingPointError, OSErro
 Settings = TypeVar("Settings")
 
 
+class SettingsParser(ArgumentParser):
+    """Its help leaves out the options that would read a group of settings from a file: they are refused."""
+
+    def format_help(self) -> str:
+        for action in self._actions:
+            if action.dest in self.groups:
+                action.help = argparse.SUPPRESS
+        return super().format_help()
+
+
 def read_arguments(parser: ArgumentParser, arguments: list[str]) -> tuple[Namespace, Path | None]:
     """The parsed settings, and the folder to resume: its settings are then those of the run."""
     given = [

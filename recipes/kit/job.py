@@ -15,7 +15,7 @@ from lightning_fabric import Fabric
 from rich.console import Console
 
 from perpixel.checks import complain
-from recipes.kit.command_line import Command, build_settings, parse_run, read_arguments
+from recipes.kit.command_line import Command, SettingsParser, build_settings, parse_run, read_arguments
 from recipes.kit.images import Images
 from recipes.kit.interrupt import Interrupt
 from recipes.kit.progress import Progress
@@ -51,7 +51,7 @@ class Job:
     def build_parser(cls) -> ArgumentParser:
         """The command line: --config, --resume and every field of the settings."""
         command = f"python -m recipes.{cls.recipe}"
-        parser = ArgumentParser(
+        parser = SettingsParser(
             prog=command,
             allow_abbrev=False,
             exit_on_error=False,
