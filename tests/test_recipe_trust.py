@@ -8,10 +8,11 @@ import pytest
 import yaml
 from finetune_runs import finetune, short, tiny
 from jsonargparse import Namespace
-from recipe_jobs import settings_of
+from recipe_jobs import check_survives_its_file, settings_of
 
 from recipes.explaining.job import ExplainJob
 from recipes.finetuning.job import FinetuneJob
+from recipes.kit.command_line import parse_run
 from recipes.kit.job import Job, run_recipe
 from recipes.tracing.job import FixationJob
 
@@ -115,6 +116,7 @@ def _refused_or_harmless(
         "a: [",
         "train: {epochs: [1]}",
         "\xff",
+        "[" * 5000,
         "",
     ],
 )
@@ -135,6 +137,20 @@ def test_a_group_of_settings_is_not_read_from_a_file_named_on_the_command_line(
     file.write_text(f"class_path: {MODULE}.Payload\n")
     for call in ([f"--data={file}"], ["--data", str(file)], [f"--loss={MODULE}.Payload"]):
         _refused_or_harmless(FinetuneJob, call, "group", marker, capsys)
+
+
+def test_nothing_is_downloaded_on_behalf_of_a_run_folder(tmp_path: Path) -> None:
+    options = {"download": True, "year": 2007}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": {"name": "voc", "options": options}}))
+    for job, parts in ((FinetuneJob, ()), (ExplainJob, ("data", "model"))):
+        assert parse_run(job.build_parser(), tmp_path, "run", parts).data.options == {"year": 2007}
+    assert settings_of(FinetuneJob, ["--config", str(tmp_path / "config.yaml")]).data.options == options
+
+
+def test_a_date_is_a_name(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("name: 2026-11-21\n")
+    check_survives_its_file(FinetuneJob, ["--config", str(tmp_path / "mine.yaml")], tmp_path / "config.yaml")
+    assert parse_run(FinetuneJob.build_parser(), tmp_path, "resume").name == "2026-11-21"
 
 
 def test_plain_options_keep_their_types(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def read_document(known: Namespace, path: Path, option: str, parts: tuple[str, .
         raise FileNotFoundError(complain(option, "a YAML file", f"{path}, not there", "Check the path."))
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(complain(option, "a YAML file", f"{path} ({_folded(str(error))})", "Mend it.")) from error
     document = _only(document, parts) if parts else document
     _check_settings(document, known, f"{path}", "")

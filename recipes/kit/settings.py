@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Any, Literal
 
 from perpixel.checks import check_integer, check_number, complain
@@ -291,10 +292,10 @@ class MeasureSettings:
 
 
 def is_plain(value: Any, depth: int = 2) -> bool:
-    """A number, text, null, or a list of them, nested at most `depth` deep: nothing that could name what to call."""
+    """A number, text, date, null, or a list of them, at most `depth` deep: nothing that could name what to call."""
     if isinstance(value, list | tuple):
         return depth > 0 and all(is_plain(one, depth - 1) for one in value)
-    return value is None or isinstance(value, bool | int | float | str)
+    return value is None or isinstance(value, bool | int | float | str | date)
 
 
 def check_options(setting: str, options: dict[str, Any]) -> None:
