@@ -159,7 +159,7 @@ def _launch(kind: type[Job], settings: RunSettings) -> Fabric:
 
 
 def _on_first(fabric: Fabric, act: Callable[[], Item]) -> Item:
-    """What `act` gives on the first process, on all of them; its mistakes too."""
+    """What `act` gives on the first process, on all of them; after a mistake, which that one tells, all end."""
     outcome: Any = None
     if fabric.is_global_zero:
         try:
@@ -168,7 +168,7 @@ def _on_first(fabric: Fabric, act: Callable[[], Item]) -> Item:
             outcome = mistake
     outcome = fabric.broadcast(outcome)
     if isinstance(outcome, Exception):
-        raise outcome
+        raise outcome if fabric.is_global_zero else SystemExit(1)
     return outcome
 
 
