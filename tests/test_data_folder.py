@@ -1,6 +1,8 @@
 """Folders of images and masks: both layouts, and an error that a person can act on for every way they go wrong."""
 
 import os
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +238,21 @@ def test_a_lossy_mask_is_told_by_its_content(root: Path) -> None:
     frames[0].save(root / "train/masks/b.tif", save_all=True, append_images=frames[1:])
     refused(root, "JPEG that alters class ids", read=0, num_classes=3)
     refused(root, r"b\.tif: expected one picture, got 2", read=1, num_classes=3)
+
+
+def test_ids_that_readers_would_scale_are_refused(root: Path) -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 8, 6, 2, 0, 0, 0, 0)  # 8 x 6 pixels, 2 bits, grey: id 3 is read as 255, void
+    rows = zlib.compress((b"\0" + bytes([0b00000011] * 2)) * 6)
+    grey = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    (root / "train/masks/a.png").write_bytes(grey)
+    refused(root, r"a\.png: expected 8 or 16 bits per label, got grey of 2 or 4 bits", read=0, num_classes=4)
+    palette_of_four = Image.fromarray(ids(high=4).astype(np.uint8), "P")
+    palette_of_four.putpalette([0, 0, 0, 9, 9, 9, 20, 20, 20, 30, 30, 30])
+    palette_of_four.save(root / "train/masks/a.png", bits=2)
+    assert torch.equal(FolderSegmentation(root, num_classes=4)[0][1], torch.from_numpy(ids(high=4)))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -3,6 +3,7 @@
 import csv
 import errno
 import hashlib
+import html
 import io
 import json
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from markdown_it import MarkdownIt
 from model_state import assert_same
 
 from recipes.kit.randomness import random_state, set_random_state
@@ -164,8 +166,12 @@ def test_names_are_shown_as_they_stand(tmp_path: Path) -> None:
     assert markdown_text("a|b") == r"a\|b"
     assert markdown_text("*x* _y_ `z`\n<b>") == r"\*x\* \_y\_ \`z\` \<b\>"
     assert markdown_text("[x](http://y)") == r"[x\](http://y)"
-    (_, _, row) = markdown_table(("class", "IoU"), [("a|b\nc", "1")])
-    assert row == r"| a\|b c | 1 |"
+    shown, draw = MarkdownIt("commonmark").enable(["table", "strikethrough"]), random.Random(0)
+    for _ in range(300):
+        name = "".join(draw.choices("ab1_*`<>|[]()!&;#~$\\\n -+=:/.\"'", k=8))
+        drawn = shown.render("\n".join(markdown_table(("class", "IoU"), [(name, "1")])))
+        cell, _ = re.findall(r"<td[^>]*>(.*?)</td>", drawn)
+        assert html.unescape(cell) == " ".join(name.split())
     save_csv(tmp_path / "t.csv", [{"class": "=1+1", "v": -1.0}, {"class": 'a,"b"\udce9', "v": 2}])
     with (tmp_path / "t.csv").open() as file:
         assert list(csv.reader(file)) == [["class", "v"], ["'=1+1", "-1.0"], ['a,"b"\\udce9', "2"]]

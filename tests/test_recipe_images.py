@@ -3,16 +3,20 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from data_files import put_image, put_mask
 from finetune_runs import finetune, tiny
 from recipe_jobs import check_mistake, interrupted
+from rich.console import Console
 
 from recipes.finetuning.job import FinetuneJob
 from recipes.kit.images import Images
+from recipes.kit.progress import Progress
 from recipes.kit.settings import DataSettings
+from recipes.training.pretraining import train_network
 
 SIZE = (16, 16)
 VOID = np.full(SIZE, 255)
@@ -77,6 +81,13 @@ def test_mistakes_in_the_data_show_before_training(
     check_mistake(FinetuneJob, given, message, folder, capsys)
 
 
+def test_a_network_that_is_only_looked_at_is_not_trained_on_nothing_either(root: Path) -> None:
+    all_void(root, "train")
+    job = SimpleNamespace(images=images(root), progress=Progress(Console()), settings=SimpleNamespace(pretrain=None))
+    with pytest.raises(ValueError, match="labelled pixels in the training masks"):
+        train_network(job, root)  # type: ignore[arg-type]
+
+
 def test_training_masks_that_are_all_void_are_counted(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,6 +110,12 @@ def test_what_else_is_wrong_without_an_error_is_said(root: Path) -> None:
     assert f"4 of 4 evaluation images are trained on, first {root}/train/images/0.png" in told[1]
 
 
+def test_another_void_in_the_data_set_than_in_training_is_refused(root: Path) -> None:
+    with pytest.raises(ValueError, match=r"data.ignore_index: expected 2, as the data set has, got int 255"):
+        images(root, options={"ignore_index": 2})
+    images(root, ignore_index=2)
+
+
 def test_an_error_in_a_worker_is_one_line_with_the_file(root: Path) -> None:
     (root / "train/images/2.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"^[^\n]*2\.png: expected a readable image file[^\n]*$"):
@@ -109,3 +126,14 @@ def test_a_worker_that_is_killed_is_said(root: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("recipes.kit.images._transformed", lambda *_: os.kill(os.getpid(), 9))
     with pytest.raises(ChildProcessError, match=r"^data.workers: expected processes that live[^\n]*$"):
         list(images(root, workers=1).training(seed=0, epoch=0, batch_size=2))
+
+
+def test_a_picture_to_look_at_is_read_as_carefully_as_the_data(root: Path) -> None:
+    put_mask(root / "deep.png", np.full(SIZE, 300), "I;16")
+    (root / "no.png").write_bytes(b"no picture")
+    for name, message in (("deep.png", "8 bits per channel"), ("no.png", "a readable image file")):
+        with pytest.raises(ValueError, match=rf"^picture.image: expected an image file, got [^\n]*{name}: .*{message}"):
+            images(root).picture(str(root / name))
+    put_image(root / "fine.png", (5, 7))
+    picture, name = images(root, size=(10, 14)).picture(str(root / "fine.png"))
+    assert (picture.shape, name) == ((1, 3, 10, 14), "fine.png")

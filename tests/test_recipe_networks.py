@@ -159,6 +159,27 @@ def test_missing_unexpected_and_misshapen_entries_are_named() -> None:
     assert_same(snapshot(network), before)
 
 
+def test_integers_for_fractions_and_nan_are_refused() -> None:
+    network, state = small_fcn(3, width=8), small_fcn(3, width=8).state_dict()
+    before = snapshot(network)
+    state["stem.0.0.weight"] = (100 * state["stem.0.0.weight"]).to(torch.int8)
+    state["classifier.bias"][1] = torch.nan
+    with pytest.raises(ValueError, match=r"1 of integers.*\(stem.0.0.weight\).*1 with NaN \(classifier.bias\)"):
+        load_weights(network, state, "w.pt", replace_head=False, num_classes=3)
+    assert_same(snapshot(network), before)
+
+
+def test_a_damaged_file_of_torchvision_is_not_started_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    enum = torchvision.models.get_model_weights(DEEPLAB)
+    monkeypatch.setattr(enum, "get_state_dict", lambda *_, **__: pytest.fail("was read"))
+    file = tmp_path / "checkpoints" / enum["DEFAULT"].url.rpartition("/")[2]
+    file.parent.mkdir()
+    file.write_bytes(b"other weights")
+    with pytest.raises(DamagedCheckpoint, match=r"SHA-256 begins with \w{8}, got another content in .*Remove it"):
+        starting_weights(ModelSettings(DEEPLAB, weights="DEFAULT"))
+
+
 def test_files_that_are_no_weights(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="not there"):
         read_weights(tmp_path / "none.pt")

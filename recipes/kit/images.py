@@ -46,9 +46,10 @@ def _transformed(dataset: Dataset[Any], transforms: Any, index: int) -> tuple[Te
 
 def _inspect(dataset: Any, index: int) -> Tensor:
     """Labelled pixels by class of a sample on files, and 1 where its image is turned and its mask perhaps not."""
-    labels = torch.from_numpy(dataset.read_labels(index)).flatten()
-    counts = torch.bincount(labels[labels != dataset.ignore_index], minlength=dataset.num_classes)
-    return torch.cat([counts, torch.tensor([int(dataset.is_turned_in_place(index))])])
+    labels, classes = dataset.read_labels(index), dataset.num_classes
+    counts = np.bincount(np.where(labels == dataset.ignore_index, classes, labels).ravel(), minlength=classes + 1)
+    counts[classes] = dataset.is_turned_in_place(index)  # in place of the void pixels
+    return torch.from_numpy(counts)
 
 
 class _Attempted(Dataset[Any]):
@@ -100,6 +101,9 @@ class Images:
         if tuple(other.classes) != self.classes:
             came = f"{list(self.classes)} and {list(other.classes)}"
             raise ValueError(complain("data", "the same classes in both splits", came, "Use one class list."))
+        if (void := getattr(source, "ignore_index", self.ignore_index)) != self.ignore_index:
+            remedy = f"Give --data.ignore_index {void}, and none in data.options."
+            raise ValueError(complain("data.ignore_index", f"{void}, as the data set has", self.ignore_index, remedy))
         self.pairs: tuple[data.Pair, ...] = source.pairs if synthetic else ()
         self._confusable = None
         if synthetic:
@@ -135,6 +139,8 @@ class Images:
             return
         void, names = self.ignore_index, {}
         for part, (source, count) in self._sources.items():
+            if count > 1000:
+                report(f"reading the masks of {count} {part} images once")
             indices = range(count)
             batches = [list(indices[start : start + 16]) for start in indices[::16]]
             found = torch.cat(list(self._load(_Samples(partial(_inspect, source), count), batches)))

@@ -91,10 +91,20 @@ def starting_weights(settings: ModelSettings) -> tuple[Weights, str] | None:
             listed = ", ".join(known) or "none: torchvision has no weights for this network"
             raise ValueError(complain("model.weights", f"one of {listed}", settings.weights, "Choose one of these."))
         weights = known[settings.weights]
+        _check_fetched(weights.url)
         return dict(weights.get_state_dict(progress=False, check_hash=True)), f"torchvision's {weights}"
     if settings.checkpoint:
         return read_weights(Path(settings.checkpoint)), settings.checkpoint
     return None
+
+
+def _check_fetched(url: str) -> None:
+    """DamagedCheckpoint where a file fetched earlier is not what its name says: torch looks only while it fetches."""
+    path = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
+    named = re.search(r"-([0-9a-f]{8,})\.", path.name)
+    if named and path.is_file() and not hashlib.sha256(path.read_bytes()).hexdigest().startswith(named[1]):
+        expected, came = f"a file whose SHA-256 begins with {named[1]}", f"another content in {path}"
+        raise DamagedCheckpoint(complain("model.weights", expected, came, "Remove it: it will be fetched again."))
 
 
 def read_weights(path: Path) -> Weights:
@@ -145,6 +155,8 @@ def load_weights(
     has_aux = any(k.startswith("aux_classifier.") for k in own)
     weights = {k: v for k, v in weights.items() if has_aux or not k.startswith("aux_classifier.")}
     differ = [k for k in own if k in weights and own[k].shape != weights[k].shape]
+    of_integers = [k for k in own if k in weights and own[k].is_floating_point() > weights[k].is_floating_point()]
+    not_numbers = [k for k in own if k in weights and weights[k].is_floating_point() and bool(weights[k].isnan().any())]
     replaced = [k for k in differ if own[k].shape[1:] == weights[k].shape[1:] and own[k].shape[:1] == (num_classes,)]
     missing = [k for k in own if k not in weights and not k.startswith("aux_classifier.")]
     unexpected = [k for k in weights if k not in own]
@@ -155,7 +167,13 @@ def load_weights(
     others = [k for k in differ if k not in replaced]
     faults = [
         f"{len(names)} {what} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", others))
+        for what, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", others),
+            ("of integers, where the network has fractions", of_integers),
+            ("with NaN", not_numbers),
+        )
         if names
     ]
     if faults:

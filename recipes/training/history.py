@@ -55,7 +55,8 @@ class History:
         write_atomically(self._steps, lines)
         self._write_epochs()
         self._events: TensorBoardLogger | None = None
-        with contextlib.suppress(ImportError):  # tensorboard is optional
+        with contextlib.suppress(ImportError, UnicodeEncodeError):  # tensorboard is optional, and writes to UTF-8 paths
+            str(folder).encode()
             self._events = TensorBoardLogger(folder, name="", version="", purge_step=step + 1 if step else None)
 
     @property

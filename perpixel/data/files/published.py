@@ -16,9 +16,11 @@ from perpixel.data.files.samples import (
     Labels,
     Transform,
     check_ids,
+    check_index,
     image_tensor,
     mask_ids,
     palette,
+    readable,
 )
 
 VOC_CLASSES = (
@@ -64,14 +66,28 @@ class TorchvisionSegmentation(FileSegmentation):
         name = str((getattr(source, "images", None) or source._images)[place])
         return name, f"the mask of {name}"
 
+    def read_labels(self, index: int) -> Labels:
+        from PIL import Image
+
+        source, place = self.items[check_index(index, len(self))]
+        mask = {"VOCSegmentation": "masks", "Cityscapes": "targets"}.get(type(source).__name__)
+        if mask is None:  # kept in another form than a picture
+            return super().read_labels(index)
+        file = getattr(source, mask)[place]
+        image, name = self.names(index)
+        with readable(Path(image), "image or mask"), Image.open(image) as picture:
+            width, height = picture.size
+            target = Image.open(file[0] if isinstance(file, list) else file)
+            target.load()
+        labels = self.to_labels(target, name)
+        self.check(index, (height, width), labels)
+        return labels
+
     def read(self, index: int) -> tuple[Tensor, Labels]:
         source, place = self.items[index]
         name, mask = self.names(index)
-        try:
+        with readable(Path(name), "image or mask"):
             picture, target = source[place]
-        except Exception as error:  # whatever PIL and scipy make of damaged bytes
-            came = f"{type(error).__name__}: {error}"
-            raise ValueError(complain(name, "a readable image and mask", came, "Replace these files.")) from error
         return image_tensor(picture), self.to_labels(target, mask)
 
 

@@ -119,7 +119,7 @@ def palette(count: int) -> Tensor:
 
 
 @contextmanager
-def _readable(path: Path, what: str) -> Iterator[None]:
+def readable(path: Path, what: str) -> Iterator[None]:
     """ValueError naming the file for whatever PIL makes of damaged bytes, a decompression bomb, too little memory."""
     try:
         yield
@@ -136,7 +136,7 @@ def read_image(path: Path) -> Tensor:
     """Image float32 (3, H, W) in [0, 1], turned upright if its EXIF data say so. Errors name the file."""
     from PIL import Image, ImageOps
 
-    with _readable(path, "image"), Image.open(path) as file:
+    with readable(path, "image"), Image.open(path) as file:
         mode, image = file.mode, ImageOps.exif_transpose(file)
     if mode.startswith("I") or mode == "F":
         came = f"an image of mode {mode!r}"
@@ -148,7 +148,7 @@ def image_size(path: Path) -> tuple[int, int, int]:
     """H and W of an image as `read_image` gives it, mostly from the header alone; EXIF orientation, 1 for none."""
     from PIL import Image, ImageOps
 
-    with _readable(path, "image"), Image.open(path) as file:
+    with readable(path, "image"), Image.open(path) as file:
         orientation = file.getexif().get(_ORIENTATION, 1)
         orientation = orientation if orientation in range(1, 9) else 1
         width, height = ImageOps.exif_transpose(file).size if orientation > 4 else file.size
@@ -168,13 +168,17 @@ def read_mask(path: Path) -> Labels:
     """
     from PIL import Image, ImageOps
 
-    with _readable(path, "mask"), Image.open(path) as file:
+    with readable(path, "mask"), Image.open(path) as file:
         kind, frames = file.format, getattr(file, "n_frames", 1)
+        scaled = any(bits in str(file.tile) for bits in ("'L;2", "'L;4"))
         lossy = kind in ("JPEG", "MPO") or file.info.get("compression") == "jpeg"
         mask = ImageOps.exif_transpose(file)
     if lossy:
         came, remedy = f"a {kind} that alters class ids", "Store it as PNG."
         raise ValueError(complain(str(path), "a lossless mask", came, remedy))
+    if scaled:
+        came, remedy = "grey of 2 or 4 bits, which readers scale to 0 to 255", "Store it with 8."
+        raise ValueError(complain(str(path), "8 or 16 bits per label", came, remedy))
     if frames > 1:
         raise ValueError(complain(str(path), "one picture", f"{frames} in one file", "Keep the mask alone."))
     return mask_ids(mask, str(path))
