@@ -101,6 +101,7 @@ def _refused_or_harmless(
     told = capsys.readouterr()
     assert told.out.startswith("error: "), what
     assert len(told.out.splitlines()) == 1, (what, told.out)
+    assert "\x1b" not in told.out
     assert not told.err, what
 
 
@@ -117,6 +118,7 @@ def _refused_or_harmless(
         "train: {epochs: [1]}",
         "\xff",
         "[" * 5000,
+        '"\\e[2Jname": 1',
         "",
     ],
 )

@@ -178,8 +178,10 @@ class Command:
 
 def _describe(mistake: BaseException) -> str:
     """One line; of an error of the system with its file, of one in a loading process the last line of its traceback."""
+    text = str(mistake)
     if isinstance(mistake, OSError) and mistake.strerror:
         files = [str(name) for name in (mistake.filename, mistake.filename2) if name is not None]
-        return f"{' -> '.join(files)}: {mistake.strerror}" if files else mistake.strerror
-    text = str(mistake)
-    return text.strip().splitlines()[-1] if "Traceback (most recent call last)" in text else _folded(text)
+        text = f"{' -> '.join(files)}: {mistake.strerror}" if files else mistake.strerror
+    elif "Traceback (most recent call last)" in text:
+        text = text.strip().splitlines()[-1]
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in _folded(text))  # no codes that a terminal obeys
