@@ -106,6 +106,11 @@ def test_what_no_result_depends_on_may_change(whole: Path, tmp_path: Path) -> No
     assert_same_run(whole, folder)
     assert json.loads((folder / "results.json").read_text())["lines"][0]["interval"]["level"] == 0.9
     assert not Path("elsewhere").exists()
+    more = edited(folder, tmp_path / "more", ("seeds", [0, 1]))
+    control = (more / "seed0/control/last.pt").read_bytes()
+    assert finetune(["--resume", str(more)]) == 0
+    assert len(json.loads((more / "results.json").read_text())["lines"][0]["per_seed"]) == 2
+    assert (more / "seed0/control/last.pt").read_bytes() == control
 
 
 @pytest.mark.slow

@@ -183,7 +183,7 @@ class Dropping(SmallFCN):
 
 @pytest.mark.slow
 def test_dropout_averages_running_templates_and_jitter_continue_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Everything with state at once: a crash inside a step, after a checkpoint within the epoch."""
     monkeypatch.setattr("recipes.kit.networks.small_fcn", Dropping)
@@ -203,6 +203,7 @@ def test_dropout_averages_running_templates_and_jitter_continue_too(
         assert finetune(short(other, **changes)) == 130
     assert load_checkpoint(other / "seed0/loss/last.pt")["step"] == 2
     assert finetune(["--resume", str(other)]) == 0
+    assert "damaged" not in capsys.readouterr().out  # the finished arm is known again by its averaged weights
     assert_same_run(one, other)
     first, second = (load_checkpoint(folder / "seed0/loss/last.pt") for folder in (one, other))
     assert first["ema"]
