@@ -269,6 +269,10 @@ def test_a_measured_image_is_not_measured_again_unless_its_file_is_damaged(
     again = job.measured(explainer, image, measurements)
     assert first["shares"]
     assert str(again) == str(first)
+    job.origin = {"weights": "others"}
+    with pytest.raises(ValueError, match=r"weights: expected None, with which measured/image-0\.pt was computed"):
+        job.measured(explainer, image, measurements)
+    job.origin = {}
     (file,) = (tmp_path / "measured").iterdir()
     damaged = bytearray(file.read_bytes())
     damaged[len(damaged) // 2] ^= 0xFF

@@ -200,7 +200,7 @@ class Dropping(SmallFCN):
 
 @pytest.mark.slow
 def test_dropout_averages_running_templates_and_jitter_continue_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Everything with state at once: a crash inside a step, after a checkpoint within the epoch."""
     monkeypatch.setattr("recipes.kit.networks.small_fcn", Dropping)
@@ -220,6 +220,7 @@ def test_dropout_averages_running_templates_and_jitter_continue_too(
         assert finetune(short(other, **changes)) == 130
     assert load_checkpoint(other / "seed0/loss/last.pt")["step"] == 2
     assert finetune(["--resume", str(other)]) == 0
+    assert "damaged" not in capsys.readouterr().out  # the finished arm is known again by its averaged weights
     assert_same_run(one, other)
     first, second = (load_checkpoint(folder / "seed0/loss/last.pt") for folder in (one, other))
     assert first["ema"]
@@ -233,3 +234,57 @@ def test_resume_takes_no_other_setting_and_needs_a_run(tmp_path: Path, capsys: p
     assert "resume: expected a run folder" in capsys.readouterr().out
     assert finetune(["--resume", str(tmp_path), "--train.lr", "1"]) == 1
     assert "resume: expected no other setting beside it" in capsys.readouterr().out
+
+
+# Processes that go as far as the first images, loaded by a worker, and wait there; forked as above.
+RIVALS = """
+import os, signal, sys
+from recipes.finetuning.job import FinetuneJob
+from recipes.kit.job import run_recipe
+def start(*given):
+    told, tell = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(tell)
+        return child, os.fdopen(told)
+    def wait(job):
+        batches = job.images.training(seed=0, epoch=0, batch_size=1)
+        next(batches)
+        os.write(tell, str(job.folder).encode() + b"\\n")
+        signal.pause()
+    FinetuneJob.run = wait
+    os.write(tell, f"refused {run_recipe(FinetuneJob, list(given))}\\n".encode())
+    os._exit(0)
+def answers(*rivals):
+    print(*(lines.readline().strip() for _, lines in rivals), sep=";", flush=True)
+folder, out, *options = sys.argv[1:]
+one, two = start(folder, *options), start(folder, *options)  # at about the same moment
+answers(one, two)
+resumed = "--resume=" + folder.partition("=")[2]
+answers(start(resumed))
+for child, _ in (one, two):  # their workers live on for some seconds
+    os.kill(child, signal.SIGKILL)
+third = start(resumed)
+answers(third)
+several = [start(out, *options) for _ in range(2)]
+answers(*several)
+for child, _ in (third, *several):
+    os.kill(child, signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_one_process_at_a_time_works_in_a_run_folder(tmp_path: Path) -> None:
+    folder, (_, *options) = tmp_path / "run", short(tmp_path, data__workers="1")
+    process = python("-c", RIVALS, f"--folder={folder}", f"--out={tmp_path / 'out'}", *options)
+    lines = process.stdout.splitlines()
+    assert process.returncode == 0, process.stdout + process.stderr
+    first, second = (line for line in lines if line.startswith("error"))
+    assert first.startswith("error: folder: expected a")  # ... run folder that no other works in, or one without a run
+    assert second.startswith("error: folder: expected a run folder that no other process works in")
+    started, again, after, several = (line for line in lines if line.startswith(("refused", str(tmp_path))))
+    assert sorted(started.split(";")) == sorted([str(folder), "refused 1"])
+    assert (again, after) == ("refused 1", str(folder))
+    assert len(set(several.split(";"))) == 2
+    assert "refused" not in several
+    assert not (folder / "error.log").exists()

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from argparse import ArgumentError
 from pathlib import Path
 
 import matplotlib.image
@@ -158,7 +159,7 @@ def test_yaml_is_read_and_the_command_line_wins(tmp_path: Path) -> None:
     assert (settings.train.epochs, settings.train.lr, settings.train.layers) == (7, 0.25, "all")
     assert (settings.data.size, settings.data.root) == ((32, 48), "here")
     assert (settings.loss["similarity"], settings.loss["weight"]) == ("correlation", 0.05)
-    with pytest.raises(SystemExit):
+    with pytest.raises(ArgumentError, match=r"--train\.epoch"):
         settings_of(FinetuneJob, ["--train.epoch=3"])
 
 
@@ -171,3 +172,4 @@ def test_help_explains_every_setting() -> None:
     text = FinetuneJob.build_parser().format_help()
     for name in ("--data.root", "--model.weights", "--train.layers", "--loss.weight", "--evaluation.far", "--resume"):
         assert name in text
+    assert "--data CONFIG" not in text  # which would be refused

@@ -24,7 +24,7 @@ from recipes.kit.job import Job
 from recipes.kit.networks import random_network
 from recipes.kit.run_folder import save_figure, write_atomically
 from recipes.kit.tables import save_csv, save_json
-from recipes.training.checkpoints import load_or_compute
+from recipes.training.origin import Origin, keep, origin
 from recipes.training.pretraining import load_network, train_network
 
 
@@ -39,6 +39,7 @@ class ExplainJob(Job):
 
     loaded: tuple[nn.Module, str] | None = None
     selection: Selection | None = None
+    origin: Origin = field(default_factory=dict)  # what all that is measured depends on
     warnings: list[str] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)  # pictures and tables written -> what they show
 
@@ -46,7 +47,7 @@ class ExplainJob(Job):
         """Read the weights and try the settings, so that mistakes show before anything is written."""
         settings, images = self.settings, self.images
         named_labels(images, settings.ask)
-        self.loaded = load_network(settings, images.num_classes)
+        self.loaded = load_network(settings, images.num_classes, images.classes)
         check_methods(random_network(settings.model, images.num_classes, 0, []), settings.maps, self.fabric.device)
         if self.loaded is None:
             images.steps_per_epoch(settings.pretrain.batch_size)
@@ -57,6 +58,8 @@ class ExplainJob(Job):
         """Network and controls; drawn images, measured images; tables, charts, summary."""
         settings, images, device = self.settings, self.images, self.fabric.device
         network, weights = self.loaded or train_network(self, self.folder / "training")
+        parts = {name: getattr(settings, name) for name in ("seed", "ask", "maps", "measure")}
+        self.origin = origin(self, **parts, weights=network.state_dict())
         selection = self.selection or self._select(network)
         networks = {TRAINED: network, **self._random_networks(selection)}
         explainer = Explainer(settings, networks, device, self.stop_if_asked)
@@ -99,7 +102,7 @@ class ExplainJob(Job):
         """What is measured on one image, or what was before this run was stopped."""
         explanations = explainer.explain(image, self.settings.measured_methods)  # a generator: nothing is done yet
         path = self.folder / "measured" / f"{image.file_name}.pt"
-        return load_or_compute(path, lambda: measure(explanations, measurements), self.progress.report)
+        return keep(path, self.origin, lambda: measure(explanations, measurements), self.progress.report)
 
     def _conclude(self, measurements: Sequence[Measurement], results: Results) -> None:
         for measurement in measurements:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 from lightning_fabric import Fabric
@@ -45,18 +45,23 @@ class FinetuneJob(Job):
 
     @classmethod
     def build_parser(cls) -> ArgumentParser:
-        """Every field of the settings, and the options of the loss."""
+        """Every field of the settings, and the options of the loss; a template of one's own is for Python, not here."""
         parser = super().build_parser()
-        parser.add_class_arguments(perpixel.TemplateSimilarityLoss, "loss", skip={"ignore_index"})
+        parser.add_class_arguments(perpixel.TemplateSimilarityLoss, "loss", skip={"ignore_index", "template"})
+        known, text = Literal["peak", "mean"], "What stands for a class: its most certain pixel, or the mean of all."
+        parser.groups["loss"].add_argument("--loss.template", type=known, default="peak", help=text)
         parser.set_defaults({"loss.weight": 0.05})
         return parser
 
     @classmethod
     def read_settings(cls, parser: ArgumentParser, parsed: Namespace) -> FinetuneSettings:
         """The settings, checked, with the options of the loss."""
-        settings = super().read_settings(parser, parsed)
-        options = {**parsed.loss.as_dict(), "template": settings.loss.template}
-        return replace(settings, loss=options)
+        settings = replace(super().read_settings(parser, parsed), loss=parsed.loss.as_dict())
+        try:
+            perpixel.TemplateSimilarityLoss(**settings.loss)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"loss.{error}") from error
+        return settings
 
     @classmethod
     def build_fabric(cls, settings: RunSettings) -> Fabric:

@@ -1,48 +1,154 @@
-"""A recipe as a command: --resume, threads, and an exit status with mistakes reported in a sentence."""
+"""A recipe as a command: its arguments, --resume, and an exit status with mistakes reported in a sentence."""
 
-import errno
-import os
+import argparse
+import contextlib
+import difflib
+import itertools
+import re
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
 
-import torch
+import yaml  # type: ignore[import-untyped]
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
 from perpixel.checks import complain
-from recipes.kit.run_folder import CONFIG, DamagedCheckpoint
-from recipes.kit.settings import HardwareSettings
+from recipes.kit.run_folder import CONFIG, DamagedCheckpoint, write_atomically
+from recipes.kit.settings import is_plain
 
-MISTAKES = (ValueError, TypeError, FileNotFoundError, FileExistsError, DamagedCheckpoint, FloatingPointError)
+MISTAKES = (ValueError, TypeError, DamagedCheckpoint, FloatingPointError, OSError)
+Settings = TypeVar("Settings")
+
+
+class SettingsParser(ArgumentParser):
+    """Its help leaves out the options that would read a group of settings from a file: they are refused."""
+
+    def format_help(self) -> str:
+        for action in self._actions:
+            if action.dest in self.groups:
+                action.help = argparse.SUPPRESS
+        return super().format_help()
 
 
 def read_arguments(parser: ArgumentParser, arguments: list[str]) -> tuple[Namespace, Path | None]:
     """The parsed settings, and the folder to resume: its settings are then those of the run."""
-    parsed = parser.parse_args(arguments)
-    if parsed.resume is None:
-        return parsed, None
-    folder = Path(parsed.resume)
-    if len(arguments) != (1 if arguments[0].startswith("--resume=") else 2):
-        remedy = f"Run: {parser.prog} --resume {folder}"
-        raise ValueError(complain("resume", "no other setting beside it", " ".join(arguments), remedy))
+    given = [
+        part for argument in arguments for part in (argument.split("=", 1) if argument[:2] == "--" else [argument])
+    ]
+    if "--resume" in given[:-1]:
+        folder = Path(given[given.index("--resume") + 1])
+        if len(given) != 2:
+            remedy = f"Run: {parser.prog} --resume {folder}"
+            raise ValueError(complain("resume", "no other setting beside it", " ".join(arguments), remedy))
+        return parse_run(parser, folder, "resume"), folder
+    known = known_settings(parser)
+    for option, value in itertools.zip_longest(given, given[1:]):
+        if option.startswith("--") and isinstance(known.get(option[2:]), Namespace):
+            remedy = f"Give single settings ({parser.prog} --help lists them), or a file of all settings as --config."
+            raise ValueError(complain(option, f"{option}.SETTING", f"{option} {value}", remedy))
+        if option == "--config" and value:
+            read_document(known, Path(value), "config")
+    with _one_line():
+        return parser.parse_args(arguments), None
+
+
+def known_settings(parser: ArgumentParser) -> Namespace:
+    """All settings by name with their defaults; a group of settings is a Namespace."""
+    return parser.get_defaults()
+
+
+def parse_run(parser: ArgumentParser, folder: Path, option: str, parts: tuple[str, ...] = ()) -> Namespace:
+    """The settings in a run folder (of those `parts`, the rest by default); nothing is downloaded on their behalf."""
     if not (folder / CONFIG).is_file():
-        raise FileNotFoundError(complain("resume", "a run folder", f"{folder}, without {CONFIG}", "Check the path."))
-    return parser.parse_path(folder / CONFIG), folder
+        came = f"{folder}, without {CONFIG}"
+        expected = "a run folder of recipes.finetune" if parts else "a run folder"
+        raise FileNotFoundError(complain(option, expected, came, "Check the path."))
+    document = read_document(known_settings(parser), folder / CONFIG, option, parts)
+    with _one_line():
+        parsed = parser.parse_object(document)
+    parsed.data.options.pop("download", None)
+    return parsed
 
 
-def set_threads(hardware: HardwareSettings) -> None:
-    """The cores this process may use (fewer if torch is set so), shared among the devices of a CPU run."""
-    threads = hardware.threads
-    if threads is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        shared = int(hardware.devices) if hardware.accelerator == "cpu" and str(hardware.devices).isdigit() else 1
-        threads = max(1, min(torch.get_num_threads(), cores) // max(shared, 1))
-    torch.set_num_threads(threads)
+def read_document(known: Namespace, path: Path, option: str, parts: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The settings of a YAML file, by name; ValueError where it holds anything but `known` ones and plain values.
+
+    The file may be anyone's: what is not a setting, or could name a class or another file of settings, ends here.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(complain(option, "a YAML file", f"{path}, not there", "Check the path."))
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(complain(option, "a YAML file", f"{path} ({_folded(str(error))})", "Mend it.")) from error
+    document = _only(document, parts) if parts else document
+    _check_settings(document, known, f"{path}", "")
+    return document
+
+
+def _only(document: Any, parts: tuple[str, ...]) -> Any:
+    """Those parts of a mapping."""
+    return {part: document.get(part, {}) for part in parts} if isinstance(document, Mapping) else document
+
+
+def _check_settings(found: Any, known: Namespace, source: str, prefix: str) -> None:
+    if not isinstance(found, Mapping):
+        expected = f"{prefix}SETTING: VALUE" if prefix else "SETTING: VALUE in every line"
+        raise ValueError(complain(source, expected, found, f"Mend {prefix.rstrip('.') or 'the file'}."))
+    for name, value in found.items():
+        setting = f"{prefix}{name}"
+        if name == "resume" and value is None and not prefix:
+            continue
+        names = [one for one in vars(known) if prefix or one not in ("config", "resume")]
+        if name not in names:
+            close = difflib.get_close_matches(str(name), names, 1)
+            remedy = f"Did you mean {prefix}{close[0]}?" if close else "Remove it: --help lists the settings."
+            raise ValueError(complain(setting, "a setting", f"none of that name, in {source}", remedy))
+        if isinstance(known[name], Namespace):
+            _check_settings(value, known[name], source, f"{setting}.")
+        elif not all(map(is_plain, value.values() if isinstance(value, dict) else [value])):
+            expected, remedy = "plain values: numbers, texts, lists", "Nothing that a file names is imported or called."
+            raise ValueError(complain(setting, expected, f"{value} in {source}", remedy))
+
+
+def build_settings(kind: type[Settings], values: Namespace, prefix: str = "") -> Settings:
+    """The dataclass of these values, checked; mistakes are named as one types the setting."""
+    hints = get_type_hints(kind)
+    given = {
+        one.name: build_settings(hints[one.name], values[one.name], f"{prefix}{one.name}.")
+        if is_dataclass(hints[one.name])
+        else values[one.name]
+        for one in fields(kind)  # type: ignore[arg-type]
+    }
+    try:
+        return kind(**given)
+    except (ValueError, TypeError) as error:
+        text = str(error)
+        raise type(error)(text if text.startswith(prefix) else prefix + text) from error
+
+
+@contextlib.contextmanager
+def _one_line() -> Iterator[None]:
+    """Mistakes that the parser finds, as a ValueError of one line that names the option as it is typed."""
+    try:
+        yield
+    except argparse.ArgumentError as error:
+        text = re.sub(
+            r"(?:argument |Parser key )\"?([\w.-]+)\"?:", lambda m: f"--{m[1].removeprefix('--')}:", str(error)
+        )
+        text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("typing.", "")
+        raise ValueError(f"{_folded(text)}. See --help.") from error
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.split())
 
 
 class Command:
-    """One call of a recipe; `folder` is set once the run folder exists, and says where to continue."""
+    """One call of a recipe; `folder` is set once the run folder is this process' own, and says where to continue."""
 
     def __init__(self, console: Console, command: str) -> None:
         self.console, self.command = console, command
@@ -57,16 +163,25 @@ class Command:
         except KeyboardInterrupt:
             message, status = "interrupted" if self.folder is None else "interrupted; nothing is lost", 130
         except MISTAKES as mistake:
-            message = f"error: {mistake}"
+            message = f"error: {_describe(mistake)}"
             if self.folder is not None:
-                (self.folder / "error.log").write_text(traceback.format_exc())
-                message += f"\nDetails: {self.folder / 'error.log'}"
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or self.folder is None:
-                raise
-            message = f"error: {error.strerror or error}"
+                log = self.folder / "error.log"
+                with contextlib.suppress(OSError):  # a full disk, or one that cannot be written
+                    write_atomically(log, traceback.format_exc().encode())
+                    message += f"\nDetails: {log}"
         if self.folder is not None:
             message += f"\nContinue with: {self.command} --resume {self.folder}"
         style = "red" if status == 1 else None
         self.console.print(message, style=style, markup=False, highlight=False, soft_wrap=True)
         return status
+
+
+def _describe(mistake: BaseException) -> str:
+    """One line; of an error of the system with its file, of one in a loading process the last line of its traceback."""
+    text = str(mistake)
+    if isinstance(mistake, OSError) and mistake.strerror:
+        files = [str(name) for name in (mistake.filename, mistake.filename2) if name is not None]
+        text = f"{' -> '.join(files)}: {mistake.strerror}" if files else mistake.strerror
+    elif "Traceback (most recent call last)" in text:
+        text = text.strip().splitlines()[-1]
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in _folded(text))  # no codes that a terminal obeys

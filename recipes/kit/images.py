@@ -167,6 +167,11 @@ class Images:
             )
 
     @property
+    def sources(self) -> dict[str, tuple[Any, int]]:
+        """The data set of each part, and how many of its samples are used."""
+        return self._sources
+
+    @property
     def evaluated(self) -> int:
         """The number of evaluation images."""
         return len(self._val)

@@ -1,23 +1,25 @@
 """What all recipes have in common as jobs: from the command line to a run folder, the same steps in the same order."""
 
+import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-import yaml  # type: ignore[import-untyped]
+import torch
 from jsonargparse import ArgumentParser, Namespace
 from lightning_fabric import Fabric
 from rich.console import Console
 
 from perpixel.checks import complain
-from recipes.kit.command_line import Command, read_arguments, set_threads
+from recipes.kit.command_line import Command, SettingsParser, build_settings, parse_run, read_arguments
 from recipes.kit.images import Images
 from recipes.kit.interrupt import Interrupt
 from recipes.kit.progress import Progress
-from recipes.kit.run_folder import CONFIG, choose_folder, write_atomically
+from recipes.kit.run_folder import CONFIG, check_links, check_new, locked, make_folder, write_atomically
 from recipes.kit.settings import AnalysisSettings, DataSettings, RunSettings
 
 Item = TypeVar("Item")
@@ -49,9 +51,10 @@ class Job:
     def build_parser(cls) -> ArgumentParser:
         """The command line: --config, --resume and every field of the settings."""
         command = f"python -m recipes.{cls.recipe}"
-        parser = ArgumentParser(
+        parser = SettingsParser(
             prog=command,
             allow_abbrev=False,
+            exit_on_error=False,
             usage=f"%(prog)s [--config FILE] [--SETTING VALUE ...]    (settings below; nested ones as --{cls.nested})",
             description=(cls.settings_class.__doc__ or "").split("Args:")[0].strip(),
             epilog=f"Example: {command} {cls.example}",
@@ -64,8 +67,7 @@ class Job:
     @classmethod
     def read_settings(cls, parser: ArgumentParser, parsed: Namespace) -> Any:
         """The settings, checked."""
-        ready = parser.instantiate(parsed)
-        return cls.settings_class(**{field.name: ready[field.name] for field in fields(cls.settings_class)})
+        return build_settings(cls.settings_class, parsed)
 
     @classmethod
     def build_fabric(cls, settings: RunSettings) -> Fabric:
@@ -111,28 +113,80 @@ def _run(kind: type[Job], arguments: list[str], command: Command) -> None:
     parser = kind.build_parser()
     parsed, resumed = read_arguments(parser, arguments)
     if resumed is None and getattr(parsed, "run", None) is not None:
-        parser.set_defaults(settings_of_run(Path(parsed.run)))
+        parser.set_defaults(settings_of_run(parser, Path(parsed.run)))
         parsed, _ = read_arguments(parser, arguments)
+    fabric = _launch(kind, kind.read_settings(parser, parsed))
+    resolve_hardware(parsed.hardware, fabric)
     settings = kind.read_settings(parser, parsed)
-    set_threads(settings.hardware)
-    fabric = kind.build_fabric(settings)
-    fabric.launch()
-    folder = Path(fabric.broadcast(str(resumed or choose_folder(settings.folder, settings.out, settings.name))))
     progress = Progress(command.console, shown=fabric.is_global_zero)
-    job = kind(settings, folder, fabric, Images(_data_needed(settings)), progress, Interrupt())
-    job.prepare()
-    command.folder = folder
-    try:
+
+    def claim(folder: Path) -> Path:
+        held.enter_context(locked(folder))
+        return folder
+
+    def begin() -> Path:
+        folder = claim(make_folder(settings.folder, settings.out, settings.name))
+        check_new(folder)
+        # null settings too: left out, a null would come back as the default when the run is resumed
+        write_atomically(folder / CONFIG, parser.dump(parsed, skip_unset=False).encode())
+        return folder
+
+    with contextlib.ExitStack() as held:
+        if resumed is None:
+            _on_first(fabric, lambda: check_new(settings.folder))
+        else:
+            check_links(resumed)
+            _on_first(fabric, lambda: claim(resumed))
+        folder = resumed or Path(settings.folder or settings.out)
+        job = kind(settings, folder, fabric, Images(_data_needed(settings)), progress, Interrupt())
+        job.prepare()
+        job.folder = command.folder = resumed or _on_first(fabric, begin)
+        held.callback(progress.end)
         with job.interrupt:
-            if fabric.is_global_zero and resumed is None:
-                folder.mkdir(parents=True, exist_ok=True)
-                # null settings too: left out, a null would come back as the default when the run is resumed
-                write_atomically(folder / CONFIG, parser.dump(parsed, skip_unset=False).encode())
-            fabric.barrier()
-            progress.report(f"run folder: {folder}")
+            progress.report(f"run folder: {job.folder}")
             job.run()
-    finally:
-        progress.end()
+
+
+def _launch(kind: type[Job], settings: RunSettings) -> Fabric:
+    try:
+        fabric = kind.build_fabric(settings)
+    except RuntimeError as error:  # an accelerator that there is not
+        accelerator = settings.hardware.accelerator
+        expected = "one that this machine has"
+        raise ValueError(complain("hardware.accelerator", expected, accelerator, f"{error}")) from error
+    fabric.launch()
+    return fabric
+
+
+def _on_first(fabric: Fabric, act: Callable[[], Item]) -> Item:
+    """What `act` gives on the first process, on all of them; after a mistake, which that one tells, all end."""
+    outcome: Any = None
+    if fabric.is_global_zero:
+        try:
+            outcome = act()
+        except (OSError, ValueError) as mistake:
+            outcome = mistake
+    outcome = fabric.broadcast(outcome)
+    if isinstance(outcome, Exception):
+        raise outcome if fabric.is_global_zero else SystemExit(1)
+    return outcome
+
+
+def resolve_hardware(hardware: Namespace, fabric: Fabric) -> None:
+    """What was left to the machine, as it was resolved: written with the settings, the same when the run is resumed.
+
+    threads: the cores this process may use (fewer if torch is set so), shared among the devices of a CPU run.
+    """
+    device = fabric.device.type
+    if hardware.accelerator == "auto":
+        hardware.accelerator = device
+    if str(hardware.devices) in ("auto", "-1"):
+        hardware.devices = fabric.world_size
+    if hardware.threads is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        share = min(torch.get_num_threads(), cores) // (fabric.world_size if device == "cpu" else 1)
+        hardware.threads = fabric.broadcast(max(share, 1))
+    torch.set_num_threads(hardware.threads)
 
 
 def _data_needed(settings: RunSettings) -> DataSettings:
@@ -143,11 +197,8 @@ def _data_needed(settings: RunSettings) -> DataSettings:
     return data
 
 
-def settings_of_run(run: Path) -> dict[str, Any]:
+def settings_of_run(parser: ArgumentParser, run: Path) -> dict[str, Any]:
     """Data and model of a run of recipes.finetune, as defaults; what its network started from is left out."""
-    if not (run / CONFIG).is_file():
-        expected = "a run folder of recipes.finetune"
-        raise FileNotFoundError(complain("run", expected, f"{run}, without {CONFIG}", "Check the path."))
-    written = yaml.safe_load((run / CONFIG).read_text())
-    settings = {f"{part}.{name}": value for part in ("data", "model") for name, value in written[part].items()}
+    parsed = parse_run(parser, run, "run", ("data", "model"))
+    settings = {f"{part}.{name}": value for part in ("data", "model") for name, value in vars(parsed[part]).items()}
     return {name: value for name, value in settings.items() if name not in STARTS}

@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,12 +25,15 @@ def build_network(settings: ModelSettings, num_classes: int) -> nn.Module:
             if getattr(settings, option):
                 came = f"{option}={getattr(settings, option)!r}"
                 raise ValueError(complain(f"model.{option}", "nothing for small_fcn", came, "Leave it out."))
+        _check_known(options, small_fcn, settings.name)
         return small_fcn(num_classes, **options)
     known = torchvision.models.list_models(module=torchvision.models.segmentation)
     if settings.name not in known:
         expected = "small_fcn or one of torchvision's " + ", ".join(known)
         raise ValueError(complain("model.name", expected, settings.name, "Choose one of these."))
-    if "aux_loss" in inspect.signature(torchvision.models.get_model_builder(settings.name)).parameters:
+    builder = torchvision.models.get_model_builder(settings.name)
+    _check_known(options, builder, settings.name)
+    if "aux_loss" in inspect.signature(builder).parameters:
         options["aux_loss"] = settings.aux_loss
     elif settings.aux_loss:
         remedy = "Leave model.aux_loss out."
@@ -44,6 +47,16 @@ def build_network(settings: ModelSettings, num_classes: int) -> nn.Module:
         raise ValueError(
             complain("model.weights_backbone", "torchvision weights of the backbone", backbone, str(error))
         ) from error
+
+
+def _check_known(options: Mapping[str, Any], builder: Callable[..., nn.Module], name: str) -> None:
+    """TypeError for an option the network does not have: torchvision's builders take any, and leave it unused."""
+    parameters = [p.name for p in inspect.signature(builder).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    known = [name for name in parameters if name not in ("weights", "weights_backbone", "num_classes", "aux_loss")]
+    for option in options:
+        if option not in known:
+            expected = f"options of {name} ({', '.join(known) or 'none'})"
+            raise TypeError(complain("model.options", expected, option, "Remove or rename it."))
 
 
 def layers_to_logits(network: nn.Module, size: tuple[int, int] = (64, 64)) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Any, Literal
 
 from perpixel.checks import check_integer, check_number, complain
@@ -17,7 +18,7 @@ class DataSettings:
         root: Folder of the data set; not used by synthetic.
         train_split: Part to train on.
         eval_split: Part to evaluate on.
-        options: Further keyword arguments of the data set, as a mapping.
+        options: Further keyword arguments of the data set, as a mapping to numbers, texts and lists of them.
         train_images: How many training images to use (null: all; synthetic makes 1000, and 200 to evaluate on).
         eval_images: The same for the evaluation images.
         size: Height and width every image is brought to first (null: its own; synthetic: 96 x 128).
@@ -48,6 +49,9 @@ class DataSettings:
     cache: bool | None = None
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        check_options("options", self.options)
+
 
 @dataclass
 class ModelSettings:
@@ -62,7 +66,7 @@ class ModelSettings:
         replace_head: Let classifier layers of another number of classes in the checkpoint start at random.
         head: Dotted name of the classifier layer the losses listen to (null: found).
         aux_loss: Train torchvision's auxiliary classifier too (weight 0.5).
-        options: Further keyword arguments of the network, as a mapping.
+        options: Further keyword arguments of the network, as a mapping to numbers, texts and lists of them.
     """
 
     name: str = "small_fcn"
@@ -73,6 +77,9 @@ class ModelSettings:
     head: str | None = None
     aux_loss: bool = False
     options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_options("options", self.options)
 
 
 @dataclass
@@ -179,7 +186,8 @@ class HardwareSettings:
         devices: How many devices, or auto.
         strategy: auto, ddp or fsdp.
         precision: 32-true, bf16-mixed, 16-mixed or another of Fabric's.
-        threads: Threads per process on the CPU (null: the cores this process may use, shared among the devices).
+        threads: Threads per process on the CPU (null: the cores this process may use, shared among the devices; the
+            number is written with the settings, so that a run is resumed with as many).
         channels_last: Lay images out with the channels innermost.
         compile: Compile the network with torch.compile.
     """
@@ -191,6 +199,10 @@ class HardwareSettings:
     threads: int | None = None
     channels_last: bool = False
     compile: bool = False
+
+    def __post_init__(self) -> None:
+        if self.threads is not None:
+            check_integer("threads", self.threads, low=1, high=1024)
 
 
 def pretraining(epochs: int = 12) -> Schedule:
@@ -277,6 +289,23 @@ class MeasureSettings:
     def interval(self, statistic: Callable[[Any], Any], images: int) -> BootstrapInterval:
         """`bootstrap_images` of a statistic of the weights of the images."""
         return bootstrap_images(statistic, images, level=self.level, resamples=self.resamples)
+
+
+def is_plain(value: Any, depth: int = 2) -> bool:
+    """A number, text, date, null, or a list of them, at most `depth` deep: nothing that could name what to call."""
+    if isinstance(value, list | tuple):
+        return depth > 0 and all(is_plain(one, depth - 1) for one in value)
+    return value is None or isinstance(value, bool | int | float | str | date)
+
+
+def check_options(setting: str, options: dict[str, Any]) -> None:
+    """Plain values only."""
+    for name, value in options.items():
+        if not is_plain(value):
+            expected = "a number, a text, or a list of them"
+            raise TypeError(
+                complain(f"{setting}.{name}", expected, value, "Classes and functions are given in Python.")
+            )
 
 
 def check_seeds(setting: str, seeds: list[int]) -> None:

@@ -17,6 +17,7 @@ from recipes.tracing.network import TracedNetwork, asked_rivals, rival_logits
 from recipes.tracing.pictures import classes_to_draw, report_image
 from recipes.tracing.run import FixationRun, Report
 from recipes.tracing.shares import report_shares
+from recipes.training.origin import origin
 from recipes.training.pretraining import load_network, train_network
 
 # in the order of summary.md; a new part: a file with such a function, a line here, its name in settings.Part
@@ -38,7 +39,7 @@ class FixationJob(FixationRun):
         """Read weights and image and check the questions, so that mistakes show before anything is written."""
         settings, images = self.settings, self.images
         rivals = asked_rivals(images, settings.trace)
-        self.loaded = load_network(settings, images.num_classes)
+        self.loaded = load_network(settings, images.num_classes, images.classes)
         if self.loaded is None:
             build_network(settings.model, images.num_classes)
             images.steps_per_epoch(settings.pretrain.batch_size)
@@ -57,6 +58,8 @@ class FixationJob(FixationRun):
         if self.loaded is None:
             self.progress.report("no weights given: a network is trained first")
         network, weights = self.loaded or train_network(self, self.folder / "network")
+        parts = {"seed": settings.seed, "trace": settings.trace, "measure": settings.measure}
+        self.origin = origin(self, **parts, weights=network.state_dict())
         traced = TracedNetwork(network.to(self.fabric.device).eval(), settings.trace, self.fabric.device)
         traced = traced.against(asked_rivals(images, settings.trace))
         self.progress.report(f"network: {settings.model.name}, {weights}")

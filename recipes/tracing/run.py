@@ -1,13 +1,13 @@
 """A fixation run as its parts see it: the images that are measured, and results that outlast an interruption."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from recipes.kit.images import EvaluationBatch
 from recipes.kit.job import Job
 from recipes.tracing.settings import FixationSettings
-from recipes.training.checkpoints import load_or_compute
+from recipes.training.origin import Origin, keep
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class FixationRun(Job):
     nested = "trace.shift"
     example = "--run RUN_FOLDER --picture.image 7"
 
+    origin: Origin = field(default_factory=dict)  # what all that is measured depends on
+
     @property
     def indices(self) -> list[int]:
         """The evaluation images measured: evenly spread."""
@@ -41,7 +43,7 @@ class FixationRun(Job):
 
     def measured(self, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What `measure` gives, or what it gave before this run was stopped."""
-        return load_or_compute(self.folder / "measured" / f"{name}.pt", measure, self.progress.report)
+        return keep(self.folder / "measured" / f"{name}.pt", self.origin, measure, self.progress.report)
 
     @property
     def subject(self) -> str:

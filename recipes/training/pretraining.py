@@ -1,5 +1,6 @@
 """The network of a job: that of a run folder, of a checkpoint, or one trained first with cross-entropy alone."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
@@ -11,11 +12,17 @@ from recipes.kit.randomness import seed_everything
 from recipes.kit.settings import AnalysisSettings
 from recipes.kit.weights import load_weights, starting_weights, unwrap_weights
 from recipes.training.checkpoints import LAST, load_checkpoint
+from recipes.training.origin import Origin
 from recipes.training.trainer import Training, train
 
 
-def load_network(settings: AnalysisSettings, num_classes: int) -> tuple[nn.Module, str] | None:
-    """The network with the weights the settings name, and where they are from; None where it must be trained first."""
+def load_network(
+    settings: AnalysisSettings, num_classes: int, classes: Sequence[str] | None = None
+) -> tuple[nn.Module, str] | None:
+    """The network with the weights the settings name, and where they are from; None where it must be trained first.
+
+    ValueError where those of a run were trained as another network, or for other `classes`.
+    """
     seed_everything(settings.seed)
     network = build_network(settings.model, num_classes)
     if settings.run is not None:
@@ -23,8 +30,9 @@ def load_network(settings: AnalysisSettings, num_classes: int) -> tuple[nn.Modul
         if not path.is_file():
             known = [str(p.parent.relative_to(settings.run)) for p in sorted(Path(settings.run).rglob(LAST))]
             raise FileNotFoundError(complain("part", f"one of {', '.join(known) or 'none'}", settings.part, "Choose."))
-        weights = unwrap_weights(load_checkpoint(path, any_format=True), str(path))
-        source = f"{settings.part} of {settings.run}"
+        checkpoint, source = load_checkpoint(path, any_format=True), f"{settings.part} of {settings.run}"
+        _check_same_task(checkpoint.get("origin", {}), settings, classes, source)
+        weights = unwrap_weights(checkpoint, str(path))
     else:
         given = starting_weights(settings.model)
         if given is None:
@@ -32,6 +40,15 @@ def load_network(settings: AnalysisSettings, num_classes: int) -> tuple[nn.Modul
         weights, source = given
     load_weights(network, weights, source, replace_head=False, num_classes=num_classes)
     return network, source
+
+
+def _check_same_task(trained: Origin, settings: AnalysisSettings, classes: Sequence[str] | None, source: str) -> None:
+    asked = {"model.name": settings.model.name, "model.options": settings.model.options}
+    asked |= {"data: classes": list(classes)} if classes is not None else {}
+    for name, value in asked.items():
+        if name in trained and trained[name] != value:
+            remedy = "Leave it as it was, or give the file of weights as --model.checkpoint instead of --run."
+            raise ValueError(complain(name, f"{trained[name]}, as {source} was trained", f"{value}", remedy))
 
 
 def train_network(job: Job, folder: Path) -> tuple[nn.Module, str]:

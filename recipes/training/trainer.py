@@ -2,8 +2,9 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ from recipes.kit.settings import EvaluationSettings, Schedule
 from recipes.kit.weights import Weights, unwrap_weights
 from recipes.training.checkpoints import BEST, LAST, PREVIOUS, load_checkpoint, load_newest, save_checkpoint
 from recipes.training.history import History, Row
+from recipes.training.origin import Origin, compare, digest, origin
 from recipes.training.state import TrainingState
 
 FLUSH = 10  # steps between readings of the loss values: each waits for the device
@@ -35,29 +37,43 @@ class Training:
     seed: int
     schedule: Schedule
     start: Weights | None = None
-    term: Callable[[], nn.Module] | None = None
+    term: partial[Any] | None = None
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     checkpoint_every: int = 100
 
 
 def train(job: Job, training: Training) -> tuple[SegmentationScores, Weights]:
     """Train, or load what that gave when it was finished before: scores and the weights they belong to."""
-    path, last = training.folder / SCORES, training.folder / LAST
+    path, last, began = training.folder / SCORES, training.folder / LAST, training_origin(job, training)
     try:
         if path.exists():
-            scores, state = SegmentationScores(**load_checkpoint(path)), load_checkpoint(last)
+            kept, state = load_checkpoint(path), load_checkpoint(last)
+            compare(kept.pop("origin", {}), began, training.title, job.progress.report)
+            weights = unwrap_weights(state, str(last))
+            if kept.pop("weights", None) != digest(weights):
+                raise DamagedCheckpoint(f"{path}: scores of other weights than those in {last.name}")
             if job.fabric.is_global_zero:
                 _open_history(job, training, state).close()
-            return scores, unwrap_weights(state, str(last))
+            return SegmentationScores(**kept), weights
     except (DamagedCheckpoint, FileNotFoundError) as error:
         job.progress.report(f"damaged result: {error}; it is computed again")
-    trainer = Trainer(job, training)
+    trainer = Trainer(job, training, began)
     scores = trainer.run()
     weights = {name: value.detach().cpu().clone() for name, value in trainer.state.evaluated().state_dict().items()}
     if job.fabric.is_global_zero:
-        save_checkpoint(path, vars(scores))
+        save_checkpoint(path, vars(scores) | {"origin": began, "weights": digest(weights)})
     job.fabric.barrier()
     return scores, weights
+
+
+def training_origin(job: Job, training: Training) -> Origin:
+    """All that the weights and scores of a training depend on."""
+    settings, schedule = job.settings, training.schedule
+    name = next((one.name for one in fields(settings) if getattr(settings, one.name) is schedule), "schedule")
+    loss = training.term.keywords if training.term is not None else "none"
+    start = training.start if training.start is not None else "random weights"
+    parts = {name: schedule, "seed": training.seed, "start": start, "loss": loss, "evaluation": training.evaluation}
+    return origin(job, **parts)
 
 
 def _open_history(job: Job, training: Training, checkpoint: Mapping[str, Any]) -> History:
@@ -73,8 +89,8 @@ def _running_mean() -> MeanMetric:
 class Trainer:
     """Runs a `Training`; all its state is in the checkpoint, data order and augmentation come from (seed, epoch)."""
 
-    def __init__(self, job: Job, training: Training) -> None:
-        self.job, self.training, self.fabric = job, training, job.fabric
+    def __init__(self, job: Job, training: Training, began: Origin) -> None:
+        self.job, self.training, self.fabric, self.origin = job, training, job.fabric, began
         self.share: dict[str, Any] = {"rank": job.fabric.global_rank, "world": job.fabric.world_size}
         schedule = training.schedule
         self.per_epoch = job.images.steps_per_epoch(schedule.batch_size)
@@ -222,6 +238,7 @@ class Trainer:
         self._flush()
         checkpoint = {
             "step": self.step,
+            "origin": self.origin,
             **self.state.state_dict(),
             "means": {name: (float(mean.mean_value), float(mean.weight)) for name, mean in self.means.items()},
             "best": self.best,
@@ -234,6 +251,7 @@ class Trainer:
         self.fabric.barrier()
 
     def _load(self, checkpoint: dict[str, Any]) -> None:
+        compare(checkpoint.get("origin", {}), self.origin, self.training.title, self.job.progress.report)
         self.step, self.best = checkpoint["step"], checkpoint["best"]
         self.state.load_state_dict(checkpoint)
         for name, (total, weight) in checkpoint["means"].items():
