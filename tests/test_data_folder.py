@@ -184,6 +184,16 @@ def test_corrupt_file_is_named(root: Path, place: str) -> None:
         refused(root, file.name, read=0, num_classes=3)
 
 
+def test_no_program_is_started_for_a_picture(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PIL would give PostScript, whatever the file is called, to ghostscript."""
+    started: list[object] = []
+    monkeypatch.setattr("subprocess.Popen", lambda *given, **_: started.append(given))
+    Image.new("RGB", (8, 6)).save(root / "train" / "images" / "a.jpg", format="EPS")
+    with pytest.raises(ValueError, match="cannot identify image file"):
+        FolderSegmentation(root)[0]
+    assert started == []
+
+
 def test_a_picture_too_large_to_open_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
     refused(root, r"^[^\n]*a\.jpg: expected a readable image file, got DecompressionBomb[^\n]*$", read=0, num_classes=3)

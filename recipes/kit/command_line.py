@@ -167,7 +167,7 @@ class Command:
             if self.folder is not None:
                 log = self.folder / "error.log"
                 with contextlib.suppress(OSError):  # a full disk, or one that cannot be written
-                    write_atomically(log, traceback.format_exc().encode())
+                    write_atomically(log, traceback.format_exc().encode(errors="backslashreplace"))
                     message += f"\nDetails: {log}"
         if self.folder is not None:
             message += f"\nContinue with: {self.command} --resume {self.folder}"

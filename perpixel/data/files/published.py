@@ -19,6 +19,7 @@ from perpixel.data.files.samples import (
     check_index,
     image_tensor,
     mask_ids,
+    open_picture,
     palette,
     readable,
 )
@@ -67,17 +68,15 @@ class TorchvisionSegmentation(FileSegmentation):
         return name, f"the mask of {name}"
 
     def read_labels(self, index: int) -> Labels:
-        from PIL import Image
-
         source, place = self.items[check_index(index, len(self))]
         mask = {"VOCSegmentation": "masks", "Cityscapes": "targets"}.get(type(source).__name__)
         if mask is None:  # kept in another form than a picture
             return super().read_labels(index)
         file = getattr(source, mask)[place]
         image, name = self.names(index)
-        with readable(Path(image), "image or mask"), Image.open(image) as picture:
+        with readable(Path(image), "image or mask"), open_picture(image) as picture:
             width, height = picture.size
-            target = Image.open(file[0] if isinstance(file, list) else file)
+            target = open_picture(file[0] if isinstance(file, list) else file)
             target.load()
         labels = self.to_labels(target, name)
         self.check(index, (height, width), labels)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 VOID = 255
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "GIF")
 _ORIENTATION = 0x0112  # EXIF: how a camera was held
 Transform = Callable[[Any, Any], tuple[Any, Any]]
 Labels = NDArray[np.int64]
@@ -132,11 +133,18 @@ def readable(path: Path, what: str) -> Iterator[None]:
         ) from error
 
 
+def open_picture(path: str | Path) -> "Image":
+    """PIL's picture, of a format that it reads itself: for others it starts programs, whatever the file is called."""
+    from PIL import Image
+
+    return Image.open(path, formats=_FORMATS)
+
+
 def read_image(path: Path) -> Tensor:
     """Image float32 (3, H, W) in [0, 1], turned upright if its EXIF data say so. Errors name the file."""
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
-    with readable(path, "image"), Image.open(path) as file:
+    with readable(path, "image"), open_picture(path) as file:
         mode, image = file.mode, ImageOps.exif_transpose(file)
     if mode.startswith("I") or mode == "F":
         came = f"an image of mode {mode!r}"
@@ -146,9 +154,9 @@ def read_image(path: Path) -> Tensor:
 
 def image_size(path: Path) -> tuple[int, int, int]:
     """H and W of an image as `read_image` gives it, mostly from the header alone; EXIF orientation, 1 for none."""
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
-    with readable(path, "image"), Image.open(path) as file:
+    with readable(path, "image"), open_picture(path) as file:
         orientation = file.getexif().get(_ORIENTATION, 1)
         orientation = orientation if orientation in range(1, 9) else 1
         width, height = ImageOps.exif_transpose(file).size if orientation > 4 else file.size
@@ -166,9 +174,9 @@ def read_mask(path: Path) -> Labels:
 
     Errors name the file.
     """
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
-    with readable(path, "mask"), Image.open(path) as file:
+    with readable(path, "mask"), open_picture(path) as file:
         kind, frames = file.format, getattr(file, "n_frames", 1)
         scaled = any(bits in str(file.tile) for bits in ("'L;2", "'L;4"))
         lossy = kind in ("JPEG", "MPO") or file.info.get("compression") == "jpeg"
