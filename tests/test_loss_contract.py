@@ -12,7 +12,7 @@ import torch
 import weight_map_cases
 from torch import Tensor, nn
 
-from perpixel import TemplateSimilarityLoss, template_similarity_loss, weighted_cross_entropy
+from perpixel import TemplateSimilarityLoss, attach, template_similarity_loss, weighted_cross_entropy
 
 CLASSES = 4
 Arguments = dict[str, Any]
@@ -294,3 +294,34 @@ def test_bad_input_is_named(loss: Loss) -> None:
 def test_bad_options_are_named_by_the_constructor(loss: Loss, option: str, value: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match=option):
         loss.make(**{option: value})
+
+
+# --- the default base of `attach`
+
+
+def default_base(output: Any, labels: Tensor) -> Tensor:
+    return attach(nn.Identity())(output, labels)
+
+
+@pytest.mark.parametrize("content", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("as_aux", [False, True])
+def test_the_default_base_does_not_look_at_void(content: float, as_aux: bool) -> None:
+    batch = logits_and_weights(torch.float64)
+    labels, clean = batch["labels"], batch["logits"]
+    poisoned = clean.masked_fill((labels == 255)[:, None], content)
+
+    def base(logits: Tensor) -> Tensor:
+        return default_base({"out": clean, "aux": logits} if as_aux else logits, labels)
+
+    torch.testing.assert_close(run(base, "logits", {"logits": poisoned}), run(base, "logits", {"logits": clean}))
+
+
+def test_a_bad_cell_counts_exactly_where_it_reaches_a_valid_pixel() -> None:
+    labels = torch.zeros(1, 16, 16, dtype=torch.int64)
+    labels[:, :, 8:] = 255
+    for column, expected in ((3, 0), (2, 1)):  # of four: the third is mixed into valid pixels, the fourth into none
+        logits = torch.randn(1, CLASSES, 4, 4).index_fill(3, torch.tensor(column), torch.nan).requires_grad_()
+        loss = default_base(logits, labels)
+        loss.backward()
+        assert bool(loss.isnan()) == bool(expected)
+        assert bool(logits.grad.isnan().any()) == bool(expected)
