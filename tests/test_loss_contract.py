@@ -173,6 +173,25 @@ def test_all_void_is_an_attached_zero(loss: Loss) -> None:
 
 
 @every_loss
+def test_no_image_is_an_attached_zero(loss: Loss) -> None:
+    batch = loss.batch(torch.float32)
+    none = {name: value[:0] if isinstance(value, Tensor) else value for name, value in batch.items()}
+    value, gradient = run(loss.make(), loss.leaf, none)
+    assert value == 0
+    assert gradient.shape == none[loss.leaf].shape
+
+
+@pytest.mark.parametrize("name", [name for name, loss in LOSSES.items() if loss.leaf == "features"])
+@pytest.mark.parametrize("content", [1.0, torch.nan, torch.inf])
+def test_no_label_is_an_attached_zero_whatever_the_features(name: str, content: float) -> None:
+    features = torch.full((2, 8, 3, 4), content)
+    batch = {"features": features, "logits": torch.zeros(2, CLASSES, 3, 4), "labels": torch.zeros(2, 0, 0).long()}
+    value, gradient = run(LOSSES[name].make(), "features", batch)
+    assert value == 0
+    assert torch.equal(gradient, torch.zeros_like(features))
+
+
+@every_loss
 @pytest.mark.parametrize("label", [0, CLASSES - 1])
 def test_all_other_classes_may_be_empty(loss: Loss, label: int) -> None:
     batch = loss.batch(torch.float32)

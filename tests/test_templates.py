@@ -34,6 +34,16 @@ def batch(seed: int, n: int = 2) -> tuple[torch.Tensor, ...]:
     return torch.randn(n, 6, 4, 5).double(), torch.randn(n, 4, 4, 5).double(), labels
 
 
+def test_a_bad_batch_shows_in_its_loss_and_not_in_the_running_templates() -> None:
+    loss = TemplateSimilarityLoss(running_momentum=0.5)
+    features, logits, labels = batch(0)
+    loss(features, logits, labels)
+    before = loss.running.templates.clone()
+    assert loss(torch.full_like(features, torch.nan), logits, labels).isnan()
+    torch.testing.assert_close(loss.running.templates, before)
+    assert loss(features, logits, labels).isfinite()
+
+
 def test_running_templates_follow_their_formula() -> None:
     loss = TemplateSimilarityLoss(running_momentum=0.75, template="mean")
     expected: dict[int, torch.Tensor] = {}

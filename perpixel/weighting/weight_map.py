@@ -93,6 +93,8 @@ class WeightMapLoss(nn.Module):
         return weights
 
     def _scores(self, model: nn.Module, images: Tensor, logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
+        if labels.numel() == 0:
+            return torch.zeros(labels.shape, device=labels.device)
         model = unwrap(model)
         of_model = dtype_of(model, images)
         with borrowed(model, images.device) as evaluated:

@@ -90,10 +90,7 @@ def template_similarity_loss(
         TypeError, ValueError: an argument of the wrong kind, shape, device or value.
     """
     _check_options(similarity, objective, temperature, template, reduction)
-    labels = _check_inputs(features, logits, labels, ignore_index, validate)
-    if labels.numel() == 0:
-        return features.sum(dtype=compute_dtype(features.dtype))
-
+    features, logits, labels = _check_inputs(features, logits, labels, ignore_index, validate)
     centred = similarity == "correlation"
     batch = _Batch(logits, labels, ignore_index, share_templates)
     counted = batch.counted(selective)
@@ -182,8 +179,8 @@ class TemplateSimilarityLoss(nn.Module):
         running = self.running
         if running is None or not isinstance(self.template, str):
             return self.template
-        labels = _check_inputs(features, logits, labels, self.ignore_index, self.validate)
-        if self.training and labels.numel():
+        features, logits, labels = _check_inputs(features, logits, labels, self.ignore_index, self.validate)
+        if self.training:
             centred = self.similarity == "correlation"
             batch = _Batch(logits, labels, self.ignore_index, self.share_templates)
             unit, _ = unit_rows(batch.templates(features, self.template, centred), centred)
@@ -234,29 +231,39 @@ def _check_options(similarity: str, objective: str, temperature: float, template
     check_option("reduction", reduction, get_args(Reduction))
 
 
-def _check_inputs(features: Tensor, logits: Tensor, labels: Tensor, ignore_index: int, validate: bool) -> Tensor:
-    """Checks the three tensors and returns the labels on the feature grid."""
+def _check_inputs(
+    features: Tensor, logits: Tensor, labels: Tensor, ignore_index: int, validate: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Checks the three tensors and brings the labels to the feature grid; where no pixel is, there is a void one then.
+
+    So an empty batch goes the way of all others, and takes part in what processes share.
+    """
     check_tensor("features", features, ndim=4, shape="(N, D, h, w)", floating=True)
     check_tensor("logits", logits, ndim=4, shape="(N, C, h, w)", floating=True)
     check_tensor("labels", labels, ndim=3, shape="(N, h, w) or (N, H, W)", floating=False)
     check_same_device(features=features, logits=logits, labels=labels)
-    if logits.shape[2:] != features.shape[2:] or logits.shape[0] != features.shape[0] or logits.shape[1] < 1:
-        n, _, h, w = features.shape
+    n, channels, h, w = features.shape
+    if logits.shape[2:] != features.shape[2:] or logits.shape[0] != n or logits.shape[1] < 1:
         remedy = "Pass the logits on the feature grid, before upsampling."
         raise ValueError(complain("logits", f"shape ({n}, C, {h}, {w}) to match the features", logits, remedy))
-    if labels.shape[0] != features.shape[0]:
-        remedy = "Pass the labels of the same images."
-        raise ValueError(complain("labels", f"{features.shape[0]} label maps, one per image", labels, remedy))
-    if labels.numel() == 0:
-        return labels
-    on_grid = labels_on_grid(labels, (features.shape[2], features.shape[3]))
+    if channels < 1:
+        raise ValueError(complain("features", "at least one channel", features, "Pass the input of the classifier."))
+    if labels.shape[0] != n:
+        raise ValueError(complain("labels", f"{n} label maps, one per image", labels, "Pass those of the same images."))
+    if n * h * w == 0:
+        features = features.new_zeros(1, channels, 1, 1) + features.sum()
+        logits = logits.new_zeros(1, logits.shape[1], 1, 1)
+    if labels.numel() == 0 or n * h * w == 0:
+        void = labels.new_full((len(features), *features.shape[2:]), ignore_index, dtype=torch.int64)
+        return features, logits, void
+    on_grid = labels_on_grid(labels, (h, w))
     if not torch.compiler.is_compiling() and (validate or labels.device.type == "cpu"):
         check_labels_in_range(labels if validate else on_grid, logits.shape[1], ignore_index)
         if validate:
             valid = valid_mask(on_grid, ignore_index)
             check_finite("features", features, valid)
             check_finite("logits", logits, valid)
-    return on_grid
+    return features, logits, on_grid
 
 
 def _check_templates(templates: Tensor, features: Tensor, logits: Tensor) -> Tensor:

@@ -112,7 +112,7 @@ class RunningTemplates(nn.Module):
         self.register_buffer("seen", None)
 
     def update(self, unit: Tensor, present: Tensor) -> None:
-        """Take in the unit templates (C, D) of the classes that are `present` (C,) and have a direction."""
+        """Take in the unit templates (C, D) of the classes that are `present` (C,), have a direction and no NaN."""
         if self.templates is None or self.seen is None:
             self.templates = torch.zeros_like(unit)
             self.seen = torch.zeros(len(unit), dtype=torch.int64, device=unit.device)
@@ -120,7 +120,7 @@ class RunningTemplates(nn.Module):
             expected = f"C×D = {tuple(self.templates.shape)} as in the running templates"
             came, remedy = f"{tuple(unit.shape)}", "Use one loss module per head."
             raise ValueError(complain("features, logits", expected, came, remedy))
-        fresh = present & (unit != 0).any(1)
+        fresh = present & (unit != 0).any(1) & unit.isfinite().all(1)
         keep = torch.where(self.seen > 0, self.momentum, 0.0).to(unit.dtype)[:, None]
         mixed = keep * self.templates.to(unit) + (1 - keep) * unit
         self.templates = torch.where(fresh[:, None], mixed, self.templates.to(unit))
