@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from perpixel.attribution.baselines import Baselines
 from perpixel.attribution.captum.layers import layer_for
 from perpixel.attribution.captum.methods import Method
-from perpixel.attribution.captum.options import batches, layer_squares
+from perpixel.attribution.captum.options import batches, images_at_once, layer_squares
 from perpixel.attribution.captum.target import RegionTarget
 from perpixel.attribution.captum.validity import prepare_model
 from perpixel.attribution.inputs import check_images, check_model
@@ -66,7 +66,8 @@ def explain(
     chosen = Method(method, attribute_kwargs)
     with _ready_for_captum(model):
         images = _fit(images, model)
-        target = RegionTarget(model, label, region, score).freeze(images)
+        at_once = attribute_kwargs.get("internal_batch_size") or images_at_once(images)
+        target = RegionTarget(model, label, region, score).freeze(images, at_once)
         name, module = layer_for(chosen, model, layer, images)
         prepare_model(chosen.kind.__name__, model, images, score, module)
         options = {**layer_squares(chosen, model, module, images), **attribute_kwargs}

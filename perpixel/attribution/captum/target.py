@@ -13,10 +13,11 @@ from perpixel.attribution.inputs import (
     check_score,
     dense,
     labels_for,
+    predicted_labels,
     region_for,
 )
 from perpixel.borrow import borrowed
-from perpixel.checks import check_finite, check_option, complain
+from perpixel.checks import check_finite, check_integer, check_option, complain
 from perpixel.outputs import logits_at
 
 
@@ -56,20 +57,32 @@ class RegionTarget(nn.Module):
         self._frozen: tuple[Tensor, Tensor] | None = None
         self._dtype = torch.float32
 
-    def freeze(self, images: Tensor) -> "RegionTarget":
-        """Fix labels and regions, anew if need be, for these unperturbed images; the target itself comes back."""
-        self._freeze(images)
+    def freeze(self, images: Tensor, batch_size: int | None = None) -> "RegionTarget":
+        """Fix labels and regions, anew if need be, for these unperturbed images; the target itself comes back.
+
+        batch_size: images per forward pass; None: all.
+        """
+        self._freeze(images, batch_size)
         return self
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _freeze(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def _freeze(self, images: Tensor, batch_size: int | None = None) -> tuple[Tensor, Tensor]:
         images = check_images(images)
-        logits = self._logits(images, captum_hooks=False)
-        labels = labels_for(self.label, logits)
-        region = region_for(self._given, logits, labels, images.shape[-2:])
-        check_score(self.score, logits.shape[1])
-        check_finite("output", logits_at(logits, region.shape[-2:]), region)
+        size = (images if self._given is None else self._given).shape[-2:]
+        finite, predicted = [], []
+        for part in images.split(len(images) if batch_size is None else check_integer("batch_size", batch_size, low=1)):
+            logits = self._logits(part, captum_hooks=False)
+            full = logits_at(logits, size)
+            finite.append(full.isfinite().all(1))
+            if self._given is None:
+                predicted.append(predicted_labels(full))
+        output = logits.new_empty(()).expand(len(images), *logits.shape[1:])
+        labels = labels_for(self.label, output)
+        region = torch.cat(predicted) == labels[:, None, None] if self._given is None else self._given
+        region = region_for(region, output, labels, images.shape[-2:], predicted=self._given is None)
+        check_score(self.score, output.shape[1])
+        check_finite("output", torch.where(torch.cat(finite), 0.0, torch.nan)[:, None], region)
         labels, region = (t.clone() if t.is_inference() else t for t in (labels, region))  # autograd wants to keep them
         self._frozen, self._dtype = (labels, region), images.dtype
         self.region = region[0] if self._alike else region

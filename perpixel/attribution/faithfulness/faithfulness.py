@@ -55,7 +55,8 @@ def faithfulness(
         value; None: single pixels, whose random removal is noise rather than missing context. baselines: as for
         `explain`; "mean" hides colours, which "blur" keeps. seeds: random orders, a number or the seeds.
     freeze_object: the region, and `exclude_border` pixels around it, never change; only context is removed. Without,
-        everything is. batch_size: pictures per forward pass.
+        everything is. batch_size: pictures per forward pass, but for those of the explainer, which knows its own, and
+        for the statistics of batch norms that are reset: these are of all images at once.
     explainer: `explainer(network, images) -> values` (or an `Attribution`), or the name of a method of `explain`; by
         default that of the attribution. Needed for the randomised-weights check, at `stages` resets (0: skip), and for
         the comparison of baselines (`compare_baselines`; empty: skip), for which a callable must take `baselines=`,
