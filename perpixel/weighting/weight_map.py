@@ -49,7 +49,7 @@ class WeightMapLoss(nn.Module):
         """The loss, a scalar: float32, float64 for float64 logits. Zero, attached to the graph, where all is void.
 
         model: what gave `logits` (N, C, h, w) for `images` (N, channels, H, W), at its output's size or another.
-        labels: int (N, H', W'); the logits are brought to their size.
+        labels: int (N, H', W'), at the size of the images or of the logits, which are brought to theirs.
         """
         labels = self._check(model, images, logits, labels)
         learns = self.training and torch.is_grad_enabled() and logits.requires_grad
@@ -136,6 +136,7 @@ class WeightMapLoss(nn.Module):
         if images.shape[0] != logits.shape[0]:
             came = f"{images.shape[0]} images for the logits of {logits.shape[0]}"
             raise ValueError(complain("images", "the images the logits were computed from", came, "Pass that batch."))
+        check_label_size(labels, images, logits)
         return labels
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -147,6 +148,15 @@ class WeightMapLoss(nn.Module):
         self._taken = None
         own = {prefix + name for name in _KEPT}
         super()._load_from_state_dict({k: v for k, v in state_dict.items() if k not in own}, prefix, *args)
+
+
+def check_label_size(labels: Tensor, images: Tensor, logits: Tensor) -> None:
+    """ValueError if labels (N, H, W) have neither the size of the images nor that of the logits."""
+    size, of_images, of_logits = (tuple(t.shape[-2:]) for t in (labels, images, logits))
+    if size not in (of_images, of_logits):
+        expected = f"the images' size {of_images} or the logits' {of_logits}"
+        remedy = "Crop or pad them as the images were, or bring them there by nearest neighbour."
+        raise ValueError(complain("labels", expected, f"{size}", remedy))
 
 
 class _Groups:
