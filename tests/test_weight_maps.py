@@ -155,6 +155,24 @@ def test_another_batch_in_between_gets_the_mean_score_of_its_labels() -> None:
     assert loss.refreshes == 1
 
 
+def test_a_kept_map_is_not_given_to_another_model() -> None:
+    model, images, logits, labels = problem()
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        next(other.parameters()).add_(0.5)
+    loss = StubLoss(every=10)
+    first = loss.weight_map(model, images, logits, labels)
+    loss_copy, model_copy = copy.deepcopy((loss, model))
+    averaged = torch.optim.swa_utils.AveragedModel(model_copy)
+    assert torch.equal(loss_copy.weight_map(averaged, images, logits, labels), first)
+    assert loss_copy.refreshes == 1
+    fresh = StubLoss().weight_map(other, images, logits, labels)
+    assert torch.equal(loss.weight_map(other, images, logits, labels), fresh)
+    assert not torch.equal(fresh, first)
+    assert torch.equal(loss.weight_map(other, images, logits, labels), fresh)
+    assert loss.refreshes == 2
+
+
 @pytest.mark.parametrize("change", ["pixel", "sign of zero", "label", "order", "fewer", "size"])
 def test_a_batch_that_differs_in_anything_is_another(change: str) -> None:
     model, images, logits, labels = problem()

@@ -1,5 +1,6 @@
 """What every loss with a weight map of its own shares: arguments, schedule, normalisation, cross-entropy."""
 
+import weakref
 from typing import Any
 
 import torch
@@ -28,8 +29,9 @@ class WeightMapLoss(nn.Module):
     another and only the place within it counts; the overall mean is 1 as well.
     every: compute the scores at every `every`-th step; in between, a batch with the very images and labels of the last
     refresh gets its map again, any other the mean score of each label at the last refresh that had it (a label never
-    seen: the mean of the others), normalised anew. A step is a `forward` in training mode that gradients flow from, or
-    a `weight_map` in training mode; all other calls compute a map of their own and leave the schedule alone.
+    seen: the mean of the others), normalised anew; another model's batch scores of its own. A step is a `forward` in
+    training mode that gradients flow from, or a `weight_map` in training mode; all other calls compute a map of their
+    own and leave the schedule alone.
     The schedule is part of `state_dict`: `steps`, and with every > 1 the last map and the labels' scores.
     """
 
@@ -43,6 +45,7 @@ class WeightMapLoss(nn.Module):
         self.steps: Tensor
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self._taken: int | None = 0  # `steps` as a number, so that no step waits for the device
+        self._kept_of: weakref.ref[nn.Module] | None = None  # the model that the kept map is of; None: not known
         self._kept: dict[str, Tensor] = {}  # no buffers: DistributedDataParallel would send them to other processes
 
     def forward(self, model: nn.Module, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
@@ -78,13 +81,15 @@ class WeightMapLoss(nn.Module):
         groups = _Groups(labels, valid_mask(labels, self.ignore_index), logits.shape[1])
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         due = self._step() % self.every == 0 if scheduled else True
-        if not due and self._kept:
+        of_another = self._kept_of is not None and self._kept_of() is not unwrap(model)
+        if not due and self._kept and not of_another:
             return self._reused(images, labels, groups).to(dtype)
         scores = self._scores(model, images, logits, labels, groups.valid).to(dtype)
         weights = self._weights(scores, groups)
         if scheduled and self.every > 1:
             means = groups.means(scores, -1.0)
-            before = self._kept.get("label_scores", means).to(means)
+            before = means if of_another else self._kept.get("label_scores", means).to(means)
+            self._kept_of = weakref.ref(unwrap(model))
             self._kept = {
                 "kept_map": weights,
                 "kept_key": fingerprint(images, labels),
@@ -139,13 +144,16 @@ class WeightMapLoss(nn.Module):
         check_label_size(labels, images, logits)
         return labels
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept_of": None}  # a copy goes on with a copy of the model
+
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination.update({prefix + name: value for name, value in self._kept.items()})
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         self._kept = {name: state_dict[prefix + name] for name in _KEPT if prefix + name in state_dict}
-        self._taken = None
+        self._taken = self._kept_of = None
         own = {prefix + name for name in _KEPT}
         super()._load_from_state_dict({k: v for k, v in state_dict.items() if k not in own}, prefix, *args)
 
