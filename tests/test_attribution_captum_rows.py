@@ -150,3 +150,15 @@ def test_rows_of_unknown_order_are_refused_not_guessed() -> None:
         target.arguments(x[:2])
     for alike in (RegionTarget(net, 1, regions()[0]), RegionTarget(net, LABELS[:1], regions()[:1]).freeze(x[:1])):
         assert alike(x.repeat(2, 1, 1, 1)).shape == (6,)
+
+
+def test_a_captum_call_that_does_not_show_its_inputs_is_refused_not_guessed() -> None:
+    net, x = Net(), images()
+    captum: dict[str, Any] = {"__name__": "captum.attr.of_tomorrow"}
+    exec("def attribute(target, given):\n    return target(given / 2)", captum)
+    label = int(net(x).argmax(1).flatten().mode().values)
+    for target in (RegionTarget(net, label), RegionTarget(net, LABELS, regions())):
+        with pytest.raises(ValueError, match=r"order is not known.*additional_forward_args"):
+            captum["attribute"](target, x)
+    frozen = RegionTarget(net, label, regions()[0]).freeze(x)
+    assert torch.equal(captum["attribute"](frozen, x), frozen(x / 2))

@@ -1,9 +1,8 @@
 """Which example each row of a batch is made of, while captum calls a target with copies and mixes of its images."""
 
 import inspect
-import sys
 from functools import lru_cache
-from types import CodeType, FrameType
+from types import CodeType
 from typing import Any
 
 import torch
@@ -28,16 +27,22 @@ class CallStack:
 
     def __init__(self) -> None:
         self.entries: list[tuple[Tensor, bool]] = []
-        frame: FrameType | None = sys._getframe(1)
+        self.hidden = 0  # calls whose inputs cannot be seen
+        frame = inspect.currentframe()
         while frame is not None:
             if frame.f_code.co_name in _ENTRIES and frame.f_globals.get("__name__", "").startswith("captum."):
                 inputs = _first_tensor(frame.f_locals.get("inputs"))
-                if inputs is not None:
+                if inputs is None:
+                    self.hidden += 1
+                else:
                     self.entries.insert(0, (inputs, frame.f_code in _interleaving()))
             frame = frame.f_back
 
     @property
     def images(self) -> Tensor | None:
+        if self.hidden:
+            came = f"{self.hidden} calls of captum that do not show theirs: the order is not known"
+            raise ValueError(complain("images", "the inputs of captum's call", came, _REMEDY))
         return self.entries[0][0] if self.entries else None
 
     def examples(self, count: int, rows: Tensor) -> Tensor:
