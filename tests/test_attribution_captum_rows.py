@@ -162,3 +162,32 @@ def test_a_captum_call_that_does_not_show_its_inputs_is_refused_not_guessed() ->
             captum["attribute"](target, x)
     frozen = RegionTarget(net, label, regions()[0]).freeze(x)
     assert torch.equal(captum["attribute"](frozen, x), frozen(x / 2))
+
+
+def test_samplers_and_metrics_may_use_the_region_found_at_the_first_call() -> None:
+    net, x = Net(), images()
+    label = int(net(x).argmax(1).flatten().mode().values)
+    target = RegionTarget(net, label)
+    for given in (x, x.clone().requires_grad_()):
+        values = ca.NoiseTunnel(ca.Saliency(target)).attribute(given, nt_samples=4, nt_samples_batch_size=2)
+        ca.GradientShap(target).attribute(given, baselines=DRAWN)
+        ca.Lime(target, LeastSquares()).attribute(given, n_samples=8, **MASK)
+        infidelity(target, lambda inputs: (torch.ones_like(inputs), inputs - 1), given, values, n_perturb_samples=3)
+        sensitivity_max(ca.IntegratedGradients(target).attribute, given, n_perturb_samples=2, n_steps=3)
+
+
+@pytest.mark.parametrize(("kind", "options"), OPTIONS, ids=lambda value: value if isinstance(value, str) else "")
+def test_a_region_found_on_some_images_is_not_used_for_others(kind: str, options: dict[str, Any]) -> None:
+    net, x, others = Net(), images(), images(seed=4)
+    label = int(net(x).argmax(1).flatten().mode().values)
+    target = RegionTarget(net, label)
+    first = made(kind, target, net).attribute(x, **options)
+    torch.testing.assert_close(made(kind, target, net).attribute(x.clone(), **options), first, rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"images: expected those whose prediction fixed the region.*freeze\(images\)"):
+        made(kind, target, net).attribute(others, **options)
+    with pytest.raises(ValueError, match="images: expected those whose prediction"):
+        target.arguments(others)
+    expected = made(kind, RegionTarget(net, label), net).attribute(others, **options)
+    found = made(kind, target.freeze(others), net).attribute(others, **options)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    made(kind, target, net).attribute(x, **options)  # frozen on purpose: for any images

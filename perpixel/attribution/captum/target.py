@@ -34,7 +34,8 @@ class RegionTarget(nn.Module):
     label: an int, or ints (N,), one per image. region: bool (N, H, W), or (H, W) for all, at the size of the output
         or of the images. None: where the network predicts the label on the unperturbed images, at image size; a single
         logit predicts its label 0 where it is positive. Found once, by `freeze(images)` or at the first call, on the
-        images captum was given (not on what it made of them), and kept; other images want a new target.
+        images captum was given (not on what it made of them), and kept: before captum gets other images, with that
+        region or one of their own, call `freeze` with those it is to be found on.
 
     captum copies and mixes the rows of a batch. Given `additional_forward_args=target.arguments(images)`, it copies
     labels and regions with them; without, the target reads the order off captum's call, and raises ValueError where
@@ -55,6 +56,7 @@ class RegionTarget(nn.Module):
         self._given = self.region
         self._alike = isinstance(self.label, int) and region is not None and region.ndim == 2
         self._frozen: tuple[Tensor, Tensor] | None = None
+        self._fixed_by: Tensor | None = None  # the images whose prediction is the region, where nobody called freeze
         self._dtype = torch.float32
 
     def freeze(self, images: Tensor, batch_size: int | None = None) -> "RegionTarget":
@@ -63,6 +65,7 @@ class RegionTarget(nn.Module):
         batch_size: images per forward pass; None: all.
         """
         self._freeze(images, batch_size)
+        self._fixed_by = None
         return self
 
     @torch.inference_mode(False)
@@ -90,7 +93,7 @@ class RegionTarget(nn.Module):
 
     def arguments(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Labels int64 (N,) and regions bool (N, H, W), frozen if not yet, for captum's `additional_forward_args`."""
-        labels, region = self._frozen or self._freeze(images)
+        labels, region = self._frozen_for(images)
         if self._alike:
             return labels[:1].expand(len(images)), region[:1].expand(len(images), -1, -1)
         if len(labels) != len(images):
@@ -113,11 +116,25 @@ class RegionTarget(nn.Module):
 
     def _of_rows(self, images: Tensor) -> tuple[Tensor, Tensor]:
         stack = CallStack()
-        labels, region = self._frozen or self._freeze(images if stack.images is None else stack.images)
+        frozen = self._frozen
+        if frozen is None or (self._fixed_by is not None and stack.images is not None):
+            frozen = self._frozen_for(images if stack.images is None else stack.images)
+        labels, region = frozen
         if self._alike or len(labels) == 1:
             return labels[:1].expand(len(images)), region[:1].expand(len(images), -1, -1)
         examples = stack.examples(len(labels), images).to(labels.device)
         return labels[examples], region[examples]
+
+    def _frozen_for(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels and regions, frozen if not yet; ValueError if the region was found on other images than these."""
+        if self._frozen is None:
+            frozen = self._freeze(images)
+            self._fixed_by = images.detach().clone() if self._given is None else None
+            return frozen
+        if self._fixed_by is not None and not _same(self._fixed_by, images):
+            expected, remedy = "those whose prediction fixed the region", "Call freeze(images), or make a new target."
+            raise ValueError(complain("images", expected, f"others, {tuple(images.shape)}", remedy))
+        return self._frozen
 
     def _logits(self, images: Tensor, captum_hooks: bool = True) -> Tensor:
         with borrowed(self.model, gradients=True, captum_hooks=captum_hooks):
@@ -151,6 +168,10 @@ class Readout(nn.Module):
     @rule.deleter
     def rule(self) -> None:
         self.__dict__.pop("_rule", None)
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    return first.shape == second.shape and bool((first == second).all())
 
 
 def region_scores(logits: Tensor, labels: Tensor, region: Tensor, score: str) -> Tensor:
