@@ -10,9 +10,8 @@ from perpixel.borrow import borrowed, dtype_of, unwrap
 from perpixel.checks import check_flag, check_integer, check_number, check_same_device, check_tensor, complain
 from perpixel.losses import weighted_cross_entropy
 from perpixel.outputs import check_labels, logits_at
-from perpixel.reduction import masked_mean, valid_mask
+from perpixel.reduction import fingerprint, masked_mean, valid_mask
 
-_SPREAD = -1640531535  # 2^32 / golden ratio, odd: neighbouring places get unlike factors
 _KEPT = ("kept_map", "kept_key", "label_scores")
 
 
@@ -181,19 +180,3 @@ class _Groups:
         counts = sums.index_add(0, self.group, torch.ones_like(values).flatten())
         sums = sums.index_add(0, self.group, torch.where(self.valid, values, 0.0).flatten())
         return torch.where(counts > 0, sums / counts.clamp(min=1), absent)[: self.classes]
-
-
-def fingerprint(*tensors: Tensor) -> Tensor:
-    """int64 (N, number of tensors), equal where the images of two batches are equal bit by bit.
-
-    The sum over a tensor's words, times an odd factor that depends on the place, modulo 2^32 each; a change of any one
-    word changes it. No wait for the device.
-    """
-    return torch.stack([_of_rows(tensor) for tensor in tensors], 1)
-
-
-def _of_rows(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach().contiguous()
-    words = tensor.view(torch.int16 if tensor.element_size() == 2 else torch.int32).flatten(1)
-    place = torch.arange(words.shape[1], device=tensor.device, dtype=torch.int32)
-    return (words.to(torch.int32) * (place * _SPREAD * 2 + 1)).sum(1, dtype=torch.int64)

@@ -19,7 +19,7 @@ from perpixel.attribution.measures.context import Attribution
 from perpixel.borrow import borrowed, unwrap
 from perpixel.checks import check_same_device, complain
 from perpixel.outputs import logits_at
-from perpixel.reduction import labels_on_grid
+from perpixel.reduction import fingerprint, labels_on_grid
 
 _MEMORY = ("internal_batch_size", "perturbations_per_eval", "nt_samples_batch_size")  # options that bound it
 _CAPTUM_WARNINGS = (
@@ -87,9 +87,8 @@ def explain(
         values = _on_image(values, images, chosen)
         regions = labels_on_grid(regions, (images.shape[-2], images.shape[-1]))
     layer_name = name if chosen.layered else None
-    return Attribution(
-        values, regions, target.label, chosen.name, torch.cat(deltas) if deltas else None, layer_name, score
-    )
+    delta = torch.cat(deltas) if deltas else None
+    return Attribution(values, regions, target.label, chosen.name, delta, layer_name, score, fingerprint(images))
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from perpixel.attribution.measures.context import Attribution, context_share, di
 from perpixel.attribution.measures.evidence import as_map, as_mass
 from perpixel.borrow import borrowed
 from perpixel.checks import check_flag, check_integer, check_option, complain
+from perpixel.reduction import fingerprint
 
 
 def faithfulness(
@@ -75,6 +76,7 @@ def faithfulness(
     drawn, cell = _seeds(seeds), _cell(patch, images)
     label, region, score = _question(attribution, label, region, score)
     values = as_map("attribution", attribution, (len(images), *images.shape[-2:])).to(images.device)
+    _check_images_explained(attribution, images)
     baseline = baseline_images(baselines, images)
     with borrowed(model, gradients=True, restore_all=True):
         scores = RegionScores(model, images, label, region, baseline, batch_size)
@@ -144,6 +146,13 @@ def _question(
     if label is None:
         raise ValueError(complain("label", "the label that plain values explain", "None", "Pass label=."))
     return label, region, check_option("score", "logit" if score is None else score, SCORES)
+
+
+def _check_images_explained(attribution: Attribution | Tensor, images: Tensor) -> None:
+    explained = attribution.of_images if isinstance(attribution, Attribution) else None
+    if explained is not None and not torch.equal(explained.cpu(), fingerprint(images).cpu()):
+        remedy = "Pass attribution.values, to test them on others."
+        raise ValueError(complain("images", "those that were explained, in the same order and dtype", images, remedy))
 
 
 def _each(label: int | Tensor, attribution: Attribution) -> list[int]:
