@@ -1,5 +1,7 @@
 """Peaks and running templates."""
 
+import copy
+
 import oracles
 import pytest
 import torch
@@ -88,3 +90,15 @@ def test_running_templates_survive_a_checkpoint_and_rest_in_eval() -> None:
     assert torch.equal(unseen(*batch(8)), template_similarity_loss(*batch(8)))
     with pytest.raises(ValueError, match="running templates"):
         loss.train()(torch.randn(2, 7, 4, 5), *batch(0)[1:])
+
+
+def test_sharing_may_be_switched_later_and_copies_go_on_with_it() -> None:
+    loss = TemplateSimilarityLoss()
+    loss.share_templates = True
+    copied = copy.deepcopy(loss)
+    assert copied.share_templates
+    assert copied._ranks is not loss._ranks
+    with pytest.raises(TypeError, match="share_templates"):
+        loss.share_templates = 1
+    values = batch(0)
+    torch.testing.assert_close(loss(*values), template_similarity_loss(*values))  # one process

@@ -158,8 +158,7 @@ class TemplateSimilarityLoss(nn.Module):
         self.template: Template = template
         self.detach_templates = check_flag("detach_templates", detach_templates)
         self.ignore_index = check_integer("ignore_index", ignore_index)
-        self.share_templates = check_flag("share_templates", share_templates)
-        self._ranks = Ranks(share_templates)
+        self._ranks = Ranks(check_flag("share_templates", share_templates))
         self.validate = check_flag("validate", validate)
         self.running: RunningTemplates | None = None
         if running_momentum is not None:
@@ -177,6 +176,14 @@ class TemplateSimilarityLoss(nn.Module):
         return template_similarity_loss(
             features, logits, labels, template=template, share_templates=self._ranks, **options
         )
+
+    @property
+    def share_templates(self) -> bool:
+        return self._ranks.share
+
+    @share_templates.setter
+    def share_templates(self, share: bool) -> None:
+        self._ranks.share = check_flag("share_templates", share)
 
     def joinable(self, model: Any) -> Joined:
         """The model and this term as one, for torch's `Join`; model: DistributedDataParallel, or what this gave."""
