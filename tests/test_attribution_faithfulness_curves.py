@@ -221,7 +221,8 @@ def test_scores_start_as_those_of_the_region_target() -> None:
     found = faithfulness(model, images, values, LABEL, region=region, steps=3)
     for name in ("logit", "margin"):
         with torch.no_grad():
-            expected = RegionTarget(model, LABEL, region, name)(images) / region.sum((1, 2))
+            target = RegionTarget(model, LABEL, region, name)
+            expected = target(images, *target.arguments(images)) / region.sum((1, 2))
         torch.testing.assert_close(found.deletion.scores[name][:, 0], expected)
         torch.testing.assert_close(found.insertion.scores[name][:, -1], expected)
         torch.testing.assert_close(found.deletion.normalised(name)[:, 0], torch.ones(2, dtype=torch.float64))

@@ -45,7 +45,7 @@ def _infidelity(
     images, baseline, values = scores.images[rows], scores.baseline[rows], values[rows]
     cells = Cells(cells.number, cells.count, cells.removable[rows])
     units = cells.used.sum(1)
-    target = RegionTarget(scores.model, scores.label[rows], scores.region[rows], score).freeze(images)
+    target = RegionTarget(scores.model, scores.label[rows], scores.region[rows], score)
 
     def measured(worth: Tensor, normalize: bool) -> Tensor:
         done = 0
