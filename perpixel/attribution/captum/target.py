@@ -96,7 +96,7 @@ class RegionTarget(nn.Module):
         size = (images if given is None else given).shape[-2:]
         finite, predicted = [], []
         for part in images.split(len(images) if batch_size is None else check_integer("batch_size", batch_size, low=1)):
-            logits = self._logits(part, captum_hooks=False)
+            logits = self._logits(part)
             full = logits_at(logits, size)
             finite.append(full.isfinite().all(1))
             if given is None:
@@ -137,8 +137,8 @@ class RegionTarget(nn.Module):
             raise ValueError(complain("label, region", "one of each for all rows", came, remedy))
         return torch.full((count,), int(self.label)), self.region.expand(count, -1, -1)
 
-    def _logits(self, images: Tensor, captum_hooks: bool = True) -> Tensor:
-        with borrowed(self.model, gradients=True, captum_hooks=captum_hooks):
+    def _logits(self, images: Tensor) -> Tensor:
+        with borrowed(self.model, gradients=True):
             return dense(self.model(images), images)
 
     def extra_repr(self) -> str:
