@@ -61,7 +61,8 @@ class RegionTarget(nn.Module):
     def freeze(self, images: Tensor, batch_size: int | None = None) -> "RegionTarget":
         """Check the target on these unperturbed images, NaN in the region too; the target itself comes back.
 
-        A predicted region is found on them, anew if need be, and kept for whatever images come.
+        A predicted region is found on them, anew if need be, and kept for whatever images come; so is their dtype, for
+        captum's noise is float32.
         batch_size: images per forward pass; None: all.
         """
         region = self._checked(images, batch_size)[1]
