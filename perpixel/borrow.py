@@ -30,7 +30,6 @@ def borrowed(
     device: torch.device | None = None,
     *,
     gradients: bool = False,
-    captum_hooks: bool = True,
     restore_all: bool = False,
 ) -> Iterator[bool]:
     """Inside, the model runs in evaluation mode, without gradients, and eagerly where it was compiled.
@@ -41,7 +40,6 @@ def borrowed(
 
     gradients: the passes are part of the caller's own computation: its gradient mode and random numbers go on, and
         where gradients are recorded no activation overwrites its input.
-    captum_hooks: False: those that a captum call under way has put on the model are off, too.
     restore_all: whatever is put on the model inside is taken off again: hooks, layers, attributes; its parameters and
         buffers are the same objects on the same memory, with the same gradients and `requires_grad`.
     """
@@ -53,7 +51,7 @@ def borrowed(
             stack.enter_context(random_numbers(device))
         if "torch._dynamo" in sys.modules:  # compiled layers run as they were written
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        changes = _changes(model, torch.is_grad_enabled(), captum_hooks)
+        changes = _changes(model, torch.is_grad_enabled())
         try:
             for layer, name, _, now in changes:
                 _set(layer, name, now)
@@ -150,7 +148,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model if attribute is None else unwrap(getattr(model, attribute))
 
 
-def _changes(model: nn.Module, gradients: bool, captum_hooks: bool) -> list[tuple[nn.Module, str, Any, Any]]:
+def _changes(model: nn.Module, gradients: bool) -> list[tuple[nn.Module, str, Any, Any]]:
     """What to change: the layer, the name of its attribute, the value before and inside."""
     changes: list[tuple[nn.Module, str, Any, Any]] = []
     found = {model: None}
@@ -167,8 +165,8 @@ def _changes(model: nn.Module, gradients: bool, captum_hooks: bool) -> list[tupl
             changes.append((layer, "inplace", True, False))
         for name in _HOOKS:
             hooks = state[name]
-            if hooks and any(_is_off(hook, captum_hooks) for hook in hooks.values()):
-                kept = OrderedDict((key, hook) for key, hook in hooks.items() if not _is_off(hook, captum_hooks))
+            if hooks and any(_is_off(hook) for hook in hooks.values()):
+                kept = OrderedDict((key, hook) for key, hook in hooks.items() if not _is_off(hook))
                 changes.append((layer, name, hooks, kept))
     return changes
 
@@ -178,9 +176,8 @@ def _set(layer: nn.Module, name: str, value: object) -> None:
     (object.__setattr__ if name in vars(layer) else setattr)(layer, name, value)
 
 
-def _is_off(hook: object, captum_hooks: bool) -> bool:
-    of_captum = not captum_hooks and (getattr(hook, "__module__", None) or "").startswith("captum.")
-    return of_captum or getattr(hook, "only_records", False)
+def _is_off(hook: object) -> bool:
+    return getattr(hook, "only_records", False)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from perpixel.outputs import check_labels, dense_logits, logits_at
 from perpixel.report.charts.salient_parts import salient_sheet
 from perpixel.report.theme import Figure
 from perpixel.weighting.regions import Fill, Region, Regions, activation
+from perpixel.weighting.weight_map import check_label_size
 
 
 @dataclass(frozen=True)
@@ -151,8 +152,9 @@ def salient_parts(
     An object is the pixels of one label in one image. Each costs one pass without gradients (and what its region
     costs, see `DiscriminativeRegionLoss`) over its image, in evaluation mode; the model is left as it was.
 
-    images: float (N, channels, H, W) or one image (channels, H, W). labels: int (N, H', W') or (H', W'); None for the
-        labels the model finds. label: the one whose objects to examine; None for every label of every image.
+    images: float (N, channels, H, W) or one image (channels, H, W). labels: int (N, H', W') or (H', W'), at the size of
+        the images or of the model's output; None for the labels the model finds. label: the one whose objects to
+        examine; None for every label of every image.
     region, share, fill, cell, candidates, rules, k, shift: as in `DiscriminativeRegionLoss`.
 
     TypeError or ValueError for unfit arguments, or where no pixel has the label. Ganeshan 2017, experiment 2.4.
@@ -173,6 +175,7 @@ def salient_parts(
             labels = logits.argmax(1)
         check_same_device(images=images, logits=logits)
         labels = check_labels(labels, logits, ignore_index, values=True)
+        check_label_size(labels, images, logits)
         objects = _objects(labels, label, logits.shape[1], ignore_index)
         examined = []
         for i, c in objects:

@@ -113,9 +113,10 @@ class GradientTimesInput:
 
     def __call__(self, model: nn.Module, images: Tensor, baselines: Tensor | None = None) -> Tensor:
         target = RegionTarget(model, self.label, self.region)
+        own = target.arguments(images)
         start = torch.zeros_like(images) if baselines is None else baselines
         total = torch.zeros_like(images)
         for step in range(self.steps):
             at = (start + (step + 0.5) / self.steps * (images - start)).requires_grad_()
-            total += torch.autograd.grad(target(at).sum(), at)[0]
+            total += torch.autograd.grad(target(at, *own).sum(), at)[0]
         return total / self.steps * (images - start)

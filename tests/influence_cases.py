@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perpixel.attribution.baselines import baseline_images
+from perpixel.attribution.captum.target import RegionTarget
 
 SIZE = (21, 26)
 End = Callable[[Tensor, Tensor], Any]
@@ -170,12 +171,13 @@ def hidden_logits(model: nn.Module, images: Tensor, boxes: Tensor, base: float |
 
 
 def occlusion(
-    target: nn.Module, images: Tensor, patch: tuple[int, int], stride: tuple[int, int], baselines: object
+    target: RegionTarget, images: Tensor, patch: tuple[int, int], stride: tuple[int, int], baselines: object
 ) -> Tensor:
     """captum's map (N, H, W), the same for every channel."""
     channels = images.shape[1]
     found = Occlusion(target).attribute(
         images,
+        additional_forward_args=target.arguments(images),
         sliding_window_shapes=(channels, *patch),
         strides=(channels, *stride),
         baselines=baseline_images(baselines, images),  # type: ignore[arg-type]

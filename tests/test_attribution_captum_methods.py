@@ -186,7 +186,7 @@ def test_integrated_gradients_and_occlusion_add_up_to_the_change_of_the_score() 
     net, x = Net("out"), images()
     target = RegionTarget(net, LABELS, regions()).freeze(x)
     with torch.no_grad():
-        change = target(x) - target(torch.zeros_like(x))
+        change = target(x, *target.arguments(x)) - target(torch.zeros_like(x), *target.arguments(x))
     found = explain(net, x, LABELS, region=regions(), n_steps=150)
     assert found.delta is not None
     torch.testing.assert_close(found.values.sum((1, 2, 3)) - change, found.delta, rtol=1e-4, atol=1e-4)
@@ -196,7 +196,7 @@ def test_integrated_gradients_and_occlusion_add_up_to_the_change_of_the_score() 
         linear, x, LABELS, region=regions(), method="Occlusion", sliding_window_shapes=(3, 4, 4), strides=(3, 4, 4)
     )
     with torch.no_grad():
-        scores = RegionTarget(linear, LABELS, regions())(x)
+        scores = RegionTarget(linear, LABELS, regions())(x, *target.arguments(x))
     torch.testing.assert_close(shut.values.sum((1, 2, 3)) / 48, scores, rtol=1e-5, atol=1e-5)
 
 

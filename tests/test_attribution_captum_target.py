@@ -17,6 +17,11 @@ from perpixel.attribution.captum.target import RegionTarget
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:captum.*")
 
 
+def scores_of(target: RegionTarget, x: Tensor) -> Tensor:
+    """Of images in order, each with its label and region."""
+    return target(x, *target.arguments(x))
+
+
 def slow_scores(logits: Tensor, labels: list[int], region: Tensor, score: str) -> Tensor:
     """Pixel by pixel, from the definition."""
     totals = torch.zeros(len(labels), dtype=torch.float64)
@@ -36,7 +41,7 @@ def test_scores_equal_the_slow_loop(form: str, score: str) -> None:
     plain.load_state_dict(net.state_dict())
     with torch.no_grad():
         expected = slow_scores(plain(x), LABELS.tolist(), region, score)
-        torch.testing.assert_close(RegionTarget(net, LABELS, region, score)(x), expected)
+        torch.testing.assert_close(scores_of(RegionTarget(net, LABELS, region, score), x), expected)
         same = slow_scores(plain(x), [2, 2, 2], region[:1].expand(3, -1, -1), score)
         torch.testing.assert_close(RegionTarget(net, 2, region[0], score)(x), same)
 
@@ -48,50 +53,47 @@ def test_small_logits_are_brought_to_the_region_or_taken_on_their_grid(score: st
         grid = net(x)
         full = F.interpolate(grid, size=SIZE, mode="bilinear", align_corners=False)
         expected = slow_scores(full, LABELS.tolist(), regions(), score)
-        torch.testing.assert_close(RegionTarget(net, LABELS, regions(), score)(x), expected)
+        torch.testing.assert_close(scores_of(RegionTarget(net, LABELS, regions(), score), x), expected)
         coarse = torch.ones(3, *grid.shape[-2:], dtype=torch.bool)
         expected = slow_scores(grid, LABELS.tolist(), coarse, score)
-        torch.testing.assert_close(RegionTarget(net, LABELS, coarse, score)(x), expected)
+        torch.testing.assert_close(scores_of(RegionTarget(net, LABELS, coarse, score), x), expected)
 
 
 @pytest.mark.parametrize("grid", [False, True])
 def test_without_region_it_is_where_the_label_is_predicted_on_the_unperturbed_images(grid: bool) -> None:
-    net, x = Net(grid=grid), images()
+    net, x, others = Net(grid=grid), images(), images(seed=4)
     with torch.no_grad():
-        predicted = F.interpolate(net(x), size=SIZE, mode="bilinear", align_corners=False).argmax(1)
-    label = int(predicted.mode().values.mode().values[0])
+        at = [F.interpolate(net(i), size=SIZE, mode="bilinear", align_corners=False).argmax(1) for i in (x, others)]
+    label = int(at[0].flatten().mode().values)
     target = RegionTarget(net, label)
-    assert target.region is None
-    target(x)
-    assert torch.equal(target.region, predicted == label)
-    perturbed = target(torch.zeros_like(x))
-    expected = RegionTarget(net, label, predicted == label)(torch.zeros_like(x))
-    torch.testing.assert_close(perturbed, expected)
-    assert torch.equal(RegionTarget(net, label).freeze(x).region, predicted == label)
+    with pytest.raises(ValueError, match=r"region: expected one that is fixed.*target\.freeze\(images\)"):
+        target(x)
+    for images_, predicted in zip((x, others), at):  # never those that came first
+        assert torch.equal(target.arguments(images_)[1], predicted == label)
+    expected = scores_of(RegionTarget(net, label, at[0] == label), torch.zeros_like(x))
+    torch.testing.assert_close(target(torch.zeros_like(x), *target.arguments(x)), expected)
+    torch.testing.assert_close(scores_of(target.freeze(x), torch.zeros_like(x)), expected)  # kept on purpose
+    assert torch.equal(target.region, at[0] == label)
+    assert torch.equal(target.freeze(others[:2]).region, at[1][:2] == label)
+    with pytest.raises(ValueError, match=r"images: expected as many as.*regions \(2\), got 3 images"):
+        target.arguments(x)
 
 
-@pytest.mark.parametrize(
-    "kind", ["IntegratedGradients", "DeepLift", "LRP", "GuidedBackprop", "Occlusion", "LayerGradCam"]
-)
-def test_the_region_is_frozen_on_what_captum_was_given_not_on_what_it_made_of_it(kind: str) -> None:
-    net, x = Net(), images()
-    label = int(net(x).argmax(1).flatten().mode().values)
-    target = RegionTarget(net, label)
-    arguments = (net.features[3],) if kind.startswith("Layer") else ()
-    options = {"sliding_window_shapes": (3, 4, 4), "strides": (3, 4, 4)} if kind == "Occlusion" else {}
-    values = getattr(ca, kind)(target, *arguments).attribute(x.clone(), **options)
-    assert torch.equal(target.region, net(x).argmax(1) == label)
-    again = getattr(ca, kind)(RegionTarget(net, label, target.region), *arguments).attribute(x.clone(), **options)
-    torch.testing.assert_close(values, again, rtol=0, atol=0)
-
-
-def test_freezing_anew_forgets_the_old_images() -> None:
-    net = Net()
-    label = int(net(images())[:1].argmax(1).flatten().mode().values)
-    target = RegionTarget(net, label).freeze(images(1)).freeze(images(2, seed=4))
-    assert torch.equal(target.region, net(images(2, seed=4)).argmax(1) == label)
+def test_explicit_labels_and_regions_come_together_and_a_given_region_is_a_copy() -> None:
+    net, x, region = Net(), images(), regions()
+    target = RegionTarget(net, LABELS, region)
+    expected = scores_of(target, x)
+    region[:] = True
+    assert torch.equal(scores_of(target, x), expected)
     with pytest.raises(TypeError, match="both, or neither"):
-        target(images(2), torch.tensor([1, 1]))
+        target(x, LABELS)
+    label, region = target.arguments(x)
+    for wrong in (label - 1, label + 1, label[:2]):
+        with pytest.raises(ValueError, match="label"):
+            target(x, wrong, region)
+    for wrong in (region[:2], region[:, 1:], region[:, None], region & ~region):
+        with pytest.raises(ValueError, match="region"):
+            target(x, label, wrong)
 
 
 def test_a_linear_network_has_its_weights_as_gradient() -> None:
@@ -104,9 +106,10 @@ def test_a_linear_network_has_its_weights_as_gradient() -> None:
             if 0 <= row < SIZE[0] and 0 <= place < SIZE[1]:
                 expected[n, :, row, place] += weights[LABELS[n], :, dy, dx].detach()
     target = RegionTarget(net, LABELS, region)
-    torch.testing.assert_close(ca.Saliency(target).attribute(x, abs=False), expected)
+    own = {"additional_forward_args": target.arguments(x)}
+    torch.testing.assert_close(ca.Saliency(target).attribute(x, abs=False, **own), expected)
     for kind in (ca.InputXGradient, ca.IntegratedGradients, ca.DeepLift, ca.LRP):
-        torch.testing.assert_close(kind(target).attribute(x), expected * x, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(kind(target).attribute(x, **own), expected * x, rtol=1e-5, atol=1e-5)
 
 
 def test_lrp_keeps_the_score_where_there_are_no_biases() -> None:
@@ -115,8 +118,9 @@ def test_lrp_keeps_the_score_where_there_are_no_biases() -> None:
         if isinstance(layer, nn.Conv2d):
             nn.init.zeros_(layer.bias)
     target = RegionTarget(net, LABELS, regions())
-    values, delta = ca.LRP(target).attribute(x, return_convergence_delta=True)
-    torch.testing.assert_close(values.sum((1, 2, 3)), target(x).detach(), rtol=1e-5, atol=1e-5)
+    own = target.arguments(x)
+    values, delta = ca.LRP(target).attribute(x, None, own, return_convergence_delta=True)
+    torch.testing.assert_close(values.sum((1, 2, 3)), target(x, *own).detach(), rtol=1e-5, atol=1e-5)
     assert float(delta.detach().abs().max()) < 1e-4
 
 
@@ -124,26 +128,28 @@ def test_gradcheck() -> None:
     net, x = Net("out"), images(2)[:, :, 2:6, 2:6].clone().requires_grad_()
     region = regions(2)[:, 2:6, 2:6]
     for score in ("logit", "margin"):
-        target = RegionTarget(net, LABELS[:2], region, score).freeze(x)
-        assert torch.autograd.gradcheck(target, x)
+        target = RegionTarget(net, LABELS[:2], region, score)
+        assert torch.autograd.gradcheck(target, (x, *target.arguments(x)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_lower_precision_sums_in_float32(dtype: torch.dtype) -> None:
     net, x = Net().to(dtype), images().to(dtype)
-    scores = RegionTarget(net, LABELS, regions())(x)
+    scores = scores_of(RegionTarget(net, LABELS, regions()), x)
     assert scores.dtype == torch.float32
-    exact = RegionTarget(net.double(), LABELS, regions())(x.double())
+    exact = scores_of(RegionTarget(net.double(), LABELS, regions()), x.double())
     torch.testing.assert_close(scores.double(), exact, rtol=0.1 if dtype == torch.bfloat16 else 1e-4, atol=0.2)
 
 
 def test_autocast_and_noise_of_another_dtype() -> None:
     net, x = Net().float(), images().float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert RegionTarget(net, LABELS, regions())(x).dtype == torch.float32
+        assert scores_of(RegionTarget(net, LABELS, regions()), x).dtype == torch.float32
     low = RegionTarget(net.bfloat16(), LABELS, regions())
     tunnel = ca.NoiseTunnel(ca.Saliency(low))
-    assert tunnel.attribute(x.bfloat16(), nt_samples=2, stdevs=0.1).isfinite().all()
+    own = low.arguments(x.bfloat16())
+    values = tunnel.attribute(x.bfloat16(), additional_forward_args=own, nt_samples=2, stdevs=0.1)
+    assert values.isfinite().all()
 
 
 def test_one_logit_predicts_where_it_is_positive() -> None:
@@ -151,7 +157,7 @@ def test_one_logit_predicts_where_it_is_positive() -> None:
     target = RegionTarget(net, 0).freeze(x)
     assert torch.equal(target.region, net(x)[:, 0] > 0)
     with pytest.raises(ValueError, match="no other class"):
-        RegionTarget(net, 0, regions(), "margin").freeze(x)
+        scores_of(RegionTarget(net, 0, regions(), "margin"), x)
 
 
 class Classifier(nn.Module):
@@ -166,14 +172,18 @@ class Classifier(nn.Module):
         ({"label": -1}, ValueError, "label"),
         ({"label": 1.0}, TypeError, "label"),
         ({"label": True}, TypeError, "label"),
-        ({"label": torch.tensor([0, 1])}, ValueError, "3 ints for 3 images"),
+        ({"label": torch.tensor([0, 1])}, ValueError, r"labels \(2\) and regions \(3\), got 3 images"),
         ({"label": torch.tensor([0, 1, 9])}, ValueError, "label"),
         ({"label": torch.tensor([0, 1, -3])}, ValueError, "label"),
         ({"label": torch.tensor([0.0, 1.0, 2.0])}, TypeError, "label"),
         ({"score": "probability"}, ValueError, "'logit', 'margin'"),
         ({"region": torch.zeros(3, *SIZE, dtype=torch.bool)}, ValueError, r"region.*image 0 \(nor in 2 more\)"),
         ({"region": torch.ones(3, 5, 5, dtype=torch.bool)}, ValueError, "region: expected the output's size"),
-        ({"region": torch.ones(2, *SIZE, dtype=torch.bool)}, ValueError, "one map for each of 3 images"),
+        (
+            {"region": torch.ones(2, *SIZE, dtype=torch.bool)},
+            ValueError,
+            r"regions \(2\), got 3 images",
+        ),
         ({"region": torch.ones(3, 1, *SIZE, dtype=torch.bool)}, ValueError, r"region\[:, 0\]"),
         ({"region": torch.ones(3, *SIZE)}, TypeError, "bool"),
         ({"region": [[True]]}, TypeError, "region"),
@@ -184,7 +194,7 @@ class Classifier(nn.Module):
 def test_bad_arguments_say_what_is_wrong(wrong: dict[str, Any], error: type[Exception], message: str) -> None:
     given: dict[str, Any] = {"model": Net(), "label": 1, "region": regions(), "score": "logit", **wrong}
     with pytest.raises(error, match=message):
-        RegionTarget(**given)(images())
+        scores_of(RegionTarget(**given), images())
 
 
 def test_a_label_that_is_nowhere_predicted_is_an_empty_region() -> None:
@@ -193,14 +203,14 @@ def test_a_label_that_is_nowhere_predicted_is_an_empty_region() -> None:
     with torch.no_grad():
         net.classifier.bias[0] = 100.0
     with pytest.raises(ValueError, match="predicts label 2 nowhere"):
-        RegionTarget(net, 2)(images())
+        RegionTarget(net, 2).arguments(images())
 
 
 def test_nan_is_named() -> None:
     net, x = Net(), images()
     x[1] = torch.nan
     with pytest.raises(ValueError, match="NaN"):
-        RegionTarget(net, LABELS, regions())(x)
+        RegionTarget(net, LABELS, regions()).freeze(x)
 
 
 def test_the_model_is_run_in_evaluation_mode_and_left_as_it_was() -> None:
@@ -208,7 +218,7 @@ def test_the_model_is_run_in_evaluation_mode_and_left_as_it_was() -> None:
     net[2].eval()
     net(images())[:, 0].sum().backward()
     before = snapshot(net)
-    target = RegionTarget(net, 1, regions())
+    target = RegionTarget(net, 1, regions()[0])
     x = images()
     scores = target(x)
     torch.testing.assert_close(scores, target(x), rtol=0, atol=0)
@@ -221,10 +231,10 @@ def test_the_model_is_run_in_evaluation_mode_and_left_as_it_was() -> None:
 
 def test_state_is_the_models_and_copies_are_independent() -> None:
     net = Net()
-    target = RegionTarget(net, LABELS, regions()).freeze(images())
+    target = RegionTarget(net, LABELS, regions())
     assert list(target.state_dict()) == [f"model.{name}" for name in net.state_dict()]
     twin = copy.deepcopy(target)
     with torch.no_grad():
         net.classifier.bias += 1
-    assert not torch.equal(twin(images()), target(images()))
+    assert not torch.equal(scores_of(twin, images()), scores_of(target, images()))
     assert "label=[0, 3, 1]" in repr(target)

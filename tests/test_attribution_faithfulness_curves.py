@@ -158,6 +158,26 @@ def test_a_batch_equals_its_images_alone(batch_size: int) -> None:
         torch.testing.assert_close(both.context_share[at], one.context_share)
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_no_pass_holds_more_pictures_than_asked_for(given: bool) -> None:
+    model, images, values, region = case()
+    images, values, region = (t.repeat_interleave(3, 0)[:5] for t in (images, values, region))
+    images = images + 0.01 * torch.arange(5)[:, None, None, None]
+    passes: list[int] = []
+    model.register_forward_pre_hook(lambda _, inputs: passes.append(len(inputs[0])))
+    how: dict[str, Any] = {"steps": 4, "samples": 3, "region": region if given else None}
+    few = faithfulness(model, images, values, LABEL, batch_size=2, **how)
+    assert max(passes) == 2
+    many = faithfulness(model, images, values, LABEL, batch_size=64, **how)
+    assert max(passes) > 5
+    same(few.deletion, many.deletion)
+    same(few.insertion, many.insertion)
+    torch.testing.assert_close(few.infidelity.value, many.infidelity.value)
+    torch.testing.assert_close(few.infidelity.shuffled, many.infidelity.shuffled)
+    torch.testing.assert_close(few.completeness.difference, many.completeness.difference)
+    assert torch.equal(few.region, many.region)
+
+
 def test_ties_fall_in_an_order_of_no_direction() -> None:
     model, images, _, region = case()
     flat = torch.zeros(2, 6, 6, dtype=torch.float64)
@@ -201,7 +221,8 @@ def test_scores_start_as_those_of_the_region_target() -> None:
     found = faithfulness(model, images, values, LABEL, region=region, steps=3)
     for name in ("logit", "margin"):
         with torch.no_grad():
-            expected = RegionTarget(model, LABEL, region, name)(images) / region.sum((1, 2))
+            target = RegionTarget(model, LABEL, region, name)
+            expected = target(images, *target.arguments(images)) / region.sum((1, 2))
         torch.testing.assert_close(found.deletion.scores[name][:, 0], expected)
         torch.testing.assert_close(found.insertion.scores[name][:, -1], expected)
         torch.testing.assert_close(found.deletion.normalised(name)[:, 0], torch.ones(2, dtype=torch.float64))

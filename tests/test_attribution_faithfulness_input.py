@@ -9,6 +9,7 @@ from attribution_nets import LABEL, Conv, GradientTimesInput, case
 from model_state import assert_same, snapshot
 from torch import Tensor, nn
 
+from perpixel.attribution import explain
 from perpixel.attribution.faithfulness.faithfulness import faithfulness
 
 
@@ -31,6 +32,17 @@ def test_low_precision_and_other_layouts() -> None:
     low = faithfulness(model.bfloat16(), images.bfloat16(), values.bfloat16(), LABEL, region=region, steps=4)
     assert low.deletion.scores["logit"].dtype == torch.float32
     torch.testing.assert_close(low.deletion.scores["logit"][:, 0].double(), expected[:, 0], rtol=0.1, atol=0.1)
+
+
+def test_an_attribution_is_tested_on_the_images_it_explains() -> None:
+    model, images, _, region = case()
+    found = explain(model, images, LABEL, region=region, method="Saliency")
+    how: dict[str, Any] = {"steps": 2, "stages": 0, "compare_baselines": ()}
+    faithfulness(model, images.contiguous(memory_format=torch.channels_last), found, **how)
+    for others in (images.flip(0), images + 1e-9):
+        with pytest.raises(ValueError, match="images: expected those that were explained"):
+            faithfulness(model, others, found, **how)
+        faithfulness(model, others, found.values, LABEL, region=region, **how)
 
 
 BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {

@@ -30,7 +30,7 @@ def put_on(net: Net) -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-@pytest.mark.parametrize("options", [{}, {"gradients": True}, {"captum_hooks": False}, {"restore_all": True}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"gradients": True}, {"restore_all": True}], ids=str)
 def test_a_network_comes_back_as_it_was(options: dict[str, Any], fails: bool) -> None:
     net = busy()
     before, memory = snapshot(net), {name: p.data_ptr() for name, p in net.named_parameters()}
@@ -50,29 +50,26 @@ def test_a_network_comes_back_as_it_was(options: dict[str, Any], fails: bool) ->
         assert evaluated
 
 
-def test_hooks_that_only_record_and_captums_are_off() -> None:
+def test_hooks_that_only_record_are_off() -> None:
     seen: list[str] = []
 
-    def hook(name: str, **attributes: Any) -> Callable[..., None]:
+    def hook(name: str) -> Callable[..., None]:
         def run(*_: object) -> None:
             seen.append(name)
 
-        vars(run).update(attributes)
-        run.__module__ = attributes.get("__module__", __name__)
+        vars(run)["only_records"] = name == "records"
         return run
 
     net = Net()
-    for one in (hook("records", only_records=True), hook("captum", __module__="captum._utils"), hook("works")):
-        net.classifier.register_forward_hook(one)
-        net.features.register_forward_pre_hook(one)
-    for captum_hooks, names in ((True, ["captum", "works"]), (False, ["works"])):
-        seen.clear()
-        with borrowed(net, captum_hooks=captum_hooks):
-            net(images())
-        assert seen == names * 2
+    for name in ("records", "works"):
+        net.classifier.register_forward_hook(hook(name))
+        net.features.register_forward_pre_hook(hook(name))
+    with borrowed(net):
+        net(images())
+    assert seen == ["works"] * 2
     seen.clear()
     net(images())
-    assert seen == ["records", "captum", "works"] * 2
+    assert seen == ["records", "works"] * 2
 
 
 def test_random_numbers_are_put_back() -> None:

@@ -12,7 +12,7 @@ import torch
 import weight_map_cases
 from torch import Tensor, nn
 
-from perpixel import TemplateSimilarityLoss, template_similarity_loss, weighted_cross_entropy
+from perpixel import TemplateSimilarityLoss, attach, template_similarity_loss, weighted_cross_entropy
 
 CLASSES = 4
 Arguments = dict[str, Any]
@@ -173,6 +173,25 @@ def test_all_void_is_an_attached_zero(loss: Loss) -> None:
 
 
 @every_loss
+def test_no_image_is_an_attached_zero(loss: Loss) -> None:
+    batch = loss.batch(torch.float32)
+    none = {name: value[:0] if isinstance(value, Tensor) else value for name, value in batch.items()}
+    value, gradient = run(loss.make(), loss.leaf, none)
+    assert value == 0
+    assert gradient.shape == none[loss.leaf].shape
+
+
+@pytest.mark.parametrize("name", [name for name, loss in LOSSES.items() if loss.leaf == "features"])
+@pytest.mark.parametrize("content", [1.0, torch.nan, torch.inf])
+def test_no_label_is_an_attached_zero_whatever_the_features(name: str, content: float) -> None:
+    features = torch.full((2, 8, 3, 4), content)
+    batch = {"features": features, "logits": torch.zeros(2, CLASSES, 3, 4), "labels": torch.zeros(2, 0, 0).long()}
+    value, gradient = run(LOSSES[name].make(), "features", batch)
+    assert value == 0
+    assert torch.equal(gradient, torch.zeros_like(features))
+
+
+@every_loss
 @pytest.mark.parametrize("label", [0, CLASSES - 1])
 def test_all_other_classes_may_be_empty(loss: Loss, label: int) -> None:
     batch = loss.batch(torch.float32)
@@ -294,3 +313,34 @@ def test_bad_input_is_named(loss: Loss) -> None:
 def test_bad_options_are_named_by_the_constructor(loss: Loss, option: str, value: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match=option):
         loss.make(**{option: value})
+
+
+# --- the default base of `attach`
+
+
+def default_base(output: Any, labels: Tensor) -> Tensor:
+    return attach(nn.Identity())(output, labels)
+
+
+@pytest.mark.parametrize("content", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("as_aux", [False, True])
+def test_the_default_base_does_not_look_at_void(content: float, as_aux: bool) -> None:
+    batch = logits_and_weights(torch.float64)
+    labels, clean = batch["labels"], batch["logits"]
+    poisoned = clean.masked_fill((labels == 255)[:, None], content)
+
+    def base(logits: Tensor) -> Tensor:
+        return default_base({"out": clean, "aux": logits} if as_aux else logits, labels)
+
+    torch.testing.assert_close(run(base, "logits", {"logits": poisoned}), run(base, "logits", {"logits": clean}))
+
+
+def test_a_bad_cell_counts_exactly_where_it_reaches_a_valid_pixel() -> None:
+    labels = torch.zeros(1, 16, 16, dtype=torch.int64)
+    labels[:, :, 8:] = 255
+    for column, expected in ((3, 0), (2, 1)):  # of four: the third is mixed into valid pixels, the fourth into none
+        logits = torch.randn(1, CLASSES, 4, 4).index_fill(3, torch.tensor(column), torch.nan).requires_grad_()
+        loss = default_base(logits, labels)
+        loss.backward()
+        assert bool(loss.isnan()) == bool(expected)
+        assert bool(logits.grad.isnan().any()) == bool(expected)

@@ -109,17 +109,39 @@ def test_table_and_json_are_written(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "results.json").read_text())["lines"][0]["verdict"] == "better on these images"
 
 
-def test_pictures_show_gain_and_loss_alike() -> None:
-    control, loss = scores(0.6, images=5), scores(0.6, images=5)
-    changed = [0, 4, -3, 1, 2]
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        (
+            [0, 4, -3, 1, 2],
+            [
+                (1, "largest gain\n60.0 → 64.0 %"),
+                (2, "largest loss\n60.0 → 57.0 %"),
+                (3, "typical: gain\n60.0 → 61.0 %"),
+                (4, "gain\n60.0 → 62.0 %"),
+            ],
+        ),
+        (
+            [-1, -4, -3, -2],
+            [
+                (0, "smallest loss\n60.0 → 59.0 %"),
+                (1, "largest loss\n60.0 → 56.0 %"),
+                (3, "typical: loss\n60.0 → 58.0 %"),
+            ],
+        ),
+        ([2, 1], [(0, "largest gain\n60.0 → 62.0 %"), (1, "smallest gain\n60.0 → 61.0 %")]),
+        ([0, 0], [(1, "no change\n60.0 → 60.0 %"), (0, "no change\n60.0 → 60.0 %")]),
+        ([-1], [(0, "loss\n60.0 → 59.0 %")]),
+    ],
+)
+def test_pictures_show_gain_and_loss_alike_and_call_them_so(
+    changed: list[int], expected: list[tuple[int, str]]
+) -> None:
+    control, loss = scores(0.6, images=len(changed)), scores(0.6, images=len(changed))
     for image, pixels in enumerate(changed):
-        loss.confusion[image] += torch.tensor([[pixels, -pixels], [0, 0]])
-    assert select_examples(control, loss, 4) == [
-        (1, "largest gain"),
-        (2, "largest loss"),
-        (3, "typical"),
-        (4, "large gain"),
-    ]
+        control.confusion[image] = torch.tensor([[60, 40], [0, 0]])
+        loss.confusion[image] = torch.tensor([[60 + pixels, 40 - pixels], [0, 0]])
+    assert select_examples(control, loss, 4) == expected
 
 
 TINY = DataSettings(train_images=10, eval_images=5, size=(32, 48), jitter=0.2, scale=(0.8, 1.2))

@@ -1,5 +1,7 @@
 """Peaks and running templates."""
 
+import copy
+
 import oracles
 import pytest
 import torch
@@ -32,6 +34,16 @@ def batch(seed: int, n: int = 2) -> tuple[torch.Tensor, ...]:
     labels = torch.randint(0, 3, (n, 4, 5))
     labels[0, 0, :2] = 255
     return torch.randn(n, 6, 4, 5).double(), torch.randn(n, 4, 4, 5).double(), labels
+
+
+def test_a_bad_batch_shows_in_its_loss_and_not_in_the_running_templates() -> None:
+    loss = TemplateSimilarityLoss(running_momentum=0.5)
+    features, logits, labels = batch(0)
+    loss(features, logits, labels)
+    before = loss.running.templates.clone()
+    assert loss(torch.full_like(features, torch.nan), logits, labels).isnan()
+    torch.testing.assert_close(loss.running.templates, before)
+    assert loss(features, logits, labels).isfinite()
 
 
 def test_running_templates_follow_their_formula() -> None:
@@ -78,3 +90,15 @@ def test_running_templates_survive_a_checkpoint_and_rest_in_eval() -> None:
     assert torch.equal(unseen(*batch(8)), template_similarity_loss(*batch(8)))
     with pytest.raises(ValueError, match="running templates"):
         loss.train()(torch.randn(2, 7, 4, 5), *batch(0)[1:])
+
+
+def test_sharing_may_be_switched_later_and_copies_go_on_with_it() -> None:
+    loss = TemplateSimilarityLoss()
+    loss.share_templates = True
+    copied = copy.deepcopy(loss)
+    assert copied.share_templates
+    assert copied._ranks is not loss._ranks
+    with pytest.raises(TypeError, match="share_templates"):
+        loss.share_templates = 1
+    values = batch(0)
+    torch.testing.assert_close(loss(*values), template_similarity_loss(*values))  # one process

@@ -1,6 +1,7 @@
 """Two gloo processes equal one on the joined batch: templates, attached losses, weight maps. Both are started once."""
 
 import copy
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from attach_cases import CLASSES, Net, assert_same, batch, gradients, hooks
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch import multiprocessing as mp
+from torch.distributed.algorithms.join import Join
+from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from weight_map_cases import check_map
 
@@ -37,11 +40,14 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Results:
 
 def run(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    store = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
     try:
         found = {
-            "templates": shared_templates(rank),
+            **{kind: shared_templates(kind, rank) for kind in BATCHES},
             **{case: attached(case, rank) for case in ATTACHED},
+            **{case: uneven_steps(case, rank) for case in JOINS},
+            "refused": refused(rank),
             **{case: weight_maps(case, rank) for case in MAPS},
         }
         torch.save(found, folder / f"{rank}.pt")
@@ -60,7 +66,10 @@ OPTIONS = [
 ]
 
 
-def uneven_batch() -> tuple[Tensor, ...]:
+BATCHES = ("uneven", "the second is void", "the second has no image", "neither has a label")
+
+
+def joined_batch(kind: str) -> tuple[Tensor, ...]:
     torch.manual_seed(3)
     labels = torch.randint(0, 3, (4, 4, 5))
     labels[0, 0, :2] = 255
@@ -69,11 +78,15 @@ def uneven_batch() -> tuple[Tensor, ...]:
     labels[2:][labels[2:] == 1] = 2  # and class 1 lives in the first alone
     logits[0, 0, 3, 3] = logits[3, 0, 3, 3] = 9.0  # tied peaks: the first process's counts
     labels[0, 3, 3] = labels[3, 3, 3] = 0
-    return features, logits, labels
+    if kind != "uneven":
+        labels[2:] = 255
+    if kind == "the second has no image":
+        return features[:2], logits[:2], labels[:2]
+    return features, logits, labels[:, :0] if kind == "neither has a label" else labels
 
 
-def shared_templates(rank: int) -> tuple[list[tuple[Tensor, Tensor]], dict[str, Tensor]]:
-    features, logits, labels = (t[half(rank)] for t in uneven_batch())
+def shared_templates(kind: str, rank: int) -> tuple[list[tuple[Tensor, Tensor]], dict[str, Tensor]]:
+    features, logits, labels = (t[half(rank)] for t in joined_batch(kind))
     results = []
     for options in OPTIONS:
         leaf = features.clone().requires_grad_()
@@ -85,10 +98,11 @@ def shared_templates(rank: int) -> tuple[list[tuple[Tensor, Tensor]], dict[str, 
     return results, dict(module.state_dict())
 
 
-def test_shared_templates_are_those_of_the_joined_batch(both: Results) -> None:
-    ranks = [found["templates"] for found in both]
+@pytest.mark.parametrize("kind", BATCHES)
+def test_shared_templates_are_those_of_the_joined_batch(kind: str, both: Results) -> None:
+    ranks = [found[kind] for found in both]
     for i, options in enumerate(OPTIONS):
-        features, logits, labels = uneven_batch()
+        features, logits, labels = joined_batch(kind)
         features.requires_grad_()
         value = template_similarity_loss(features, logits, labels, **options)
         value.backward()
@@ -96,7 +110,7 @@ def test_shared_templates_are_those_of_the_joined_batch(both: Results) -> None:
         joined = torch.cat([ranks[0][0][i][1], ranks[1][0][i][1]]) / 2  # DDP averages over the ranks
         torch.testing.assert_close(joined, features.grad)
     module = TemplateSimilarityLoss(running_momentum=0.5)
-    module(*uneven_batch())
+    module(*joined_batch(kind))
     for _, state in ranks:
         torch.testing.assert_close(state, dict(module.state_dict()))
 
@@ -169,6 +183,80 @@ def test_attached_losses_give_the_gradients_of_the_joined_batch(case: str, both:
         assert result["left"] == 0
         assert_same(result["gradients"], gradients(alone), rtol=1e-10, atol=1e-12)
     torch.testing.assert_close((results[0]["validation"] + results[1]["validation"]) / 2, loss.detach())
+
+
+# --- a process that runs out of batches, inside torch's Join
+
+JOINS: dict[str, tuple[int, dict[str, Any]]] = {  # whole batches of the second process, of three; options of the term
+    "one batch and an empty one": (1, {}),
+    "one batch, means": (1, {"template": "mean", "detach_templates": True}),
+    "one batch, running": (1, {"running_momentum": 0.5}),
+    "no batch, running": (0, {"running_momentum": 0.5, "template": "mean"}),
+}
+
+
+def uneven_steps(case: str, rank: int) -> dict[str, Any]:
+    whole, options = JOINS[case]
+    model, images, labels = problem()
+    term = TemplateSimilarityLoss(weight=0.5, share_templates=True, **options)
+    ddp = DistributedDataParallel(model)
+    criterion = attach(ddp, term, head="classifier")
+    optimizer = torch.optim.SGD(model.parameters(), 0.5)
+    batches = [half(rank)] * (whole if rank else 3) + [slice(0)] * (rank and "empty" in case)
+    for _ in range(2):  # two epochs
+        with Join([term.joinable(ddp)]):
+            for rows in batches:
+                optimizer.zero_grad()
+                criterion(ddp(images[rows]), labels[rows]).backward()
+                optimizer.step()
+    return {"model": model.state_dict(), "term": term.state_dict()}
+
+
+@pytest.mark.parametrize("case", JOINS)
+def test_a_process_may_run_out_of_batches(case: str, both: Results) -> None:
+    whole, options = JOINS[case]
+    model, images, labels = problem()
+    term = TemplateSimilarityLoss(weight=0.5, **options)
+    share = 1.0
+    criterion = attach(
+        model, term, head="classifier", base=lambda z, y: share * F.cross_entropy(z, y, ignore_index=255)
+    )
+    optimizer = torch.optim.SGD(model.parameters(), 0.5)
+    for step in range(6):
+        rows, share = (slice(4), 1.0) if step % 3 < whole else (slice(2), 0.5)  # DDP divides by the initial number
+        optimizer.zero_grad()
+        criterion(model(images[rows]), labels[rows]).backward()
+        optimizer.step()
+    for found in (each[case] for each in both):
+        assert_same(found["model"], model.state_dict(), rtol=1e-10, atol=1e-12)
+        assert_same(found["term"], term.state_dict(), rtol=1e-10, atol=1e-12)
+
+
+def refused(rank: int) -> list[str]:
+    """What is said where a process cannot be waited for."""
+    model, images, labels = problem()
+    ddp = DistributedDataParallel(model)
+    term = TemplateSimilarityLoss(share_templates=True)
+    criterion = attach(ddp, term, head="classifier")
+    said = []
+    for joined, how in ((ddp, {"throw_on_early_termination": True}), (term.joinable(ddp), DIVIDE), (model, {})):
+        try:
+            with Join([term.joinable(joined) if joined is model else joined], **how):
+                for _ in range(2 - rank):
+                    criterion(ddp(images[half(rank)]), labels[half(rank)]).backward()
+        except (RuntimeError, TypeError, ValueError) as error:
+            said.append(str(error))
+    return said
+
+
+DIVIDE = {"divide_by_initial_world_size": False}
+
+
+def test_what_cannot_be_waited_for_is_refused_in_both(both: Results) -> None:
+    for rank, (stopped, divided, plain) in enumerate(found["refused"] for found in both):
+        assert ("exhausted all inputs" if rank else "one rank that exhausted inputs") in stopped
+        assert "divide_by_initial_world_size: expected True" in divided
+        assert "model: expected DistributedDataParallel" in plain
 
 
 # --- weight maps are every process's own

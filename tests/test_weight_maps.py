@@ -3,6 +3,7 @@
 import copy
 import io
 import math
+import re
 from typing import Any
 
 import pytest
@@ -86,18 +87,22 @@ def test_the_map_of_an_odd_batch(make: Any, case: str) -> None:
 
 
 @EVERY_LOSS
-@pytest.mark.parametrize("size", [(8, 8), (24, 20), (16, 16)])
-def test_labels_of_another_size(make: Any, size: tuple[int, int]) -> None:
+def test_labels_at_the_size_of_small_logits_or_of_the_images_and_of_no_other(make: Any) -> None:
     model, images, logits, _ = problem()
-    labels = torch.randint(0, CLASSES, (2, *size))
-    labels[0, :3] = 255
-    weights = make().weight_map(model, images, logits, labels) if make is not StubLoss else None
-    if weights is not None:
-        check_map(weights, labels)
-        at_size = F.interpolate(logits, size=size, mode="bilinear") if size != (16, 16) else logits
-        torch.testing.assert_close(
-            make()(model, images, logits, labels), weighted_cross_entropy(at_size, labels, weights)
-        )
+    grid = F.interpolate(logits, size=(8, 10), mode="bilinear")
+    loss = make()
+    if make is not StubLoss:
+        small = torch.randint(0, CLASSES, (2, 8, 10))
+        small[0, :3] = 255
+        weights = make().weight_map(model, images, grid, small)
+        check_map(weights, small)
+        torch.testing.assert_close(loss(model, images, grid, small), weighted_cross_entropy(grid, small, weights))
+    for size in ((8, 8), (15, 16), (32, 32)):
+        wrong = torch.zeros(2, *size, dtype=torch.int64)
+        message = rf"labels: expected the images' size \(16, 16\) or the logits' \(8, 10\), got {re.escape(str(size))}"
+        for call in (loss, loss.weight_map):
+            with pytest.raises(ValueError, match=message):
+                call(model, images, grid, wrong)
 
 
 @EVERY_LOSS
@@ -150,6 +155,24 @@ def test_another_batch_in_between_gets_the_mean_score_of_its_labels() -> None:
     assert loss.refreshes == 1
 
 
+def test_a_kept_map_is_not_given_to_another_model() -> None:
+    model, images, logits, labels = problem()
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        next(other.parameters()).add_(0.5)
+    loss = StubLoss(every=10)
+    first = loss.weight_map(model, images, logits, labels)
+    loss_copy, model_copy = copy.deepcopy((loss, model))
+    averaged = torch.optim.swa_utils.AveragedModel(model_copy)
+    assert torch.equal(loss_copy.weight_map(averaged, images, logits, labels), first)
+    assert loss_copy.refreshes == 1
+    fresh = StubLoss().weight_map(other, images, logits, labels)
+    assert torch.equal(loss.weight_map(other, images, logits, labels), fresh)
+    assert not torch.equal(fresh, first)
+    assert torch.equal(loss.weight_map(other, images, logits, labels), fresh)
+    assert loss.refreshes == 2
+
+
 @pytest.mark.parametrize("change", ["pixel", "sign of zero", "label", "order", "fewer", "size"])
 def test_a_batch_that_differs_in_anything_is_another(change: str) -> None:
     model, images, logits, labels = problem()
@@ -168,7 +191,7 @@ def test_a_batch_that_differs_in_anything_is_another(change: str) -> None:
     elif change == "fewer":
         x, y, z = x[:1], y[:1], z[:1]
     else:
-        y = y[:, :8]
+        x, y, z = x[..., :8, :], y[:, :8], z[..., :8, :]
     found = loss.weight_map(model, x, z, y)
     assert loss.refreshes == 1
     check_map(found, y)

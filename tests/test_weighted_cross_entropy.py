@@ -41,6 +41,24 @@ def test_no_weight_is_an_attached_zero() -> None:
     assert torch.equal(logits.grad, torch.zeros_like(logits))
 
 
+@pytest.mark.parametrize("content", [torch.nan, torch.inf, -torch.inf])
+def test_what_has_no_weight_has_no_say_unless_the_weight_learns(content: float) -> None:
+    logits, labels, weights = batch()
+    labels[1, 1, 2] = 0
+    weights[1, 1, 2] = 0.0
+    bad = logits.clone()
+    bad[1, :2, 1, 2] = content
+    found = []
+    for leaf in (logits.requires_grad_(), bad.requires_grad_()):
+        loss = weighted_cross_entropy(leaf, labels, weights)
+        loss.backward()
+        found.append((loss.detach(), leaf.grad))
+    torch.testing.assert_close(found[1], found[0])
+    learnt = weights.requires_grad_()
+    (slope,) = torch.autograd.grad(weighted_cross_entropy(logits, labels, learnt), learnt)
+    assert slope[1, 1, 2] != 0
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -215,12 +215,21 @@ def _check_size(labels: Tensor, logits: Tensor, last: ForwardPass) -> None:
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
-    """nn.CrossEntropyLoss at label size; zero, not NaN, where every pixel is void; summed in float32 or better."""
+    """nn.CrossEntropyLoss at label size, summed in float32 or better; what lies at void, NaN too, has no say.
+
+    Zero, not NaN, where every pixel is void. On the CPU void pixels are replaced only where there is need: that would
+    take as long again as the rest.
+    """
     logits = logits_at(logits, labels.shape[-2:])
     if torch.finfo(logits.dtype).bits < 32:
         logits = logits.float()
-    total = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
-    return total / (labels != ignore_index).sum().clamp(min=1)
+    valid = labels != ignore_index
+    looks = logits.device.type == "cpu" and not torch.compiler.is_compiling()
+    logs = F.log_softmax(logits, 1) if looks else logits
+    if not looks or not bool(logs.detach()[:, 0].sum().isfinite()):  # NaN of one class is NaN of all
+        logs = F.log_softmax(torch.where(valid[:, None], logits, 0.0), 1)
+    total = F.nll_loss(logs, labels, ignore_index=ignore_index, reduction="sum")
+    return total / valid.sum().clamp(min=1)
 
 
 def _has_weight_map(term: Term) -> bool:

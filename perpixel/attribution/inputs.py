@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from perpixel.checks import check_integer, check_option, check_tensor, complain
-from perpixel.outputs import dense_logits, logits_at
+from perpixel.outputs import dense_logits
 
 SCORES = ("logit", "margin")
 
@@ -61,12 +61,15 @@ def labels_for(label: int | Tensor, logits: Tensor) -> Tensor:
     return labels.to(logits.device)
 
 
-def region_for(region: Tensor | None, logits: Tensor, labels: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
-    """`region` as bool (N, H, W), not empty; None: where `logits` (N, C, h, w), at `size`, predict the label."""
-    count, given = len(logits), region is not None
-    if region is None:
-        region = predicted_labels(logits_at(logits, size)) == labels[:, None, None]
-    elif tuple(region.shape[-2:]) not in {tuple(logits.shape[-2:]), tuple(size)}:
+def region_for(
+    region: Tensor, logits: Tensor, labels: Tensor, size: torch.Size | tuple[int, int], *, predicted: bool = False
+) -> Tensor:
+    """`region` as bool (N, H, W), not empty, at the size of `logits` (N, C, h, w) or `size`.
+
+    predicted: it is where the network predicts the label, which the error says then.
+    """
+    count = len(logits)
+    if tuple(region.shape[-2:]) not in {tuple(logits.shape[-2:]), tuple(size)}:
         expected = f"the output's size {tuple(logits.shape[-2:])} or the images' {tuple(size)}"
         raise ValueError(complain("region", expected, region, "Bring it there with nearest-neighbour interpolation."))
     if region.ndim == 2:
@@ -77,7 +80,7 @@ def region_for(region: Tensor | None, logits: Tensor, labels: Tensor, size: torc
     empty = (~region.flatten(1).any(1)).nonzero().flatten().tolist()
     if empty:
         came = f"none in image {empty[0]}" + (f" (nor in {len(empty) - 1} more)" if len(empty) > 1 else "")
-        which = "" if given else f" The network predicts label {int(labels[empty[0]])} nowhere there."
+        which = f" The network predicts label {int(labels[empty[0]])} nowhere there." if predicted else ""
         raise ValueError(complain("region", "at least one pixel per image", came, f"Leave the image out.{which}"))
     return region
 

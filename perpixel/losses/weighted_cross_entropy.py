@@ -15,7 +15,8 @@ def weighted_cross_entropy(logits: Tensor, labels: Tensor, weight_map: Tensor, *
         logits: (N, C, H, W), any floating dtype.
         labels: (N, H, W), integers in [0, C) or `ignore_index`.
         weight_map: (N, H, W), non-negative; only ratios matter. Negative or NaN weights at valid pixels raise on the
-            CPU (no wait for other devices). No gradient flows to it unless it requires one.
+            CPU (no wait for other devices). No gradient flows to it unless it requires one; if not, a pixel of weight
+            zero is as good as void: what its logits are, NaN too, has no say.
         ignore_index: void label.
 
     Returns:
@@ -38,6 +39,8 @@ def weighted_cross_entropy(logits: Tensor, labels: Tensor, weight_map: Tensor, *
         if not bool((torch.where(valid, weight_map, 0.0) >= 0).all()):
             came = f"a smallest of {float(torch.where(valid, weight_map, 0.0).min())}"
             raise ValueError(complain("weight_map", "non-negative weights at valid pixels", came, "Clamp it at zero."))
+    if not weight_map.requires_grad:
+        valid = valid & (weight_map != 0)
     wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
     clean = torch.where(valid[:, None], logits, 0.0).to(wide)
     losses = F.cross_entropy(clean, torch.where(valid, labels, 0).long(), reduction="none")

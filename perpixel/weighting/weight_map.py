@@ -1,5 +1,6 @@
 """What every loss with a weight map of its own shares: arguments, schedule, normalisation, cross-entropy."""
 
+import weakref
 from typing import Any
 
 import torch
@@ -9,9 +10,8 @@ from perpixel.borrow import borrowed, dtype_of, unwrap
 from perpixel.checks import check_flag, check_integer, check_number, check_same_device, check_tensor, complain
 from perpixel.losses import weighted_cross_entropy
 from perpixel.outputs import check_labels, logits_at
-from perpixel.reduction import masked_mean, valid_mask
+from perpixel.reduction import fingerprint, masked_mean, valid_mask
 
-_SPREAD = -1640531535  # 2^32 / golden ratio, odd: neighbouring places get unlike factors
 _KEPT = ("kept_map", "kept_key", "label_scores")
 
 
@@ -28,8 +28,9 @@ class WeightMapLoss(nn.Module):
     another and only the place within it counts; the overall mean is 1 as well.
     every: compute the scores at every `every`-th step; in between, a batch with the very images and labels of the last
     refresh gets its map again, any other the mean score of each label at the last refresh that had it (a label never
-    seen: the mean of the others), normalised anew. A step is a `forward` in training mode that gradients flow from, or
-    a `weight_map` in training mode; all other calls compute a map of their own and leave the schedule alone.
+    seen: the mean of the others), normalised anew; another model's batch scores of its own. A step is a `forward` in
+    training mode that gradients flow from, or a `weight_map` in training mode; all other calls compute a map of their
+    own and leave the schedule alone.
     The schedule is part of `state_dict`: `steps`, and with every > 1 the last map and the labels' scores.
     """
 
@@ -43,13 +44,14 @@ class WeightMapLoss(nn.Module):
         self.steps: Tensor
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self._taken: int | None = 0  # `steps` as a number, so that no step waits for the device
+        self._kept_of: weakref.ref[nn.Module] | None = None  # the model that the kept map is of; None: not known
         self._kept: dict[str, Tensor] = {}  # no buffers: DistributedDataParallel would send them to other processes
 
     def forward(self, model: nn.Module, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss, a scalar: float32, float64 for float64 logits. Zero, attached to the graph, where all is void.
 
         model: what gave `logits` (N, C, h, w) for `images` (N, channels, H, W), at its output's size or another.
-        labels: int (N, H', W'); the logits are brought to their size.
+        labels: int (N, H', W'), at the size of the images or of the logits, which are brought to theirs.
         """
         labels = self._check(model, images, logits, labels)
         learns = self.training and torch.is_grad_enabled() and logits.requires_grad
@@ -78,13 +80,15 @@ class WeightMapLoss(nn.Module):
         groups = _Groups(labels, valid_mask(labels, self.ignore_index), logits.shape[1])
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         due = self._step() % self.every == 0 if scheduled else True
-        if not due and self._kept:
+        of_another = self._kept_of is not None and self._kept_of() is not unwrap(model)
+        if not due and self._kept and not of_another:
             return self._reused(images, labels, groups).to(dtype)
         scores = self._scores(model, images, logits, labels, groups.valid).to(dtype)
         weights = self._weights(scores, groups)
         if scheduled and self.every > 1:
             means = groups.means(scores, -1.0)
-            before = self._kept.get("label_scores", means).to(means)
+            before = means if of_another else self._kept.get("label_scores", means).to(means)
+            self._kept_of = weakref.ref(unwrap(model))
             self._kept = {
                 "kept_map": weights,
                 "kept_key": fingerprint(images, labels),
@@ -93,6 +97,8 @@ class WeightMapLoss(nn.Module):
         return weights
 
     def _scores(self, model: nn.Module, images: Tensor, logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
+        if labels.numel() == 0:
+            return torch.zeros(labels.shape, device=labels.device)
         model = unwrap(model)
         of_model = dtype_of(model, images)
         with borrowed(model, images.device) as evaluated:
@@ -134,7 +140,11 @@ class WeightMapLoss(nn.Module):
         if images.shape[0] != logits.shape[0]:
             came = f"{images.shape[0]} images for the logits of {logits.shape[0]}"
             raise ValueError(complain("images", "the images the logits were computed from", came, "Pass that batch."))
+        check_label_size(labels, images, logits)
         return labels
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept_of": None}  # a copy goes on with a copy of the model
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -142,9 +152,18 @@ class WeightMapLoss(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         self._kept = {name: state_dict[prefix + name] for name in _KEPT if prefix + name in state_dict}
-        self._taken = None
+        self._taken = self._kept_of = None
         own = {prefix + name for name in _KEPT}
         super()._load_from_state_dict({k: v for k, v in state_dict.items() if k not in own}, prefix, *args)
+
+
+def check_label_size(labels: Tensor, images: Tensor, logits: Tensor) -> None:
+    """ValueError if labels (N, H, W) have neither the size of the images nor that of the logits."""
+    size, of_images, of_logits = (tuple(t.shape[-2:]) for t in (labels, images, logits))
+    if size not in (of_images, of_logits):
+        expected = f"the images' size {of_images} or the logits' {of_logits}"
+        remedy = "Crop or pad them as the images were, or bring them there by nearest neighbour."
+        raise ValueError(complain("labels", expected, f"{size}", remedy))
 
 
 class _Groups:
@@ -161,19 +180,3 @@ class _Groups:
         counts = sums.index_add(0, self.group, torch.ones_like(values).flatten())
         sums = sums.index_add(0, self.group, torch.where(self.valid, values, 0.0).flatten())
         return torch.where(counts > 0, sums / counts.clamp(min=1), absent)[: self.classes]
-
-
-def fingerprint(*tensors: Tensor) -> Tensor:
-    """int64 (N, number of tensors), equal where the images of two batches are equal bit by bit.
-
-    The sum over a tensor's words, times an odd factor that depends on the place, modulo 2^32 each; a change of any one
-    word changes it. No wait for the device.
-    """
-    return torch.stack([_of_rows(tensor) for tensor in tensors], 1)
-
-
-def _of_rows(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach().contiguous()
-    words = tensor.view(torch.int16 if tensor.element_size() == 2 else torch.int32).flatten(1)
-    place = torch.arange(words.shape[1], device=tensor.device, dtype=torch.int32)
-    return (words.to(torch.int32) * (place * _SPREAD * 2 + 1)).sum(1, dtype=torch.int64)

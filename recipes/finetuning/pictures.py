@@ -49,18 +49,36 @@ def draw_curves(
 def select_examples(control: SegmentationScores, loss: SegmentationScores, count: int) -> list[tuple[int, str]]:
     """Evaluation images that show what changed, with the reason, chosen by the change of pixel accuracy.
 
-    In turns: the largest gain, the largest loss, the median; so that good and bad news get the same room.
+    In turns: the largest gain, the largest loss, the median; so that good and bad news get the same room. A gain is
+    called so only if it is one.
     """
-    change = pixel_accuracy(loss.confusion) - pixel_accuracy(control.confusion)
+    before, after = pixel_accuracy(control.confusion), pixel_accuracy(loss.confusion)
+    change = after - before
     known = change.isfinite().nonzero().flatten()
     order = known[change[known].argsort(stable=True)].tolist()
     examples: dict[int, str] = {}
-    reasons = (("largest gain", -1, -1), ("largest loss", 0, 1), ("typical", len(order) // 2, 1))
+    turns = ((-1, -1), (0, 1), (len(order) // 2, 1))
     for number in range(min(count, len(order))):
-        reason, place, step = reasons[number % 3]
-        index = order[(place + step * (number // 3)) % len(order)]
-        examples.setdefault(index, reason if number < 3 else reason.replace("largest", "large"))
+        turn, again = number % 3, number // 3
+        place, step = turns[turn]
+        index = order[(place + step * again) % len(order)]
+        gain = float(change[index])
+        reason = "gain" if gain > 0 else "loss" if gain < 0 else "no change"
+        if turn == 2:
+            reason = f"typical: {reason}"
+        elif gain and not again and len(order) > 1:  # where all have lost, the first is the smallest loss
+            reason = f"{'largest' if (turn == 0) == (gain > 0) else 'smallest'} {reason}"
+        examples.setdefault(index, f"{reason}\n{_change(float(before[index]), float(after[index]))}")
     return list(examples.items())
+
+
+def _change(before: float, after: float) -> str:
+    """Two shares such as "8.8 → 8.5 %", with as many digits as tell them apart, up to four."""
+    for digits in range(1, 5):
+        texts = [f"{100 * share:.{digits}f}" for share in (before, after)]
+        if texts[0] != texts[1]:
+            return f"{texts[0]} → {texts[1]} %"
+    return f"{100 * before:.1f} → {100 * after:.1f} %"
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from perpixel.attribution.baselines import Baselines
 from perpixel.attribution.captum.layers import layer_for
 from perpixel.attribution.captum.methods import Method
-from perpixel.attribution.captum.options import batches, layer_squares
+from perpixel.attribution.captum.options import batches, images_at_once, layer_squares
 from perpixel.attribution.captum.target import RegionTarget
 from perpixel.attribution.captum.validity import prepare_model
 from perpixel.attribution.inputs import check_images, check_model
@@ -19,7 +19,7 @@ from perpixel.attribution.measures.context import Attribution
 from perpixel.borrow import borrowed, unwrap
 from perpixel.checks import check_same_device, complain
 from perpixel.outputs import logits_at
-from perpixel.reduction import labels_on_grid
+from perpixel.reduction import fingerprint, labels_on_grid
 
 _MEMORY = ("internal_batch_size", "perturbations_per_eval", "nt_samples_batch_size")  # options that bound it
 _CAPTUM_WARNINGS = (
@@ -66,7 +66,8 @@ def explain(
     chosen = Method(method, attribute_kwargs)
     with _ready_for_captum(model):
         images = _fit(images, model)
-        target = RegionTarget(model, label, region, score).freeze(images)
+        at_once = attribute_kwargs.get("internal_batch_size") or images_at_once(images)
+        target = RegionTarget(model, label, region, score).freeze(images, at_once)
         name, module = layer_for(chosen, model, layer, images)
         prepare_model(chosen.kind.__name__, model, images, score, module)
         options = {**layer_squares(chosen, model, module, images), **attribute_kwargs}
@@ -86,9 +87,8 @@ def explain(
         values = _on_image(values, images, chosen)
         regions = labels_on_grid(regions, (images.shape[-2], images.shape[-1]))
     layer_name = name if chosen.layered else None
-    return Attribution(
-        values, regions, target.label, chosen.name, torch.cat(deltas) if deltas else None, layer_name, score
-    )
+    delta = torch.cat(deltas) if deltas else None
+    return Attribution(values, regions, target.label, chosen.name, delta, layer_name, score, fingerprint(images))
 
 
 @contextmanager

@@ -85,16 +85,17 @@ def _groups(method: Method, images: Tensor, bases: list[Tensor | None], given: d
     elif len(bases) > 1:
         size = 1
     else:
-        size = given.get("internal_batch_size") or _most(images)
+        size = given.get("internal_batch_size") or images_at_once(images)
     return (slice(start, start + size) for start in range(0, count, size))
 
 
-def _most(images: Tensor) -> int:
+def images_at_once(images: Tensor) -> int:
+    """How many of them go into one forward pass, where the caller does not say."""
     return max(1, min(ROWS, PIXELS // images.shape[-2:].numel()))
 
 
 def _options(method: Method, images: Tensor, given: dict[str, Any]) -> dict[str, Any]:
-    most = _most(images)
+    most = images_at_once(images)
     rows = max(1, most // len(images))
     own, kind = method.parameters(), method.kind.__name__
     chosen: dict[str, Any] = {}

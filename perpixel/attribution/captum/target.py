@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-from perpixel.attribution.captum.rows import CallStack
 from perpixel.attribution.inputs import (
     SCORES,
     check_images,
@@ -13,11 +12,14 @@ from perpixel.attribution.inputs import (
     check_score,
     dense,
     labels_for,
+    predicted_labels,
     region_for,
 )
 from perpixel.borrow import borrowed
-from perpixel.checks import check_finite, check_option, complain
+from perpixel.checks import check_finite, check_integer, check_option, complain
 from perpixel.outputs import logits_at
+
+_ARGUMENTS = "additional_forward_args=target.arguments(images)"
 
 
 class RegionTarget(nn.Module):
@@ -32,13 +34,13 @@ class RegionTarget(nn.Module):
     model: a network with dense output, run in evaluation mode; its flags are put back after every call.
     label: an int, or ints (N,), one per image. region: bool (N, H, W), or (H, W) for all, at the size of the output
         or of the images. None: where the network predicts the label on the unperturbed images, at image size; a single
-        logit predicts its label 0 where it is positive. Found once, by `freeze(images)` or at the first call, on the
-        images captum was given (not on what it made of them), and kept; other images want a new target.
+        logit predicts its label 0 where it is positive.
 
-    captum copies and mixes the rows of a batch. Given `additional_forward_args=target.arguments(images)`, it copies
-    labels and regions with them; without, the target reads the order off captum's call, and raises ValueError where
-    it cannot. ValueError or TypeError also for an unknown label or score, an empty region (naming the image), a region
-    of another size, an output that is not dense, and NaN in the region.
+    A forward function is not told which image captum made a row of. So every call with labels or regions that differ
+    needs `additional_forward_args=target.arguments(images)`, which captum copies and cuts together with the images.
+    Without, all rows get the one label and the one region: an int, or (1,), with (H, W), or (1, H, W), given or
+    predicted on one image by `freeze`. ValueError for any other call without. ValueError or TypeError also for an
+    unknown label or score, an empty region (naming the row), a region of another size, and an output that is not dense.
     """
 
     def __init__(
@@ -47,67 +49,97 @@ class RegionTarget(nn.Module):
         super().__init__()
         self.model = check_model(model)
         self.score = check_option("score", score, SCORES)
-        self.label = check_label(label)
-        self.region = None if region is None else check_region(region)
+        label = check_label(label)
+        with torch.inference_mode(False):  # copies that autograd may keep, and nobody else writes to
+            self.label = label.clone() if isinstance(label, Tensor) else label
+            self.region = None if region is None else check_region(region).clone()
         self.readout = Readout(score)
         self.training = model.training
-        self._given = self.region
-        self._alike = isinstance(self.label, int) and region is not None and region.ndim == 2
-        self._frozen: tuple[Tensor, Tensor] | None = None
-        self._dtype = torch.float32
+        self._predicted = region is None
+        self._dtype: torch.dtype | None = None
 
-    def freeze(self, images: Tensor) -> "RegionTarget":
-        """Fix labels and regions, anew if need be, for these unperturbed images; the target itself comes back."""
-        self._freeze(images)
+    def freeze(self, images: Tensor, batch_size: int | None = None) -> "RegionTarget":
+        """Check the target on these unperturbed images, NaN in the region too; the target itself comes back.
+
+        A predicted region is found on them, anew if need be, and kept for whatever images come; so is their dtype, for
+        captum's noise is float32.
+        batch_size: images per forward pass; None: all.
+        """
+        region = self._checked(images, batch_size)[1]
+        self.region = region if self._predicted else self.region
+        self._dtype = images.dtype
         return self
 
     @torch.inference_mode(False)
-    @torch.no_grad()
-    def _freeze(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        images = check_images(images)
-        logits = self._logits(images, captum_hooks=False)
-        labels = labels_for(self.label, logits)
-        region = region_for(self._given, logits, labels, images.shape[-2:])
-        check_score(self.score, logits.shape[1])
-        check_finite("output", logits_at(logits, region.shape[-2:]), region)
-        labels, region = (t.clone() if t.is_inference() else t for t in (labels, region))  # autograd wants to keep them
-        self._frozen, self._dtype = (labels, region), images.dtype
-        self.region = region[0] if self._alike else region
-        return self._frozen
-
     def arguments(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Labels int64 (N,) and regions bool (N, H, W), frozen if not yet, for captum's `additional_forward_args`."""
-        labels, region = self._frozen or self._freeze(images)
-        if self._alike:
-            return labels[:1].expand(len(images)), region[:1].expand(len(images), -1, -1)
-        if len(labels) != len(images):
-            came = f"{len(images)} images"
-            raise ValueError(complain("images", f"the {len(labels)} of the target", came, "Make a target for these."))
+        """Labels int64 (N,) and regions bool (N, H, W) of unperturbed images, for captum's `additional_forward_args`.
+
+        A predicted region that no `freeze` has kept is that of these images, in one forward pass. ValueError for
+        another number of images than there are labels or regions.
+        """
+        count = len(check_images(images))
+        self._dtype = images.dtype
+        if self.region is None:
+            return self._checked(images)
+        label = torch.full((count,), self.label) if isinstance(self.label, int) else self.label
+        region = self.region.expand(count, -1, -1) if self.region.ndim == 2 else self.region
+        if not len(label) == len(region) == count:
+            expected = f"as many as there are labels ({len(label)}) and regions ({len(region)})"
+            raise ValueError(complain("images", expected, f"{count} images", "Make a target for these."))
+        return label.to(images.device), region.to(images.device)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _checked(self, images: Tensor, batch_size: int | None = None) -> tuple[Tensor, Tensor]:
+        """Labels (N,) and regions (N, H, W) of unperturbed images, held against the network's output for them."""
+        images = check_images(images)
+        given = None if self._predicted else self.region
+        size = (images if given is None else given).shape[-2:]
+        finite, predicted = [], []
+        for part in images.split(len(images) if batch_size is None else check_integer("batch_size", batch_size, low=1)):
+            logits = self._logits(part)
+            full = logits_at(logits, size)
+            finite.append(full.isfinite().all(1))
+            if given is None:
+                predicted.append(predicted_labels(full))
+        output = logits.new_empty(()).expand(len(images), *logits.shape[1:])
+        labels = labels_for(self.label, output)
+        region = torch.cat(predicted) == labels[:, None, None] if given is None else given
+        region = region_for(region, output, labels, images.shape[-2:], predicted=given is None)
+        check_score(self.score, output.shape[1])
+        check_finite("output", torch.where(torch.cat(finite), 0.0, torch.nan)[:, None], region)
         return labels, region
 
     def forward(self, images: Tensor, label: Tensor | None = None, region: Tensor | None = None) -> Tensor:
         """Scores (N,) of images (N, channels, H, W), for the label (N,) and region (N, H, W) of each row, if given."""
-        if label is None and region is None:
-            label, region = self._of_rows(images)
-        if label is None or region is None:
+        if (label is None) != (region is None):
             came = f"no {'label' if label is None else 'region'}"
             raise TypeError(complain("label, region", "both, or neither", came, "Pass what `arguments` gives."))
-        if self._frozen is not None:  # captum's noise is float32, whatever the images are
+        if label is None or region is None:
+            label, region = self._same_for_all(len(images))
+        if self._dtype is not None:  # captum's noise is float32, whatever the images are
             images = images.to(self._dtype)
         logits = self._logits(images)
-        label, region = label.to(logits.device), region.to(logits.device, torch.bool)  # captum's LRP adds 0 to them
+        label = labels_for(check_label(label), logits)
+        region = check_region(region.to(torch.bool))  # captum's LRP adds 0 to it
+        region = region_for(region, logits, label, images.shape[-2:])
+        check_score(self.score, logits.shape[1])
         return self.readout(logits, label=label, region=region)
 
-    def _of_rows(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        stack = CallStack()
-        labels, region = self._frozen or self._freeze(images if stack.images is None else stack.images)
-        if self._alike or len(labels) == 1:
-            return labels[:1].expand(len(images)), region[:1].expand(len(images), -1, -1)
-        examples = stack.examples(len(labels), images).to(labels.device)
-        return labels[examples], region[examples]
+    def _same_for_all(self, count: int) -> tuple[Tensor, Tensor]:
+        if self.region is None:
+            expected, came = "one that is fixed", "None, and no images that it is predicted on"
+            remedy = "Call target.freeze(images) with the unperturbed images, or pass " + _ARGUMENTS
+            raise ValueError(complain("region", expected, came, remedy))
+        labels, regions = (1 if isinstance(self.label, int) else len(self.label)), self.region.shape[:-2].numel()
+        if labels != 1 or regions != 1:
+            came = f"{labels} labels and {regions} regions, and no word on which row has which"
+            remedy = f"Pass {_ARGUMENTS}, which captum copies together with the images."
+            raise ValueError(complain("label, region", "one of each for all rows", came, remedy))
+        return torch.full((count,), int(self.label)), self.region.expand(count, -1, -1)
 
-    def _logits(self, images: Tensor, captum_hooks: bool = True) -> Tensor:
-        with borrowed(self.model, gradients=True, captum_hooks=captum_hooks):
+    def _logits(self, images: Tensor) -> Tensor:
+        with borrowed(self.model, gradients=True):
             return dense(self.model(images), images)
 
     def extra_repr(self) -> str:

@@ -20,6 +20,7 @@ from perpixel.attribution.measures.context import Attribution, context_share, di
 from perpixel.attribution.measures.evidence import as_map, as_mass
 from perpixel.borrow import borrowed
 from perpixel.checks import check_flag, check_integer, check_option, complain
+from perpixel.reduction import fingerprint
 
 
 def faithfulness(
@@ -55,7 +56,8 @@ def faithfulness(
         value; None: single pixels, whose random removal is noise rather than missing context. baselines: as for
         `explain`; "mean" hides colours, which "blur" keeps. seeds: random orders, a number or the seeds.
     freeze_object: the region, and `exclude_border` pixels around it, never change; only context is removed. Without,
-        everything is. batch_size: pictures per forward pass.
+        everything is. batch_size: pictures per forward pass, but for those of the explainer, which knows its own, and
+        for the statistics of batch norms that are reset: these are of all images at once.
     explainer: `explainer(network, images) -> values` (or an `Attribution`), or the name of a method of `explain`; by
         default that of the attribution. Needed for the randomised-weights check, at `stages` resets (0: skip), and for
         the comparison of baselines (`compare_baselines`; empty: skip), for which a callable must take `baselines=`,
@@ -74,6 +76,7 @@ def faithfulness(
     drawn, cell = _seeds(seeds), _cell(patch, images)
     label, region, score = _question(attribution, label, region, score)
     values = as_map("attribution", attribution, (len(images), *images.shape[-2:])).to(images.device)
+    _check_images_explained(attribution, images)
     baseline = baseline_images(baselines, images)
     with borrowed(model, gradients=True, restore_all=True):
         scores = RegionScores(model, images, label, region, baseline, batch_size)
@@ -143,6 +146,13 @@ def _question(
     if label is None:
         raise ValueError(complain("label", "the label that plain values explain", "None", "Pass label=."))
     return label, region, check_option("score", "logit" if score is None else score, SCORES)
+
+
+def _check_images_explained(attribution: Attribution | Tensor, images: Tensor) -> None:
+    explained = attribution.of_images if isinstance(attribution, Attribution) else None
+    if explained is not None and not torch.equal(explained.cpu(), fingerprint(images).cpu()):
+        remedy = "Pass attribution.values, to test them on others."
+        raise ValueError(complain("images", "those that were explained, in the same order and dtype", images, remedy))
 
 
 def _each(label: int | Tensor, attribution: Attribution) -> list[int]:

@@ -31,10 +31,21 @@ class Infidelity:
 
 def infidelity(values: Tensor, scores: RegionScores, cells: Cells, score: str, samples: int) -> Infidelity:
     """Infidelity of a map (N, H, W), from `samples` random sets of cells replaced by the baseline."""
+    batches = torch.arange(len(values), device=values.device).split(scores.batch)
+    parts = [_infidelity(values, scores, cells, score, samples, rows) for rows in batches]
+    return Infidelity(*(torch.cat(found) for found in zip(*parts)))
+
+
+def _infidelity(
+    values: Tensor, scores: RegionScores, cells: Cells, score: str, samples: int, rows: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Value and control of the images `rows` (B,): each (B,)."""
     from captum.metrics import infidelity as captum_infidelity
 
-    images, baseline, units = scores.images, scores.baseline, cells.used.sum(1)
-    target = RegionTarget(scores.model, scores.label, scores.region, score).freeze(images)
+    images, baseline, values = scores.images[rows], scores.baseline[rows], values[rows]
+    cells = Cells(cells.number, cells.count, cells.removable[rows])
+    units = cells.used.sum(1)
+    target = RegionTarget(scores.model, scores.label[rows], scores.region[rows], score)
 
     def measured(worth: Tensor, normalize: bool) -> Tensor:
         done = 0
@@ -66,7 +77,7 @@ def infidelity(values: Tensor, scores: RegionScores, cells: Cells, score: str, s
     with torch.no_grad():
         cost = measured(torch.zeros_like(values), normalize=False)
         cost = torch.where(cost > 0, cost, torch.nan)
-        return Infidelity(measured(values, True) / cost, measured(_shuffled(values, cells), True) / cost)
+        return measured(values, True) / cost, measured(_shuffled(values, cells), True) / cost
 
 
 def _key(cells: Cells, seed: int, images: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ class RegionScores:
     def __init__(
         self, model: nn.Module, images: Tensor, label: int | Tensor, region: Tensor | None, baseline: Tensor, batch: int
     ) -> None:
-        label, region = RegionTarget(model, label, region).arguments(images)
+        label, region = RegionTarget(model, label, region).freeze(images, batch).arguments(images)
         height, width = images.shape[-2:]
         self.model, self.images, self.baseline, self.batch = model, images, baseline, batch
         self.label = label.to(images.device)
@@ -43,7 +43,8 @@ class RegionScores:
         self.before = torch.cat(parts)
 
     def __call__(self, images: Tensor, original: Tensor) -> Tensor:
-        return self._summed(*self._readout(images, original), original)
+        parts = zip(images.split(self.batch), original.split(self.batch))
+        return torch.cat([self._summed(*self._readout(part, rows), rows) for part, rows in parts])
 
     def hiding(self, original: Tensor, hidden: Callable[[slice], Tensor]) -> Tensor:
         """Scores (J, 4) of the images `original` (J,) with the baseline where `hidden(rows)`, bool (B, H, W), is."""

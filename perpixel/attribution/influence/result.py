@@ -202,10 +202,11 @@ class Influence:
         """The loss of each image's score (N, units), and the regions (N, H, W); all checked."""
         check_score(score, self.logits.shape[1])
         labels = labels_for(check_label(label), self.logits)
+        given = region is not None
         if region is None:
             region = self.predictions == labels[:, None, None]
         output = self.logits.new_empty(()).expand(*self.logits.shape[:2], *self.upsampling.output)
-        region = region_for(check_region(region), output, labels, self.size)
+        region = region_for(check_region(region), output, labels, self.size, predicted=not given)
         if score == "logit":
             return self._logit_effects(labels, region), region
         effects = [self._margin_effect(n, label, region[n]) for n, label in enumerate(labels.tolist())]

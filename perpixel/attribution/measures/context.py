@@ -22,6 +22,7 @@ class Attribution:
     delta: (N,), what the values leave unexplained: their sum minus the score's change from baseline to image (for
         layer methods the sum is that on the layer; samples averaged). None where the method has no such bound.
     layer: the layer of a layer method. score: "logit" or "margin".
+    of_images: int64 (N, 1), the `fingerprint` of the images that were explained, None if not known.
     """
 
     values: Tensor
@@ -31,6 +32,7 @@ class Attribution:
     delta: Tensor | None = None
     layer: str | None = None
     score: str = "logit"
+    of_images: Tensor | None = None
 
     @property
     def size(self) -> tuple[int, int]:

@@ -1,6 +1,6 @@
 """Per-pixel template similarity (Ganeshan 2017, arXiv 1712.02861, chapter 3)."""
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from perpixel.checks import (
 )
 from perpixel.losses.template_similarity.directions import compute_dtype, unit_rows
 from perpixel.losses.template_similarity.operator import template_similarity_map
+from perpixel.losses.template_similarity.ranks import Joined, Ranks
 from perpixel.losses.template_similarity.templates import (
     RunningTemplates,
     TemplateFunction,
@@ -25,8 +26,6 @@ from perpixel.losses.template_similarity.templates import (
     class_sums_of_units,
     peak_positions,
     peak_rows_over_ranks,
-    sum_over_ranks,
-    world_size,
 )
 from perpixel.reduction import labels_on_grid, masked_sum, valid_mask
 
@@ -35,7 +34,7 @@ Objective = Literal["similarity", "contrast"]
 Template = Literal["peak", "mean"] | TemplateFunction
 Reduction = Literal["mean", "sum"]
 _OPTIONS = ["similarity", "selective", "objective", "temperature", "detach_templates", "reduction"]
-_OPTIONS += ["ignore_index", "share_templates", "validate"]
+_OPTIONS += ["ignore_index", "validate"]
 
 
 def template_similarity_loss(
@@ -51,7 +50,7 @@ def template_similarity_loss(
     detach_templates: bool = False,
     reduction: Reduction = "mean",
     ignore_index: int = 255,
-    share_templates: bool = False,
+    share_templates: bool | Ranks = False,
     validate: bool = False,
 ) -> Tensor:
     """Pulls every pixel's features towards the template of its class and away from those of the other classes.
@@ -77,7 +76,8 @@ def template_similarity_loss(
         reduction: "mean" or "sum".
         ignore_index: void label, inside [0, C) or not.
         share_templates: under torch.distributed, templates, classes and counts of the joined batch; the loss is scaled
-            by the number of processes, so that the gradients that DDP averages are those of the joined batch.
+            by the number of processes, so that the gradients that DDP averages are those of the joined batch. Every
+            process must call it equally often, if with an empty batch; see `TemplateSimilarityLoss` for `Join`.
         validate: check every label on any device, and that features and logits are finite where they count (waits for
             the device). Without it labels are checked on the CPU, those that the grid picks.
 
@@ -90,17 +90,15 @@ def template_similarity_loss(
         TypeError, ValueError: an argument of the wrong kind, shape, device or value.
     """
     _check_options(similarity, objective, temperature, template, reduction)
-    labels = _check_inputs(features, logits, labels, ignore_index, validate)
-    if labels.numel() == 0:
-        return features.sum(dtype=compute_dtype(features.dtype))
-
+    features, logits, labels = _check_inputs(features, logits, labels, ignore_index, validate)
     centred = similarity == "correlation"
-    batch = _Batch(logits, labels, ignore_index, share_templates)
+    ranks = share_templates if isinstance(share_templates, Ranks) else Ranks(share_templates)
+    batch = _Batch(logits, labels, ignore_index, ranks)
     counted = batch.counted(selective)
     templates, peaks = None, None
     if callable(template):
         templates = _check_templates(template(features, logits, labels), features, logits)
-    elif batch.ranks > 1:
+    elif ranks.count > 1:
         templates = batch.templates(features, template, centred)
     elif template == "peak":
         peaks, _ = peak_positions(batch.logits, batch.labels, batch.valid)
@@ -110,8 +108,8 @@ def template_similarity_loss(
     temperature = float(temperature) if objective == "contrast" else 0.0
     pixels = (batch.labels, batch.valid, batch.present)
     values, *_ = template_similarity_map(features, templates, peaks, *pixels, centred, temperature, detach_templates)
-    loss = masked_sum(values, counted) * batch.ranks
-    return loss / batch.summed(counted.sum()).clamp(min=1) if reduction == "mean" else loss
+    loss = masked_sum(values, counted) * ranks.count
+    return loss / ranks.sum(counted.sum()).clamp(min=1) if reduction == "mean" else loss
 
 
 class TemplateSimilarityLoss(nn.Module):
@@ -124,6 +122,11 @@ class TemplateSimilarityLoss(nn.Module):
             the batch's unit templates û_c kept in buffers (part of `state_dict`), updated in training mode before use;
             no gradient flows through it. In evaluation mode they are used as they are.
         The others: see `template_similarity_loss`.
+
+    With `share_templates` every process must take the same number of steps. Where one has fewer batches, either give
+    the loss empty ones, or train inside `with Join([term.joinable(ddp)]): ...` of torch: a process that has run out
+    adds nothing to what the others share, and gets their running templates at the end. A `Join` of the model alone
+    cannot be told from a lost process: give it `throw_on_early_termination=True`, and it stops in all processes.
 
     `forward(features, logits, labels)` -> scalar. Raises what the function raises.
     """
@@ -155,7 +158,7 @@ class TemplateSimilarityLoss(nn.Module):
         self.template: Template = template
         self.detach_templates = check_flag("detach_templates", detach_templates)
         self.ignore_index = check_integer("ignore_index", ignore_index)
-        self.share_templates = check_flag("share_templates", share_templates)
+        self._ranks = Ranks(check_flag("share_templates", share_templates))
         self.validate = check_flag("validate", validate)
         self.running: RunningTemplates | None = None
         if running_momentum is not None:
@@ -170,7 +173,24 @@ class TemplateSimilarityLoss(nn.Module):
     def forward(self, features: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         options = {name: getattr(self, name) for name in _OPTIONS}
         template = self._template(features, logits, labels)
-        return template_similarity_loss(features, logits, labels, template=template, **options)
+        return template_similarity_loss(
+            features, logits, labels, template=template, share_templates=self._ranks, **options
+        )
+
+    @property
+    def share_templates(self) -> bool:
+        return self._ranks.share
+
+    @share_templates.setter
+    def share_templates(self, share: bool) -> None:
+        self._ranks.share = check_flag("share_templates", share)
+
+    def joinable(self, model: Any) -> Joined:
+        """The model and this term as one, for torch's `Join`; model: DistributedDataParallel, or what this gave."""
+        if not hasattr(model, "join_hook"):
+            remedy = "Pass the DistributedDataParallel itself."
+            raise TypeError(complain("model", "DistributedDataParallel, or another joinable", model, remedy))
+        return Joined(model, self, self._ranks)
 
     def extra_repr(self) -> str:
         shown = ("weight", "similarity", "selective", "objective", "template", "reduction", "ignore_index")
@@ -182,10 +202,10 @@ class TemplateSimilarityLoss(nn.Module):
         running = self.running
         if running is None or not isinstance(self.template, str):
             return self.template
-        labels = _check_inputs(features, logits, labels, self.ignore_index, self.validate)
-        if self.training and labels.numel():
+        features, logits, labels = _check_inputs(features, logits, labels, self.ignore_index, self.validate)
+        if self.training:
             centred = self.similarity == "correlation"
-            batch = _Batch(logits, labels, self.ignore_index, self.share_templates)
+            batch = _Batch(logits, labels, self.ignore_index, self._ranks)
             unit, _ = unit_rows(batch.templates(features, self.template, centred), centred)
             running.update(unit, batch.present)
         current = running.templates
@@ -195,22 +215,19 @@ class TemplateSimilarityLoss(nn.Module):
 class _Batch:
     """What the labels and logits of a batch say: valid pixels, classes present, peaks, counts. No host sync."""
 
-    def __init__(self, logits: Tensor, labels: Tensor, ignore_index: int, share: bool) -> None:
+    def __init__(self, logits: Tensor, labels: Tensor, ignore_index: int, ranks: Ranks) -> None:
         # integers, masks and detached logits only: nothing to switch off with torch.no_grad, which torch 2.6 as a
         # decorator cannot compile
         self.valid = valid_mask(labels, ignore_index).flatten(1)
         self.labels = torch.where(self.valid, labels.flatten(1), 0).long()
         self.logits = logits.detach().flatten(2)
-        self.ranks = world_size() if share else 1
+        self.ranks = ranks
         self.own_counts = class_counts(self.labels, self.valid, logits.shape[1])
-        self.counts = self.summed(self.own_counts)
+        self.counts = ranks.sum(self.own_counts)
         self.present = self.counts > 0
 
     def counted(self, selective: bool) -> Tensor:
         return self.valid & (self.logits.argmax(1) != self.labels) if selective else self.valid
-
-    def summed(self, value: Tensor) -> Tensor:
-        return sum_over_ranks(value) if self.ranks > 1 else value
 
     def templates(self, features: Tensor, template: str, centred: bool) -> Tensor:
         """Templates (C, D) of the batch, over all ranks if shared, by plain autograd."""
@@ -218,10 +235,10 @@ class _Batch:
         if template == "peak":
             peaks, best = peak_positions(self.logits, self.labels, self.valid)
             rows = x[peaks // x.shape[2], :, peaks % x.shape[2]].to(compute_dtype(x.dtype))
-            if self.ranks > 1:
-                return peak_rows_over_ranks(rows, best, self.own_counts > 0)
+            if self.ranks.count > 1:
+                return peak_rows_over_ranks(rows, best, self.own_counts > 0, self.ranks)
             return torch.where(self.present[:, None], rows, 0.0)
-        sums = self.summed(class_sums_of_units(x, self.labels, self.valid, len(self.counts), centred))
+        sums = self.ranks.sum(class_sums_of_units(x, self.labels, self.valid, len(self.counts), centred))
         return sums / self.counts.clamp(min=1)[:, None]
 
 
@@ -234,29 +251,39 @@ def _check_options(similarity: str, objective: str, temperature: float, template
     check_option("reduction", reduction, get_args(Reduction))
 
 
-def _check_inputs(features: Tensor, logits: Tensor, labels: Tensor, ignore_index: int, validate: bool) -> Tensor:
-    """Checks the three tensors and returns the labels on the feature grid."""
+def _check_inputs(
+    features: Tensor, logits: Tensor, labels: Tensor, ignore_index: int, validate: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Checks the three tensors and brings the labels to the feature grid; where no pixel is, there is a void one then.
+
+    So an empty batch goes the way of all others, and takes part in what processes share.
+    """
     check_tensor("features", features, ndim=4, shape="(N, D, h, w)", floating=True)
     check_tensor("logits", logits, ndim=4, shape="(N, C, h, w)", floating=True)
     check_tensor("labels", labels, ndim=3, shape="(N, h, w) or (N, H, W)", floating=False)
     check_same_device(features=features, logits=logits, labels=labels)
-    if logits.shape[2:] != features.shape[2:] or logits.shape[0] != features.shape[0] or logits.shape[1] < 1:
-        n, _, h, w = features.shape
+    n, channels, h, w = features.shape
+    if logits.shape[2:] != features.shape[2:] or logits.shape[0] != n or logits.shape[1] < 1:
         remedy = "Pass the logits on the feature grid, before upsampling."
         raise ValueError(complain("logits", f"shape ({n}, C, {h}, {w}) to match the features", logits, remedy))
-    if labels.shape[0] != features.shape[0]:
-        remedy = "Pass the labels of the same images."
-        raise ValueError(complain("labels", f"{features.shape[0]} label maps, one per image", labels, remedy))
-    if labels.numel() == 0:
-        return labels
-    on_grid = labels_on_grid(labels, (features.shape[2], features.shape[3]))
+    if channels < 1:
+        raise ValueError(complain("features", "at least one channel", features, "Pass the input of the classifier."))
+    if labels.shape[0] != n:
+        raise ValueError(complain("labels", f"{n} label maps, one per image", labels, "Pass those of the same images."))
+    if n * h * w == 0:
+        features = features.new_zeros(1, channels, 1, 1) + features.sum()
+        logits = logits.new_zeros(1, logits.shape[1], 1, 1)
+    if labels.numel() == 0 or n * h * w == 0:
+        void = labels.new_full((len(features), *features.shape[2:]), ignore_index, dtype=torch.int64)
+        return features, logits, void
+    on_grid = labels_on_grid(labels, (h, w))
     if not torch.compiler.is_compiling() and (validate or labels.device.type == "cpu"):
         check_labels_in_range(labels if validate else on_grid, logits.shape[1], ignore_index)
         if validate:
             valid = valid_mask(on_grid, ignore_index)
             check_finite("features", features, valid)
             check_finite("logits", logits, valid)
-    return on_grid
+    return features, logits, on_grid
 
 
 def _check_templates(templates: Tensor, features: Tensor, logits: Tensor) -> Tensor:

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 
 from perpixel.checks import complain
 from perpixel.losses.template_similarity.directions import pixel_norms
+from perpixel.losses.template_similarity.ranks import Ranks
 
 TemplateFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -54,44 +54,17 @@ def class_sums_of_units(x: Tensor, labels: Tensor, valid: Tensor, classes: int, 
         return torch.einsum("ncp,ndp->cd", hot, unit)
 
 
-class _SumOverRanks(torch.autograd.Function):
-    """Sum over all processes; so is its gradient, since every process's loss uses the sum."""
-
-    @staticmethod
-    def forward(ctx: object, value: Tensor) -> Tensor:
-        total = value.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: object, grad: Tensor) -> Tensor:
-        total = grad.clone()
-        dist.all_reduce(total)
-        return total
-
-
-def world_size() -> int:
-    """Processes in the default group; 1 where torch.distributed is not initialised."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def sum_over_ranks(value: Tensor) -> Tensor:
-    """Sum over the processes, with a gradient."""
-    return _SumOverRanks.apply(value)
-
-
-def peak_rows_over_ranks(rows: Tensor, best: Tensor, present: Tensor) -> Tensor:
+def peak_rows_over_ranks(rows: Tensor, best: Tensor, present: Tensor, ranks: Ranks) -> Tensor:
     """The rows (C, D) of the process with the highest activation `best` (C,), first of equal ones; with a gradient."""
-    # one row per rank: activation where the class is present, and whether it is (a present peak may be −inf)
-    mine = torch.stack([best.double(), present.double()])
-    everyone = [torch.empty_like(mine) for _ in range(world_size())]
-    dist.all_gather(everyone, mine)
-    activation, there = torch.stack(everyone).unbind(1)
+    # for each process: activation where the class is present, and whether it is (a present peak may be −inf)
+    everyone = torch.zeros(ranks.count, 2, len(best), dtype=torch.float64, device=best.device)
+    everyone[ranks.rank] = torch.stack([best.double(), present.double()])
+    activation, there = ranks.sum(everyone).unbind(1)
     top = torch.where(there > 0, activation, -torch.inf).amax(0)
     candidates = (there > 0) & (activation == top)
     winner = candidates.to(torch.int8).argmax(0)
-    is_mine = (winner == dist.get_rank()) & candidates.any(0)
-    return sum_over_ranks(torch.where(is_mine[:, None], rows, 0.0))
+    is_mine = (winner == ranks.rank) & candidates.any(0)
+    return ranks.sum(torch.where(is_mine[:, None], rows, 0.0))
 
 
 class RunningTemplates(nn.Module):
@@ -112,7 +85,7 @@ class RunningTemplates(nn.Module):
         self.register_buffer("seen", None)
 
     def update(self, unit: Tensor, present: Tensor) -> None:
-        """Take in the unit templates (C, D) of the classes that are `present` (C,) and have a direction."""
+        """Take in the unit templates (C, D) of the classes that are `present` (C,), have a direction and no NaN."""
         if self.templates is None or self.seen is None:
             self.templates = torch.zeros_like(unit)
             self.seen = torch.zeros(len(unit), dtype=torch.int64, device=unit.device)
@@ -120,7 +93,7 @@ class RunningTemplates(nn.Module):
             expected = f"C×D = {tuple(self.templates.shape)} as in the running templates"
             came, remedy = f"{tuple(unit.shape)}", "Use one loss module per head."
             raise ValueError(complain("features, logits", expected, came, remedy))
-        fresh = present & (unit != 0).any(1)
+        fresh = present & (unit != 0).any(1) & unit.isfinite().all(1)
         keep = torch.where(self.seen > 0, self.momentum, 0.0).to(unit.dtype)[:, None]
         mixed = keep * self.templates.to(unit) + (1 - keep) * unit
         self.templates = torch.where(fresh[:, None], mixed, self.templates.to(unit))
