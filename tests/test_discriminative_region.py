@@ -319,6 +319,22 @@ def test_options_of_fixations_are_passed_on_and_shown() -> None:
     check_map(loss.weight_map(model, images, logits, labels), labels)
 
 
+def test_a_network_that_some_points_could_not_be_followed_through_is_refused_at_once() -> None:
+    class Rare(Net):
+        def forward(self, images: Tensor) -> dict[str, Tensor]:
+            return super().forward(images + 1e-6 * images.cumsum(2))  # which gives most nowhere
+
+    images, labels = batch()
+    for mode in ("fixation", "activation"):
+        model = Rare()
+        with attach(model, DiscriminativeRegionLoss(region=mode)) as criterion:
+            if mode == "activation":
+                criterion(model(images), labels)
+            else:
+                with pytest.raises(NotImplementedError, match="node 'cumsum'"):
+                    criterion(model(images), labels)
+
+
 def test_only_fixations_ask_for_a_model_that_torch_sees_all_of() -> None:
     model = ThroughNumpy()
     images, labels = batch()

@@ -75,7 +75,7 @@ class Regions:
 
     def _rested_on(self, model: nn.Module, images: Tensor, logits: Tensor, labels: Tensor, counted: Tensor) -> Tensor:
         start = labels_on_grid(torch.where(counted, labels, -1), output_size(model, images, logits))
-        found = fixations(model, images, start=start, **vars(self.fixations))
+        found = fixations(model, images, start=start, strict=True, **vars(self.fixations))
         cells = Cells((images.shape[2], images.shape[3]), self.cell)
         mass = cells.landed(found)
         chosen = heaviest(mass.flatten(0, 1).flatten(1), self.share).view_as(mass)
