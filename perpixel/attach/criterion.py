@@ -112,10 +112,11 @@ class Feedback(nn.Module):
         output: the model's own, or that resized as a whole; not cropped, flipped or of some images only. labels: at the
         size of the images if these are no smaller than the output, of the output, or of what that was resized to.
 
-        RuntimeError without a forward pass of its own or with another pass' output; ValueError or TypeError if output
-        or labels do not fit, the head cannot be found, or its grid covers another extent than the output (a network
-        that pads its input and crops its logits: pad images and, with `ignore_index`, labels before it). All-void
-        labels: zero, attached to the graph. On a GPU labels' values are checked only where a term has `validate=True`.
+        With terms, RuntimeError without a forward pass of its own or with another pass' output; ValueError or TypeError
+        if output or labels do not fit, the head cannot be found, or its grid covers another extent than the output (a
+        network that pads its input and crops its logits: pad images and, with `ignore_index`, labels before it).
+        All-void labels: zero, attached to the graph. On a GPU labels' values are checked only where a term has
+        `validate=True`.
         """
         if not self.attached:
             raise RuntimeError(complain("criterion", "an attached criterion", "a removed one", "Call attach again."))
@@ -125,8 +126,9 @@ class Feedback(nn.Module):
             check_values = on_cpu or any(getattr(term, "validate", False) for term in self._named_terms.values())
             labels = check_labels(labels, logits, self.ignore_index, values=check_values)
             last = self._recorder.last_pass(logits) if self._named_terms else ForwardPass(logits)
-            if labels.shape[-2:] != logits.shape[-2:]:
-                _check_size(labels, logits, last if self._named_terms else self._recorder.sizes(logits))
+            seen = last if self._named_terms else self._recorder.sizes(logits)
+            if seen is not None:
+                _check_size(labels, logits, seen)
             self._warn_if_cut_off(last.features, logits)
             total = _scalar("base", self._base(output, logits, labels))
             terms = {"base": total.detach()}

@@ -106,11 +106,9 @@ class Recorder:
         self._check_alignment(record.inputs, grid, returned, place)
         return ForwardPass(returned, images, size, features, logits_at(grid, features.shape[-2:]))
 
-    def sizes(self, logits: Tensor) -> ForwardPass:
-        """That of the images of the last pass, beside `logits`, which may be whatever was made of its output."""
-        if self.kept.call is None:
-            raise RuntimeError(self._what_is_missing())
-        return ForwardPass(logits, size=self._image_size())
+    def sizes(self, logits: Tensor) -> ForwardPass | None:
+        """The images' size in the last pass, beside `logits`, whatever was made of its output; None without a pass."""
+        return None if self.kept.call is None else ForwardPass(logits, size=self._image_size())
 
     def _image_size(self) -> torch.Size | None:
         return next((map.shape[-2:] for map in maps_in(self.kept.call, floating=False)), None)
