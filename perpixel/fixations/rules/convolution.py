@@ -134,10 +134,12 @@ def _laid_out(step: Step, kernel: _Kernel, channel: Array, transposed: bool) -> 
         weight = weight.reshape(groups, inputs // groups, outputs, *size).transpose(1, 2)
         weight = weight.reshape(groups * outputs, inputs // groups, *size)
     if len(kernel.order) == 1:
-        return block(weight.flatten(2).transpose(1, 2).contiguous()), channel
+        return block(weight.reshape(len(weight), 1, -1)), channel
+    if weight.shape[1] == 1:
+        return block(weight.reshape(len(weight), -1, 1))[:, kernel.order], channel
     used, place = np.zeros(len(weight), np.bool_), np.empty(len(weight), np.int64)
     used[channel] = True
     found = used.nonzero()[0]
     place[found] = np.arange(len(found))
     index, order = (torch.from_numpy(of).to(weight.device) for of in (found, np.asarray(kernel.order)))
-    return block(weight.index_select(0, index).flatten(2).transpose(1, 2)[:, order].contiguous()), place.take(channel)
+    return block(weight.flatten(2).transpose(1, 2)[index[:, None], order].contiguous()), place.take(channel)

@@ -6,6 +6,7 @@ import operator
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -42,6 +43,12 @@ class Call:
     same: bool = False
     copies: bool = False
     items: dict[int, Node] = field(default_factory=dict)
+
+    @cached_property
+    def is_plain(self) -> bool:
+        """Whether it is a layer with one operand, to be called as it is."""
+        one = self.op == "call_module" and len(self.args) == 1 and isinstance(self.args[0], Node)
+        return one and not (self.kwargs or self.copies or self.items)
 
 
 @dataclass

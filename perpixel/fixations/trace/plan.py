@@ -1,14 +1,17 @@
 """What a run asks about the operations, and what it finds out once for all that follow."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from torch import nn
 from torch.fx.node import Node
 
 if TYPE_CHECKING:
     from perpixel.fixations.trace.run import Run
+
+_MAKERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.BatchNorm2d, nn.GroupNorm)
 
 
 class Reader(Protocol):
@@ -36,3 +39,13 @@ class Plan:
     overwrites: set[Node] = field(default_factory=set)  # activations that may be computed in their input's memory
     tables: dict[Any, Any] = field(default_factory=dict)  # where the places of results look
     checked: bool = False  # whether every operation that points might reach was tried
+
+
+def may_overwrite(node: Node, layers: Mapping[str, nn.Module]) -> bool:
+    """Whether a node is an activation that overwrites, right after a layer that made its input and nothing else."""
+    if node.op != "call_module" or len(node.args) != 1 or node.kwargs:
+        return False
+    (source,) = node.args
+    if not isinstance(source, Node) or source.op != "call_module" or len(source.users) != 1:
+        return False
+    return getattr(layers[str(node.target)], "inplace", False) and isinstance(layers[str(source.target)], _MAKERS)
