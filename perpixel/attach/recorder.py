@@ -90,7 +90,7 @@ class Recorder:
         if self.images and images is not None and images.shape[0] != logits.shape[0]:
             came = f"{images.shape[0]} images for the logits of {logits.shape[0]}"
             raise RuntimeError(complain("model", "one image per output", came, _RUN_WHOLE))
-        if self.images and images is not None and self.kept.version not in (None, _version(images)):
+        if self.images and images is not None and self.kept.version not in (None, _version([images])):
             remedy = "Neither the model nor the loop may change them in place before the criterion is called."
             raise RuntimeError(complain("images", "those of the last forward pass", "images changed since", remedy))
         if not self.features:
@@ -255,7 +255,7 @@ class _Hook:
             kept.forget()
             kept.used = False
             kept.call = (inputs, more)
-            kept.version = next(map(_version, maps_in(kept.call)), None)
+            kept.version = _version(maps_in(kept.call))
         elif self.name:
             records = kept.records if kept.output is None else kept.records_outside
             records[self.name] = LayerRecord(inputs, more)
@@ -285,9 +285,11 @@ def _is_no_pass() -> bool:
     return torch._C._current_graph_task_id() != -1 or torch.jit.is_tracing()
 
 
-def _version(tensor: Tensor) -> int | None:
-    """How often it was changed in place; None where nobody counts."""
-    return None if torch.compiler.is_compiling() or tensor.is_inference() else tensor._version
+def _version(images: list[Tensor]) -> int | None:
+    """How often the first of them was changed in place; None where nobody counts."""
+    if not images or torch.compiler.is_compiling() or images[0].is_inference():
+        return None
+    return images[0]._version
 
 
 def _one_map(what: str, values: tuple[object, ...]) -> Tensor:

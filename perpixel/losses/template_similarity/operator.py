@@ -14,9 +14,9 @@ so both directions are two thin matrix products, taken over blocks of channels (
 direction has similarity 0 to everything, and no gradient.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, Sequence  # noqa: UP035 - torch 2.6 knows no other sequence
 
 import torch
 from torch import Tensor
