@@ -63,8 +63,9 @@ def attach(
         new size, by values, or where the output is not the grid resized by five more passes in evaluation mode.
     aux: weights of the output's further maps of logits (N, C, h, w), of auxiliary heads or deep supervision: one for
         all of them, or by name or place, {"aux": 0.4} or {1: 0.4, 2: 0.2}, the others left out. None counts "aux" at
-        0.5, as torchvision does, and warns once of others; 0 leaves all out. What a model does not return cannot be
-        trained: transformers (UPerNet, BEiT, Data2Vec, DPT) keep their auxiliary head's logits to themselves.
+        0.5, as torchvision does, and warns once of others; 0 leaves all out (DistributedDataParallel then needs
+        find_unused_parameters=True). What a model does not return cannot be trained: transformers (UPerNet, BEiT,
+        Data2Vec, DPT) keep their auxiliary head's logits to themselves.
 
     TypeError or ValueError, and a model left as it was, if an argument is not fit.
     """
