@@ -46,10 +46,20 @@ def maps_in(output: object, *, floating: bool = True) -> list[Tensor]:
     return maps_in(output.logits, floating=floating) if hasattr(output, "logits") else []
 
 
-def aux_logits(output: object) -> Tensor | None:
-    """The auxiliary head's logits (N, C, h, w) that torchvision's models return as "aux"; None where there are none."""
-    aux = output.get("aux") if isinstance(output, Mapping) else None
-    return None if aux is None else check_tensor("output['aux']", aux, ndim=4, shape=_SHAPE, floating=True)
+def further_logits(output: object, logits: Tensor) -> dict[str | int, Tensor]:
+    """What else in a model's output has the form of its `logits`: maps (N, C, h, w) of as many images and classes.
+
+    By key, field or place, in nested containers joined by dots ("deep.0"). Hidden states and attentions are none.
+    """
+    found: dict[str | int, Tensor] = {}
+    for key, part in _parts(output).items():
+        if isinstance(key, str) and key.endswith(("hidden_states", "attentions")):
+            continue
+        if not isinstance(part, Tensor):
+            found |= {f"{key}.{inner}": each for inner, each in further_logits(part, logits).items()}
+        elif part is not logits and part.ndim == 4 and part.is_floating_point() and part.shape[:2] == logits.shape[:2]:
+            found[key] = part
+    return found
 
 
 def logits_at(logits: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
@@ -91,6 +101,19 @@ def output_size(model: nn.Module, images: Tensor, logits: Tensor) -> tuple[int, 
             known.clear()
         known[images.shape[1:]] = size
     return size
+
+
+def _parts(output: object) -> Mapping[str | int, object]:
+    if hasattr(output, "_asdict"):  # a named tuple
+        output = output._asdict()
+    if isinstance(output, (tuple, list)):
+        return dict(enumerate(output))
+    if isinstance(output, Mapping):
+        return output
+    fields: dict[str | int, object] = {}
+    if isinstance(getattr(output, "logits", None), Tensor):
+        fields.update(getattr(output, "__dict__", {}))
+    return fields
 
 
 def _contents(output: object) -> str:

@@ -94,3 +94,23 @@ def test_lraspp_validates_outputs_resized_by_hand() -> None:
     with torch.no_grad():
         halved = F.interpolate(model(images)["out"], size=(32, 32), mode="bilinear", align_corners=False)
         assert torch.isfinite(criterion(halved, labels))
+
+
+@pytest.mark.parametrize("smp", [False, True])
+def test_the_auxiliary_classifier_is_trained_with_a_base_of_ones_own(smp: bool) -> None:
+    def smoothed(logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels, ignore_index=255, label_smoothing=0.1)
+
+    base = smoothed
+    if smp:
+        losses = pytest.importorskip("segmentation_models_pytorch").losses
+        base = losses.DiceLoss("multiclass", ignore_index=255)
+    model = segmentation.deeplabv3_mobilenet_v3_large(aux_loss=True, **WITHOUT_WEIGHTS)
+    images, labels = batch(2, 64, 5)
+    criterion = attach(model, base=base)
+    output = model(images)
+    loss = criterion(output, labels)
+    torch.testing.assert_close(loss, base(output["out"], labels) + 0.5 * base(output["aux"], labels))
+    loss.backward()
+    assert all(p.grad is not None for p in model.parameters())  # what DistributedDataParallel asks for
+    assert model.aux_classifier[4].weight.grad.any()

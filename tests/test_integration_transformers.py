@@ -57,4 +57,7 @@ def test_upernet_with_its_auxiliary_head() -> None:
     )
     model = transformers.UperNetForSemanticSegmentation(config)
     below = next(name for name, p in model.named_parameters() if p.ndim == 4)
-    assert assert_one_line_works(model, *batch(2, 64), below=below).head == "decode_head.classifier"
+    criterion = assert_one_line_works(model, *batch(2, 64), below=below, aux=0.4)
+    assert criterion.head == "decode_head.classifier"
+    assert "aux" not in criterion.terms  # the output does not have its auxiliary head's logits
+    assert all(p.grad is None for p in model.auxiliary_head.parameters())

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from perpixel.outputs import (
     _SIZES,
     _SIZES_OF_A_MODEL,
-    aux_logits,
     check_labels,
     dense_logits,
+    further_logits,
     logits_at,
     maps_in,
     output_size,
@@ -61,12 +61,19 @@ def test_anything_else_is_refused_and_named(output: Any, error: type[Exception],
         dense_logits(output)
 
 
-def test_aux() -> None:
-    assert aux_logits({"out": LOGITS, "aux": LOGITS}) is LOGITS
-    assert aux_logits({"out": LOGITS}) is None
-    assert aux_logits(LOGITS) is None
-    with pytest.raises(ValueError, match="aux"):
-        aux_logits({"out": LOGITS, "aux": LOGITS[0]})
+def test_further_logits_have_the_batch_and_the_classes() -> None:
+    deep, small = LOGITS + 1, LOGITS[:, :, :2, :2]
+    for output, expected in (
+        (LOGITS, {}),
+        ({"out": LOGITS, "aux": deep, "logits": LOGITS}, {"aux": deep}),
+        ((torch.tensor(0.0), LOGITS, deep, [small]), {2: deep, "3.0": small}),
+        (Pair(deep, LOGITS), {"loss": deep}),
+        (SimpleNamespace(logits=LOGITS, deep=deep, hidden_states=(deep,)), {"deep": deep}),
+        ([LOGITS, LOGITS[:1], LOGITS[:, :2], LOGITS[0], LOGITS.long(), None, "text"], {}),
+    ):
+        found = further_logits(output, LOGITS)
+        assert found.keys() == expected.keys()
+        assert all(found[key] is expected[key] for key in found)
 
 
 def test_logits_at_is_bilinear_and_free_when_the_size_is_right() -> None:

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from perpixel.attach.auxiliary import Aux, Key, aux_weights, check_aux
 from perpixel.attach.recorder import ForwardPass, Recorder
 from perpixel.checks import check_integer, check_number, complain
-from perpixel.outputs import aux_logits, check_labels, dense_logits, logits_at
-
-AUX_WEIGHT = 0.5  # torchvision's references/segmentation/train.py
+from perpixel.outputs import check_labels, dense_logits, further_logits, logits_at
 
 
 class FeatureTerm(Protocol):
@@ -47,30 +46,38 @@ def attach(
     base: Callable[[Tensor, Tensor], Tensor] | None = None,
     head: str | None = None,
     ignore_index: int = 255,
+    aux: Aux = None,
 ) -> "Feedback":
-    """A criterion for `model` that adds `terms` to `base`: loss = base(logits, labels) + Σ weight · term(...).
+    """A criterion that adds `terms` to `base`: loss = base(logits, labels) + Σ weight · base(aux logits, labels)
+    + Σ weight · term(...).
 
     model: any segmentation network, bare or wrapped (DistributedDataParallel, torch.compile, Fabric); only hooks are
         put on it, and `remove()` takes them off.
     terms: losses called with the features (N, D, h, w), the logits (N, C, h, w) on their grid and the labels; those
         that have a `weight_map` with the model, the images of the pass, the logits as it returned them and the labels.
     base: called with the logits at label size (bilinear) and the labels; default cross-entropy, a mean over the pixels
-        that are not `ignore_index`, plus 0.5 times that of the "aux" output where there is one.
+        that are not `ignore_index`.
     head: dotted name of the classifier layer, whose input is the features. None finds it in the first forward pass,
         during which what every layer gave is kept; name it to spare that memory. Terms with a `weight_map` need none.
         Its grid must cover the extent of the model's output, since the labels are brought to it: looked at for every
         new size, by values, or where the output is not the grid resized by five more passes in evaluation mode.
+    aux: weights of the output's further maps of logits (N, C, h, w), of auxiliary heads or deep supervision: one for
+        all of them, or by name or place, {"aux": 0.4} or {1: 0.4, 2: 0.2}, the others left out. None counts "aux" at
+        0.5, as torchvision does, and warns once of others; 0 leaves all out (DistributedDataParallel then needs
+        find_unused_parameters=True). What a model does not return cannot be trained: transformers (UPerNet, BEiT,
+        Data2Vec, DPT) keep their auxiliary head's logits to themselves.
 
     TypeError or ValueError, and a model left as it was, if an argument is not fit.
     """
-    return Feedback(model, terms, base=base, head=head, ignore_index=ignore_index)
+    return Feedback(model, terms, base=base, head=head, ignore_index=ignore_index, aux=aux)
 
 
 class Feedback(nn.Module):
     """The criterion that `attach` returns: `loss = criterion(model(images), labels)`.
 
-    After a call, `terms` has every part by name ("base", "template_similarity", a second one "template_similarity_2"),
-    unweighted and detached, and `total` their weighted sum. The module's own parameters and state are those of `base`
+    After a call, `terms` has every part by name ("base", that of the main map alone; "aux", or "aux_1" of a further map
+    at place 1; "template_similarity", a second one "template_similarity_2"), unweighted and detached, and `total` their
+    weighted sum. The module's own parameters and state are those of `base`
     and the terms, never the model's. Each call needs a forward pass of its own, just before; what the head was given
     and the model's inputs are held from that pass to the call, or to the next pass. A head that runs several times in a
     pass: its last run. Copies (deepcopy, pickle): of an object that owns both, model and criterion, an independent
@@ -86,6 +93,7 @@ class Feedback(nn.Module):
         base: Callable[[Tensor, Tensor], Tensor] | None,
         head: str | None,
         ignore_index: int,
+        aux: Aux = None,
     ) -> None:
         super().__init__()
         if not isinstance(model, nn.Module):
@@ -94,13 +102,14 @@ class Feedback(nn.Module):
             raise TypeError(complain("base", "a callable on (logits, labels)", base, "Pass nn.CrossEntropyLoss()."))
         self.ignore_index = check_integer("ignore_index", ignore_index)
         self.base = base
+        self.aux = check_aux(aux)
         named = _named(terms)
         self.losses = nn.ModuleDict({name: term for name, term in named.items() if isinstance(term, nn.Module)})
         self.terms: dict[str, Tensor] = {}
         self.total: Tensor | None = None
         self._named_terms = named
         self._feature_terms = [name for name, term in named.items() if not _has_weight_map(term)]
-        self._warned = False
+        self._warned: set[str] = set()
         self._removed = False
         with_maps = len(self._feature_terms) < len(named)
         self._recorder = Recorder(model, head, features=bool(self._feature_terms), images=with_maps)
@@ -113,8 +122,9 @@ class Feedback(nn.Module):
         size of the images if these are no smaller than the output, of the output, or of what that was resized to.
 
         With terms, RuntimeError without a forward pass of its own or with another pass' output; ValueError or TypeError
-        if output or labels do not fit, the head cannot be found, or its grid covers another extent than the output (a
-        network that pads its input and crops its logits: pad images and, with `ignore_index`, labels before it).
+        if output or labels do not fit, a name in `aux` is not in the output, the head cannot be found, or its grid
+        covers another extent than the output (a network that pads its input and crops its logits: pad images and, with
+        `ignore_index`, labels before it).
         All-void labels: zero, attached to the graph. On a GPU labels' values are checked only where a term has
         `validate=True`.
         """
@@ -129,9 +139,17 @@ class Feedback(nn.Module):
             seen = last if self._named_terms else self._recorder.sizes(logits)
             if seen is not None:
                 _check_size(labels, logits, seen)
+            further = further_logits(output, logits)
+            weights = aux_weights(self.aux, further, training=self._recorder.model.training)
             self._warn_if_cut_off(last.features, logits)
-            total = _scalar("base", self._base(output, logits, labels))
+            self._warn_if_left_out([key for key, each in further.items() if key not in weights and each.requires_grad])
+            total = _scalar("base", self._base(logits, labels))
             terms = {"base": total.detach()}
+            for key, weight in weights.items():
+                name = self._aux_name(key)
+                value = _scalar(name, self._base(further[key], labels))
+                terms[name] = value.detach()
+                total = total + weight * value
             for name, term in self._named_terms.items():
                 value = _scalar(name, self._value(term, last, labels))
                 terms[name] = value.detach()
@@ -141,11 +159,17 @@ class Feedback(nn.Module):
         self.terms, self.total = terms, total.detach()
         return total
 
-    def _base(self, output: object, logits: Tensor, labels: Tensor) -> Tensor:
+    def _base(self, logits: Tensor, labels: Tensor) -> Tensor:
         if self.base is not None:
             return self.base(logits_at(logits, labels.shape[-2:]), labels)
-        loss, aux = _cross_entropy(logits, labels, self.ignore_index), aux_logits(output)
-        return loss if aux is None else loss + AUX_WEIGHT * _cross_entropy(aux, labels, self.ignore_index)
+        return _cross_entropy(logits, labels, self.ignore_index)
+
+    def _aux_name(self, key: Key) -> str:
+        """Its key among the terms, none of which may have it."""
+        name = key if isinstance(key, str) and key.startswith("aux") else f"aux_{key}"
+        while name in self._named_terms:
+            name = f"aux_{name}"
+        return name
 
     def _value(self, term: Term, last: ForwardPass, labels: Tensor) -> object:
         """The term of the pass, with void marked as the term expects it."""
@@ -158,12 +182,22 @@ class Feedback(nn.Module):
         return call(last.features, last.grid, labels)
 
     def _warn_if_cut_off(self, features: Tensor | None, logits: Tensor) -> None:
-        if features is None or features.requires_grad or not logits.requires_grad or self._warned:
+        if features is None or features.requires_grad or not logits.requires_grad or "cut off" in self._warned:
             return
-        self._warned = True
+        self._warned.add("cut off")
         warnings.warn(
             f"The terms {self._feature_terms} train nothing: the input of head {self._recorder.head!r} carries no "
             "gradient. Train a layer below the head; checkpoint with use_reentrant=False.",
+            stacklevel=5,
+        )
+
+    def _warn_if_left_out(self, left_out: list[Key]) -> None:
+        if not left_out or self.aux is not None or "left out" in self._warned:
+            return
+        self._warned.add("left out")
+        warnings.warn(
+            f"The maps {left_out} of the model's output have the form of logits but add nothing to the loss. Count "
+            "them with attach(model, ..., aux=0.4) or by name; aux=0 leaves all further maps out.",
             stacklevel=5,
         )
 
