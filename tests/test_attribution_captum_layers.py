@@ -102,8 +102,58 @@ def test_the_layer_is_the_last_of_the_backbone() -> None:
         nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.Upsample(scale_factor=1)
     ).double()
     assert explain(plain, images(), 1, region=regions(), method="LayerGradCam").layer == "1"
-    with pytest.raises(ValueError, match=r"layer='\.\.\.'"):
+    with pytest.raises(ValueError, match=r"Name a layer: layer='\.\.\.'\. Maps come from '0'; see"):
         explain(nn.Sequential(nn.Conv2d(3, 4, 1)).double(), images(), 1, region=regions(), method="LayerGradCam")
+
+
+class SideMaps(nn.Module):
+    """Coarser than its features: a layer that gives a size beside its map, and one that nothing depends on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.pooled, self.unused = nn.Conv2d(3, 4, 3, padding=1), Pooled(), nn.AvgPool2d(4)
+        self.head = nn.Conv2d(4, 4, 1)
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x -= 0.25
+        made = self.stem(x)
+        self.unused(made)
+        small, size = self.pooled(made)
+        return self.head(F.interpolate(small, size=size) + made)
+
+
+class Pooled(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, torch.Size]:
+        return F.avg_pool2d(x, 2), x.shape[-2:]
+
+
+def test_the_layer_is_one_that_can_be_explained() -> None:
+    found = explain(SideMaps(), images(), 1, region=regions(), method="LayerGradCam")
+    assert found.layer == "stem"
+
+
+@pytest.mark.parametrize("name", ["dpt", "swin", "mit_b0"])
+def test_transformers_have_a_spatial_layer(name: str) -> None:
+    if name == "mit_b0":
+        smp = pytest.importorskip("segmentation_models_pytorch")
+        net = smp.FPN("mit_b0", encoder_weights=None, classes=4)
+    else:
+        hf = pytest.importorskip("transformers")
+        if name == "dpt":
+            sizes: dict[str, object] = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2}
+            sizes |= {"intermediate_size": 32, "image_size": 64, "patch_size": 16, "neck_hidden_sizes": [8] * 4}
+            sizes |= {"backbone_out_indices": [0, 1, 2, 3], "fusion_hidden_size": 8, "num_labels": 4}
+            net = hf.DPTForSemanticSegmentation(hf.DPTConfig(**sizes))
+        else:
+            swin = {"depths": [1] * 4, "embed_dim": 8, "num_heads": [1] * 4, "window_size": 4, "image_size": 64}
+            stages = hf.SwinConfig(**swin, out_features=["stage1", "stage2", "stage3", "stage4"])
+            head = {"num_labels": 4, "hidden_size": 16, "auxiliary_in_channels": 32}
+            net = hf.UperNetForSemanticSegmentation(hf.UperNetConfig(backbone_config=stages, **head))
+    region = torch.ones(64, 64, dtype=torch.bool)
+    found = explain(net, torch.randn(1, 3, 64, 64), 1, region=region, method="LayerGradCam")
+    assert found.layer
+    assert float(found.values.abs().max()) > 0
 
 
 def integration(name: str) -> tuple[nn.Module, str]:

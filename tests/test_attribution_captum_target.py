@@ -177,7 +177,7 @@ class Classifier(nn.Module):
         ({"label": torch.tensor([0, 1, -3])}, ValueError, "label"),
         ({"label": torch.tensor([0.0, 1.0, 2.0])}, TypeError, "label"),
         ({"score": "probability"}, ValueError, "'logit', 'margin'"),
-        ({"region": torch.zeros(3, *SIZE, dtype=torch.bool)}, ValueError, r"region.*image 0 \(nor in 2 more\)"),
+        ({"region": torch.zeros(3, *SIZE, dtype=torch.bool)}, ValueError, r"region.*none in images 0, 1, 2 of 3"),
         ({"region": torch.ones(3, 5, 5, dtype=torch.bool)}, ValueError, "region: expected the output's size"),
         (
             {"region": torch.ones(2, *SIZE, dtype=torch.bool)},
@@ -202,7 +202,7 @@ def test_a_label_that_is_nowhere_predicted_is_an_empty_region() -> None:
     nn.init.constant_(net.classifier.bias, -100.0)
     with torch.no_grad():
         net.classifier.bias[0] = 100.0
-    with pytest.raises(ValueError, match="predicts label 2 nowhere"):
+    with pytest.raises(ValueError, match=r"none in images 0, 1, 2 of 3, .*image 0 has 0, not 2; image 1 has 0, not 2"):
         RegionTarget(net, 2).arguments(images())
 
 

@@ -64,6 +64,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "patch large": ({"patch": 7}, ValueError, "patch: expected an integer >= 1 and <= 6|patch: expected"),
     "patch triple": ({"patch": (1, 2, 3)}, ValueError, "patch: expected an integer"),
     "patch type": ({"patch": 2.5}, TypeError, "patch: expected an integer"),
+    "progress": ({"show_progress": 1}, TypeError, "show_progress: expected True or False"),
     "steps": ({"steps": 0}, ValueError, "steps: expected an integer >= 1"),
     "seeds": ({"seeds": 0}, ValueError, "seeds: expected an integer >= 1"),
     "no seeds": ({"seeds": []}, ValueError, "seeds: expected at least one"),
@@ -140,6 +141,18 @@ def test_model_and_inputs_are_left_as_they_were() -> None:
     mean = torch.where(region, evaluated, 0).sum((1, 2)) / region.sum((1, 2))
     torch.testing.assert_close(found.deletion.scores["logit"][:, 0], mean)
     handle.remove()
+
+
+def test_progress_is_shown_where_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    model, images, values, region = case()
+    how: dict[str, Any] = {"region": region, "explainer": "Saliency", "steps": 2, "stages": 2, "patch": 2}
+    quiet = faithfulness(model, images, values, LABEL, **how)
+    assert capsys.readouterr().err == ""
+    shown = faithfulness(model, images, values, LABEL, **how, show_progress=True)
+    lines = capsys.readouterr().err
+    for check in ("randomised weights", "curves", "object alone"):
+        assert f"faithfulness, {check}: 100%" in lines
+    assert shown.to_dict() == quiet.to_dict()
 
 
 def test_summary_and_numbers() -> None:

@@ -159,6 +159,27 @@ def test_bad_targets(found: Influence, error: type[Exception], message: str, arg
             found.evidence(*arguments)
 
 
+def test_images_without_the_label_are_named_with_what_they_have() -> None:
+    shown = torch.arange(8).view(8, 1, 1, 1).expand(8, 3, *SIZE).float()
+
+    class Predicts(nn.Module):
+        """Label 0 to the left, and the image's own number to the right."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            label = torch.where(torch.arange(x.shape[-1]) < 9, 0, x[:, 0].long())
+            return nn.functional.one_hot(label, 12).movedim(3, 1).float()
+
+    one = influence(Predicts(), shown[[3, 5]], patch=20, baselines=shown[[3, 5]])
+    assert one.of(0).shape == (2, 2, 2)
+    with pytest.raises(ValueError, match=r"none in image 0 of 2, .* \(image 0 has 0, 3, not 5\)\. Leave it out, ask"):
+        one.of(5)
+    with pytest.raises(ValueError, match=r"\(image 1 has 0, 5, not 3\)"):
+        one.evidence(torch.tensor([3, 3]))
+    many = influence(Predicts(), shown, patch=20, baselines=shown)
+    with pytest.raises(ValueError, match=r"images 0, 1, 2, 3, 4 and 3 more of 8, .*image 4 has 0, 4, not 9\)\."):
+        many.of(9)
+
+
 SHAPE = torch.ones(SIZE, dtype=torch.bool)
 LABELS = scattered_labels()
 

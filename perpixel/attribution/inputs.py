@@ -1,5 +1,7 @@
 """What an attribution is asked about: images, label, region and score, checked; the prediction they lie in."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -7,6 +9,24 @@ from perpixel.checks import check_integer, check_option, check_tensor, complain
 from perpixel.outputs import dense_logits
 
 SCORES = ("logit", "margin")
+_LISTED = 5  # numbers that a line names before it counts the others
+
+
+def listed(numbers: Sequence[int]) -> str:
+    """The first five, and how many more there are."""
+    more = len(numbers) - _LISTED
+    return ", ".join(map(str, numbers[:_LISTED])) + (f" and {more} more" if more > 0 else "")
+
+
+def named_labels(label: int | Tensor) -> str:
+    """The labels of all images in words."""
+    labels = [label] if isinstance(label, int) else label.unique().tolist()
+    return f"label{'s' * (len(labels) != 1)} {listed(labels)}"
+
+
+def counted(images: int) -> str:
+    """Their number in words."""
+    return f"{images} image{'s' * (images != 1)}"
 
 
 def check_model(model: object) -> nn.Module:
@@ -62,11 +82,16 @@ def labels_for(label: int | Tensor, logits: Tensor) -> Tensor:
 
 
 def region_for(
-    region: Tensor, logits: Tensor, labels: Tensor, size: torch.Size | tuple[int, int], *, predicted: bool = False
+    region: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    size: torch.Size | tuple[int, int],
+    *,
+    predicted: Tensor | None = None,
 ) -> Tensor:
     """`region` as bool (N, H, W), not empty, at the size of `logits` (N, C, h, w) or `size`.
 
-    predicted: it is where the network predicts the label, which the error says then.
+    predicted: int (N, H, W), the prediction that the region was read off: the error says what there is instead.
     """
     count = len(logits)
     if tuple(region.shape[-2:]) not in {tuple(logits.shape[-2:]), tuple(size)}:
@@ -79,9 +104,15 @@ def region_for(
     region = region.to(logits.device)
     empty = (~region.flatten(1).any(1)).nonzero().flatten().tolist()
     if empty:
-        came = f"none in image {empty[0]}" + (f" (nor in {len(empty) - 1} more)" if len(empty) > 1 else "")
-        which = f" The network predicts label {int(labels[empty[0]])} nowhere there." if predicted else ""
-        raise ValueError(complain("region", "at least one pixel per image", came, f"Leave the image out.{which}"))
+        came = f"none in {'image' if len(empty) == 1 else 'images'} {listed(empty)} of {count}"
+        remedy = "Leave it out." if len(empty) == 1 else "Leave them out."
+        if predicted is not None:
+            there = [
+                f"image {n} has {listed(predicted[n].unique().tolist())}, not {int(labels[n])}" for n in empty[:_LISTED]
+            ]
+            came = f"{came}, where the network predicts the label nowhere ({'; '.join(there)})"
+            remedy = f"{remedy[:-1]}, ask for a label that is there, or pass region=."
+        raise ValueError(complain("region", "at least one pixel per image", came, remedy))
     return region
 
 

@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,8 +12,10 @@ from perpixel.checks import check_flag, check_number, check_same_device, check_t
 from perpixel.fixations import density as maps
 from perpixel.fixations.points import Points, sums
 
+_HEAVIEST = 5  # labels that are named when printed
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class PointMap:
     """The points on one tensor.
 
@@ -61,12 +63,30 @@ class PointMap:
             raise ValueError(complain("labels", expected, labels, remedy))
         return maps.inside(*self._flat(), self.classes, labels)
 
+    def __repr__(self) -> str:
+        return "\n  ".join([self._of(), self._by_label()])
+
+    def _of(self) -> str:
+        images = f"{_counted(self.images, 'image')} of {self.size[0]}x{self.size[1]}"
+        points = _counted(len(self.points), "point")
+        return f"{type(self).__name__}: {points} in {images}, labels 0 to {self.classes - 1}"
+
+    def _by_label(self) -> str:
+        """The share of the mass that the heaviest labels have."""
+        mass = self.mass.new_zeros(self.classes).index_add_(0, self.points[:, 1], self.mass)
+        heaviest, labels = mass.sort(descending=True, stable=True)
+        held, total = int((heaviest > 0).sum()), float(mass.sum())
+        pairs = list(zip(labels.tolist(), heaviest.tolist()))[: min(held, _HEAVIEST)]
+        shares = [f"label {label} {_percent(part, total)}" for label, part in pairs]
+        more = [f"{held - _HEAVIEST} more"] if held > _HEAVIEST else []
+        return f"mass {total:.6g}: {', '.join(shares + more)}" if shares else "no mass"
+
     def _flat(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         image, label, _, y, x = self.points.unbind(1)
         return image * self.classes + label, y, x, self.mass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Fixations(PointMap):
     """The fixations of a batch: points on the input, and how they came there.
 
@@ -81,8 +101,25 @@ class Fixations(PointMap):
     dropped_at: dict[str, float]
     capped: dict[str, float]
     jumps: dict[str, float]
-    layers: dict[str, PointMap] = field(repr=False)
-    nodes: dict[str, str] = field(repr=False)  # recorded node -> dotted name of its layer
+    layers: dict[str, PointMap]
+    nodes: dict[str, str]  # recorded node -> dotted name of its layer
+
+    def __repr__(self) -> str:
+        capped, through = sum(self.capped.values()), sum(self.jumps.values())
+        lost = f"dropped {_percent(self.dropped, self.started)} of it"
+        if self.dropped_at:
+            worst = max(self.dropped_at, key=self.dropped_at.__getitem__)
+            lost += f", most at {worst!r} ({_percent(self.dropped_at[worst], self.started)})"
+        lines = [
+            self._of(),
+            f"started {self.started:g} output pixels; {lost}; cut by the cap {_percent(capped, self.started)}",
+            self._by_label(),
+        ]
+        if through:
+            lines.append(f"through global pooling {_percent(through, self.started)}, which may go anywhere in the map")
+        if self.layers:
+            lines.append(f"recorded on {_counted(len(self.layers), 'tensor')}: .on(layer)")
+        return "\n  ".join(lines)
 
     def on(self, layer: str) -> PointMap:
         """The points on the output of `layer`: the name of a node, or the dotted name of a layer.
@@ -101,6 +138,16 @@ class Fixations(PointMap):
         close = difflib.get_close_matches(str(layer), [*self.layers, *self.nodes.values()], 5) or list(self.layers)[:5]
         remedy = f"The closest with points: {', '.join(dict.fromkeys(close))}. See fix.layers."
         raise ValueError(complain("layer", "a node or layer that points pass", layer, remedy))
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def _percent(part: float, whole: float) -> str:
+    """The share with one digit, "<0.1%" rather than a nought that is none."""
+    share = part / whole if whole else 0.0
+    return "<0.1%" if 0 < share < 0.001 else f"{share:.1%}"
 
 
 def point_map(points: Points, shape: tuple[int, ...], classes: int, device: torch.device) -> PointMap:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from perpixel.attribution.captum.methods import Method
 from perpixel.borrow import hooked
 from perpixel.checks import complain
-from perpixel.outputs import maps_in
+from perpixel.outputs import dense_logits, maps_in
 
 BACKBONES = ("backbone", "encoder", "features", "body", "trunk")
 
@@ -48,35 +48,52 @@ def find_layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module
     raise ValueError(complain("layer", expected, came[:80], "See model.named_modules()."))
 
 
-@torch.no_grad()
 def last_feature_layer(model: nn.Module, images: Tensor) -> tuple[str, nn.Module]:
-    """Name and module of the deepest feature map, for Grad-CAM and its like; one forward pass of one image.
+    """Name and module of the deepest feature map, for Grad-CAM and its like; one pass of one image, and back.
 
-    Where a layer called backbone, encoder, features, body or trunk gives maps: the layer inside it that made the
-    last (torchvision's backbone.layer4, the last stage of smp's encoders). Otherwise, among the layers before the
-    classifier that give one map: the last of those on the coarsest grid; the last of all where there is such a
-    backbone but it gives no map (transformers). ValueError if there is none.
+    Only layers that give one map and nothing beside it, on which the logits depend. Where a layer called backbone,
+    encoder, features, body or trunk gives maps: the layer inside it that made the last (torchvision's backbone.layer4,
+    the last stage of smp's encoders). Otherwise, among the layers before the classifier: the last of those on the
+    coarsest grid; the last of all where there is such a backbone, but none inside made its maps (transformers, smp's
+    mit_b0). ValueError if there is none, with the layers that give maps.
     """
     named = dict(model.named_modules())
-    seen: list[tuple[str, list[Tensor]]] = []  # the maps that every layer gave, in the order in which they finished
-    with hooked(named, after=lambda name, _, output: seen.append((name, maps_in(output)))):
-        model(images[:1])
-    given = {name: maps for name, maps in seen if name.split(".")[-1] in BACKBONES}
+    seen: list[tuple[str, list[Tensor], bool]] = []  # the maps that every layer gave, in the order in which they ended
+
+    def note(name: str, _: nn.Module, output: object) -> None:
+        seen.append((name, maps_in(output), isinstance(output, Tensor)))
+
+    image = images[:1].detach().requires_grad_()
+    with torch.enable_grad(), hooked(named, after=note):
+        logits = dense_logits(model(image.clone()))
+    maps_alone = [(name, made[0]) for name, made, alone in seen if alone and made and name]
+    single = _used(maps_alone, logits)
+    given = {name: made for name, made, _ in seen if name.split(".")[-1] in BACKBONES}
     for backbone, maps in given.items():
         last = maps[-1].data_ptr() if maps else None
-        inside = [n for n, m in seen if n.startswith(f"{backbone}.") and len(m) == 1 and m[0].data_ptr() == last]
-        if inside or len(maps) == 1:
-            name = inside[-1] if inside else backbone
-            return name, named[name]
-    single = [(name, made[0]) for name, made in seen if len(made) == 1 and name]
+        inside = [n for n, made in single if n.startswith(f"{backbone}.") and made.data_ptr() == last]
+        whole = [n for n, _ in single if n == backbone]
+        if inside or whole:
+            return (inside or whole)[-1], named[(inside or whole)[-1]]
     features = [(name, made) for name, made in _before_head(single, named) if made.shape[-2:].numel() > 1]
     if not features:
-        remedy = "Name one that gives a map: layer='...'."
+        maps_from = ", ".join(dict.fromkeys(repr(name) for name, _ in maps_alone[-5:])) or "no layer"
+        remedy = f"Name a layer: layer='...'. Maps come from {maps_from}; see model.named_modules()."
         raise ValueError(complain("layer", "a network with a layer that gives a feature map", "none", remedy))
     grid = min(made.shape[-2:].numel() for _, made in features)
     if not given:
         features = [(name, made) for name, made in features if made.shape[-2:].numel() == grid]
     return features[-1][0], named[features[-1][0]]
+
+
+def _used(layers: list[tuple[str, Tensor]], logits: Tensor) -> list[tuple[str, Tensor]]:
+    """Those whose maps the logits depend on."""
+    graded = [made for _, made in layers if made.requires_grad]
+    if not graded or not logits.requires_grad:
+        return layers
+    slopes = torch.autograd.grad(logits.sum(), graded, allow_unused=True)
+    used = {id(made) for made, slope in zip(graded, slopes) if slope is not None}
+    return [(name, made) for name, made in layers if id(made) in used]
 
 
 def _before_head(layers: list[tuple[str, Tensor]], named: dict[str, nn.Module]) -> list[tuple[str, Tensor]]:

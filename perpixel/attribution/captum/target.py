@@ -104,8 +104,11 @@ class RegionTarget(nn.Module):
                 predicted.append(predicted_labels(full))
         output = logits.new_empty(()).expand(len(images), *logits.shape[1:])
         labels = labels_for(self.label, output)
-        region = torch.cat(predicted) == labels[:, None, None] if given is None else given
-        region = region_for(region, output, labels, images.shape[-2:], predicted=given is None)
+        found = None
+        if given is None:
+            found = torch.cat(predicted)
+            given = found == labels[:, None, None]
+        region = region_for(given, output, labels, images.shape[-2:], predicted=found)
         check_score(self.score, output.shape[1])
         check_finite("output", torch.where(torch.cat(finite), 0.0, torch.nan)[:, None], region)
         return labels, region

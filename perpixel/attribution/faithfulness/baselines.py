@@ -12,6 +12,7 @@ from perpixel.attribution.faithfulness.randomised_weights import rank_correlatio
 from perpixel.attribution.faithfulness.region_scores import RegionScores
 from perpixel.attribution.inputs import check_images
 from perpixel.attribution.measures.context import Attribution
+from perpixel.attribution.progress import progress
 from perpixel.checks import complain
 
 
@@ -66,11 +67,12 @@ def baseline_sensitivity(
     baselines: Sequence[Baselines] = ("zero", "mean", "blur"),
     where: Tensor | None = None,
     seed: int = 0,
+    show_progress: bool = False,
 ) -> BaselineSensitivity:
     """Compare the maps of `explainer(model, images, baseline)` over two or more baselines; it gets them as images.
 
     where: bool (N, H, W), the pixels whose ranks and spread count, None for all. Its random numbers are the same for
-    each baseline.
+    each baseline. show_progress: a bar on the standard error.
     """
     images = check_images(images)
     if isinstance(baselines, (str, Tensor)) or len(baselines) < 2:
@@ -79,7 +81,8 @@ def baseline_sensitivity(
     def shown(baseline: Tensor) -> Tensor:
         return maps_of(lambda network, x: explainer(network, x, baseline), model, images, seed)[0]
 
-    maps = [shown(baseline_images(each, images)) for each in baselines]
+    bar = progress(baselines, show_progress, "faithfulness, baselines", "baseline")
+    maps = [shown(baseline_images(each, images)) for each in bar]
     stacked = torch.stack(maps)
     table = [[rank_correlation(first, second, where) for second in maps] for first in maps]
     counted = torch.ones_like(maps[0], dtype=torch.bool) if where is None else where

@@ -186,7 +186,7 @@ def _removal_scores(scores: RegionScores, ranks: Tensor, counts: Tensor, cells: 
         removed = places < counts[image[rows], point[rows]][:, None]
         return removed.view(-1, *cells.number.shape) & cells.removable[image[rows]]
 
-    found = scores.hiding(image, gone)
+    found = scores.hiding(image, gone, "curves")
     outer, middle = found[: 2 * n].view(n, 2, -1), found[2 * n :].view(orders, n, points - 2, found.shape[-1])
     outer = outer.expand(orders, *outer.shape)
     return torch.cat([outer[:, :, :1], middle, outer[:, :, 1:]], 2)

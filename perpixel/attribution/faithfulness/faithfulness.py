@@ -42,6 +42,7 @@ def faithfulness(
     stages: int = 5,
     compare_baselines: Sequence[Baselines] = ("zero", "mean", "blur"),
     samples: int = 0,
+    show_progress: bool = False,
 ) -> Faithfulness:
     """Test an attribution against the network itself: `Faithfulness`, with `.summary()` and `.to_dict()`.
 
@@ -63,6 +64,7 @@ def faithfulness(
         the comparison of baselines (`compare_baselines`; empty: skip), for which a callable must take `baselines=`,
         images. Plain values without it: neither is run.
     samples: draws for captum's infidelity and, with an explainer, sensitivity_max; 0: skip.
+    show_progress: a bar on the standard error for each of the checks that take long.
 
     Passes per image: (2 · orders + seeds) · (steps - 1) + seeds + 5, orders being up to 3 (`Faithfulness.deletion`),
     and what the explainer needs. Model and inputs come back as they were. ValueError or TypeError, naming argument and
@@ -73,13 +75,14 @@ def faithfulness(
     for name, (number, low) in numbers.items():
         check_integer(name, number, low=low)
     check_flag("freeze_object", freeze_object)
+    check_flag("show_progress", show_progress)
     drawn, cell = _seeds(seeds), _cell(patch, images)
     label, region, score = _question(attribution, label, region, score)
     values = as_map("attribution", attribution, (len(images), *images.shape[-2:])).to(images.device)
     _check_images_explained(attribution, images)
     baseline = baseline_images(baselines, images)
     with borrowed(model, gradients=True, restore_all=True):
-        scores = RegionScores(model, images, label, region, baseline, batch_size)
+        scores = RegionScores(model, images, label, region, baseline, batch_size, show_progress)
         if score == "margin":
             check_score(score, scores.classes)
         context = context_of(scores.region, exclude_border)
@@ -165,17 +168,16 @@ def _explainer_checks(
 ) -> dict[str, Any]:
     """The checks that explain anew, on the pixels that may be removed."""
     found: dict[str, Any] = {}
-    model, images, where = scores.model, scores.images, cells.removable
+    model, images = scores.model, scores.images
+    how: dict[str, Any] = {"where": cells.removable, "show_progress": scores.show_progress}
     if stages:
-        found["randomised"] = randomised_weights(model, images, explainer, stages=stages, where=where)
+        found["randomised"] = randomised_weights(model, images, explainer, stages=stages, **how)
     if compared and takes_baselines(explainer):
 
         def on_baseline(network: nn.Module, x: Tensor, baseline: Tensor) -> Tensor | Attribution:
             return explainer(network, x, baselines=baseline)
 
-        found["baseline_sensitivity"] = baseline_sensitivity(
-            model, images, on_baseline, baselines=compared, where=where
-        )
+        found["baseline_sensitivity"] = baseline_sensitivity(model, images, on_baseline, baselines=compared, **how)
     if samples:
         found["sensitivity"] = sensitivity(model, images, explainer, samples)
     return found

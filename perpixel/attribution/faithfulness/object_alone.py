@@ -60,7 +60,8 @@ def alone(scores: RegionScores, context: Tensor, seeds: tuple[int, ...]) -> Obje
     hidden = torch.stack([context, *(~piece for piece, _ in moved)])
     jobs = torch.cartesian_prod(torch.arange(len(hidden)), torch.arange(len(context))).to(context.device)
     mask, image = jobs.unbind(1)
-    found = scores.hiding(image, lambda rows: hidden[mask[rows], image[rows]]).view(*hidden.shape[:2], -1)
+    found = scores.hiding(image, lambda rows: hidden[mask[rows], image[rows]], "object alone")
+    found = found.view(*hidden.shape[:2], -1)
     kept = scores.column("kept")
     drop = scores.before - found[0]
     covered = torch.stack([little for _, little in moved])

@@ -14,6 +14,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from perpixel.attribution.faithfulness.explainer import Explainer, maps_of
 from perpixel.attribution.inputs import check_images, check_model
+from perpixel.attribution.progress import progress
 from perpixel.borrow import borrowed, hooked, random_numbers, unwrap
 from perpixel.checks import check_integer, check_option, complain
 from perpixel.outputs import dense_logits
@@ -56,6 +57,7 @@ def randomised_weights(
     stages: int | None = None,
     where: Tensor | None = None,
     seed: int = 0,
+    show_progress: bool = False,
 ) -> RandomisedWeights:
     """Compare the maps of `explainer(network, images)` before and after layers of a copy of `model` are reset.
 
@@ -66,7 +68,7 @@ def randomised_weights(
         to run first, by their own `reset_parameters`, seeded. A batch norm that is reset takes its statistics from
         `images`, as in training: with mean 0 and variance 1, the signal of deep networks would die away.
     stages: compare maps after about this many resets, evenly spread, the last among them; None: after each.
-    where: bool (N, H, W), the pixels whose ranks count; None: all.
+    where: bool (N, H, W), the pixels whose ranks count; None: all. show_progress: a bar on the standard error.
 
     `model` is not touched. ValueError if no layer can be reset or a name is unknown; a warning if resetting every
     layer leaves the maps bitwise as they were.
@@ -80,7 +82,8 @@ def randomised_weights(
     (trained, mass), (now, left) = raw, raw
     found = []
     gone: list[nn.Module] = []
-    for number, (name, group) in enumerate(groups):
+    bar = progress(groups, show_progress, "faithfulness, randomised weights", "layer")
+    for number, (name, group) in enumerate(bar):
         if mode == "independent" and number not in shown:
             continue
         with _reset(group, SALT + seed + number, images.device, put_back=mode == "independent"):

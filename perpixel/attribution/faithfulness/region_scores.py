@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from perpixel.attribution.captum.target import RegionTarget
 from perpixel.attribution.inputs import dense
+from perpixel.attribution.progress import progress
 from perpixel.borrow import borrowed
 from perpixel.outputs import logits_at
 from perpixel.reduction import labels_on_grid
@@ -28,11 +29,19 @@ class RegionScores:
     names = ("logit", "margin", "iou", "kept")
 
     def __init__(
-        self, model: nn.Module, images: Tensor, label: int | Tensor, region: Tensor | None, baseline: Tensor, batch: int
+        self,
+        model: nn.Module,
+        images: Tensor,
+        label: int | Tensor,
+        region: Tensor | None,
+        baseline: Tensor,
+        batch: int,
+        show_progress: bool = False,
     ) -> None:
         label, region = RegionTarget(model, label, region).freeze(images, batch).arguments(images)
         height, width = images.shape[-2:]
         self.model, self.images, self.baseline, self.batch = model, images, baseline, batch
+        self.show_progress = show_progress
         self.label = label.to(images.device)
         self.region = labels_on_grid(region, (height, width)).to(images.device)
         self.predicted = torch.empty_like(self.region)
@@ -46,10 +55,14 @@ class RegionScores:
         parts = zip(images.split(self.batch), original.split(self.batch))
         return torch.cat([self._summed(*self._readout(part, rows), rows) for part, rows in parts])
 
-    def hiding(self, original: Tensor, hidden: Callable[[slice], Tensor]) -> Tensor:
-        """Scores (J, 4) of the images `original` (J,) with the baseline where `hidden(rows)`, bool (B, H, W), is."""
+    def hiding(self, original: Tensor, hidden: Callable[[slice], Tensor], name: str) -> Tensor:
+        """Scores (J, 4) of the images `original` (J,) with the baseline where `hidden(rows)`, bool (B, H, W), is.
+
+        name: of the progress bar.
+        """
         parts = []
-        for start in range(0, len(original), self.batch):
+        starts = range(0, len(original), self.batch)
+        for start in progress(starts, self.show_progress, f"faithfulness, {name}"):
             rows = slice(start, start + self.batch)
             image = original[rows]
             picture = torch.where(hidden(rows)[:, None], self.baseline[image], self.images[image])

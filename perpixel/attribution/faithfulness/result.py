@@ -13,6 +13,7 @@ from perpixel.attribution.faithfulness.curves import Curve
 from perpixel.attribution.faithfulness.infidelity import Infidelity
 from perpixel.attribution.faithfulness.object_alone import ObjectAlone
 from perpixel.attribution.faithfulness.randomised_weights import RandomisedWeights
+from perpixel.attribution.inputs import counted, named_labels
 
 _MAPS = {"region", "trained", "reset", "trained_mass", "reset_mass", "maps"}  # a value per pixel: not for a table
 _SCORES = {
@@ -22,7 +23,7 @@ _SCORES = {
 }
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Faithfulness:
     """How far an attribution of N images can be trusted, each number beside its control.
 
@@ -59,6 +60,25 @@ class Faithfulness:
     infidelity: Infidelity | None = None
     sensitivity: Tensor | None = None
 
+    def __repr__(self) -> str:
+        """Areas under the curves, mean over the images, beside the least and the greatest of the random orders."""
+        of = f"the {self.score} of {named_labels(self.label)} in {counted(len(self.label))}"
+        lines = [
+            f"Faithfulness of an attribution of {of}; .summary() says it in words",
+            f"area under        attribution  {len(self.seeds)} random orders   (baseline {self.baselines!r})",
+        ]
+        for curve in (self.deletion, self.insertion):
+            for score in (self.score, "iou"):
+                if bool(curve.scores[score].isnan().all()):
+                    continue
+                drawn = curve.area(score, "random").double().nanmean(1)
+                least, greatest = (_mean(end) for end in drawn.aminmax())
+                own = _mean(curve.area(score))
+                lines.append(f"{curve.kind:9}  {score:6}  {own:>11}  {least} to {greatest}")
+        alone = f"object alone: {_mean(self.object_alone.kept, '.0%')} of the region keeps the label"
+        lines.append(f"context share {_mean(self.context_share, '.1%')}; {alone}")
+        return "\n  ".join(lines)
+
     def to_dict(self) -> dict[str, Any]:
         """Every number as plain dicts, lists, numbers and strings for `json.dumps`; NaN and infinity become None.
 
@@ -90,10 +110,9 @@ class Faithfulness:
         rows, columns = self.patch
         what = "single pixels" if self.patch == (1, 1) else f"patches of {rows}x{columns} pixels"
         removed = "the object stays and only context is" if self.freeze_object else "object and context are"
-        labels = ", ".join(str(label) for label in sorted(set(self.label.tolist())))
         curves = ((curve, score) for curve in (self.deletion, self.insertion) for score in (self.score, "iou"))
         lines = [
-            f"Label {labels} in {len(self.label)} image{'s' * (len(self.label) > 1)}: {removed} removed, in {what}, "
+            f"{named_labels(self.label).capitalize()} in {counted(len(self.label))}: {removed} removed, in {what}, "
             f"replaced by baseline {self.baselines!r}; {len(self.seeds)} random orders.",
             *(self._curve_line(curve, score) for curve, score in curves),
             self._randomised_line(),

@@ -10,8 +10,10 @@ from perpixel.attribution.influence.passes import Job, Passes, running
 from perpixel.attribution.influence.patches import Patches, Segments
 from perpixel.checks import check_integer, check_labels_in_range, check_number, check_tensor, complain
 
+_LARGEST = 5  # entries that are printed
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class ClassMatrix:
     """Rows: the class whose logit is read; columns: the class that is hidden. Float64 (C, C), NaN without a pixel.
 
@@ -26,6 +28,20 @@ class ClassMatrix:
     control_counts: Tensor
     hidden: Tensor
     images: Tensor
+
+    def __repr__(self) -> str:
+        size = self.values.abs().nan_to_num(-1.0).flatten()
+        known = int((size >= 0).sum())
+        largest = size.sort(descending=True, stable=True).indices[: min(known, _LARGEST)].tolist()
+        lines = [f"ClassMatrix of {len(self.values)} classes, {int((self.images > 0).sum())} of them in the images"]
+        if known:
+            lines[0] += f"; the largest {len(largest)} of {known} losses"
+            lines.append("class  hidden       loss  at random   pixels")
+        for place in largest:
+            row, column = divmod(place, len(self.values))
+            loss, chance = float(self.values[row, column]), float(self.control[row, column])
+            lines.append(f"{row:5d}  {column:6d}  {loss:9.3g}  {chance:9.3g}  {int(self.counts[row, column]):7d}")
+        return "\n  ".join(lines)
 
     @property
     def excess(self) -> Tensor:

@@ -2,7 +2,6 @@
 
 import math
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from perpixel.attribution.influence.result import Influence
 from perpixel.attribution.influence.storage import Storage
 from perpixel.attribution.influence.upsampling import size_of
 from perpixel.attribution.inputs import check_images, check_model, predicted_labels
+from perpixel.attribution.progress import progress
 from perpixel.borrow import unwrap
 from perpixel.checks import check_finite, check_flag, check_integer, check_option, complain
 
@@ -96,12 +96,9 @@ def _measure(passes: Passes, units: Patches | Segments, logits: Tensor, values: 
     if len(places) < len(flat):
         values.fill_(torch.nan)
     total = torch.zeros((), dtype=torch.float32, device=logits.device)  # no number once a summand is none
-    steps: Any = passes.hiding(Job(image, units.mask(image, unit), unit) for image, unit in places)
-    if show_progress:
-        from tqdm import tqdm  # type: ignore[import-untyped]
-
-        steps = tqdm(steps, total=math.ceil(len(places) / passes.batch), desc="influence", unit="batch")
-    for part, hidden in steps:
+    steps = passes.hiding(Job(image, units.mask(image, unit), unit) for image, unit in places)
+    batches = math.ceil(len(places) / passes.batch)
+    for part, hidden in progress(steps, show_progress, "influence", total=batches):
         kept = (logits[[job.image for job in part]] - hidden).to(values.dtype)
         flat[[job.image * units.count + job.number for job in part]] = kept.to(values.device)
         total += kept.sum(dtype=torch.float32)

@@ -11,7 +11,15 @@ from perpixel.attribution.influence.class_matrix import ClassMatrix, class_matri
 from perpixel.attribution.influence.passes import Passes
 from perpixel.attribution.influence.patches import Patches, Segments
 from perpixel.attribution.influence.upsampling import Upsampling, precise
-from perpixel.attribution.inputs import check_label, check_region, check_score, labels_for, predicted_labels, region_for
+from perpixel.attribution.inputs import (
+    check_label,
+    check_region,
+    check_score,
+    counted,
+    labels_for,
+    predicted_labels,
+    region_for,
+)
 from perpixel.checks import check_flag, check_integer, check_number, complain
 
 _CHUNK = 1 << 22  # numbers worked on at once
@@ -87,9 +95,15 @@ class Influence:
 
     def __repr__(self) -> str:
         count, units, classes, *grid = self.values.shape
-        return (
-            f"Influence({count} images, {units} units {self.grid}, {classes} classes on {tuple(grid)} of {self.size})"
-        )
+        (height, width), (low, high) = self.size, (float(end) for end in self.logits.aminmax())
+        patches = isinstance(self.units, Patches)
+        kind = f"{'x'.join(map(str, self.grid))} patches" if patches else f"up to {units} segments"
+        lines = [
+            f"Influence of {kind} on {classes} classes, in {counted(count)} of {height}x{width}",
+            f"logits from {low:.3g} to {high:.3g}, on a grid of {grid[0]}x{grid[1]}",
+            f"values: {self.values.nbytes / 1e6:.3g} MB of {self.values.dtype} in {self.file or self.values.device}",
+        ]
+        return "\n  ".join(lines)
 
     def of(self, label: Label, region: Tensor | None = None, score: str = "logit", *, pixels: bool = False) -> Tensor:
         """The loss of the region's score with each unit hidden: (N, gh, gw), or (N, segments).
@@ -202,11 +216,11 @@ class Influence:
         """The loss of each image's score (N, units), and the regions (N, H, W); all checked."""
         check_score(score, self.logits.shape[1])
         labels = labels_for(check_label(label), self.logits)
-        given = region is not None
-        if region is None:
-            region = self.predictions == labels[:, None, None]
+        predicted = self.predictions if region is None else None
+        if predicted is not None:
+            region = predicted == labels[:, None, None]
         output = self.logits.new_empty(()).expand(*self.logits.shape[:2], *self.upsampling.output)
-        region = region_for(check_region(region), output, labels, self.size, predicted=not given)
+        region = region_for(check_region(region), output, labels, self.size, predicted=predicted)
         if score == "logit":
             return self._logit_effects(labels, region), region
         effects = [self._margin_effect(n, label, region[n]) for n, label in enumerate(labels.tolist())]

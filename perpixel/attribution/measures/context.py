@@ -1,5 +1,6 @@
 """How much of an attribution lies outside the region it explains, and how far away."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,13 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from perpixel.attribution.inputs import counted, named_labels
 from perpixel.checks import check_integer, check_number, check_option, check_tensor, complain
 from perpixel.reduction import labels_on_grid
 
 PARTS = ("absolute", "positive", "negative")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Attribution:
     """What every input value gives to the score of a label on a region, and numbers on where it comes from.
 
@@ -33,6 +35,22 @@ class Attribution:
     layer: str | None = None
     score: str = "logit"
     of_images: Tensor | None = None
+
+    def __repr__(self) -> str:
+        layer = f" on {self.layer!r}" if self.layer is not None else ""
+        height, width = self.size
+        of = f"{named_labels(self.label)} in {counted(len(self.values))} of {height}x{width}"
+        lines = [f"Attribution of the {self.score} of {of}, by {self.method}{layer}"]
+        if self.values.numel():
+            low, high = (float(end) for end in self.values.aminmax())
+            lines.append(f"values from {low:.3g} to {high:.3g}")
+        if bool(self.region.any()):
+            area, share = (float(each.double().nanmean()) for each in (self.region, self.context_share()))
+            share_text = "undefined" if math.isnan(share) else f"{share:.1%}"
+            lines.append(f"region: {area:.1%} of the pixels; context share, outside it: {share_text} of |values|")
+        if self.delta is not None and self.delta.numel():
+            lines.append(f"left unexplained (delta): at most {float(self.delta.abs().max()):.3g}")
+        return "\n  ".join(lines)
 
     @property
     def size(self) -> tuple[int, int]:
