@@ -20,6 +20,7 @@ from recipes.explaining.maps import RANDOM, TRAINED, Explainer, Explanation, che
 from recipes.explaining.measurements import MEASUREMENTS, Figure, Measurement, Results, Rows
 from recipes.explaining.settings import ExplainSettings
 from recipes.explaining.summary import summary
+from recipes.kit.command_line import named
 from recipes.kit.job import Job
 from recipes.kit.networks import random_network
 from recipes.kit.run_folder import save_figure, write_atomically
@@ -50,7 +51,8 @@ class ExplainJob(Job):
         self.loaded = load_network(settings, images.num_classes, images.classes)
         check_methods(random_network(settings.model, images.num_classes, 0, []), settings.maps, self.fabric.device)
         if self.loaded is None:
-            images.steps_per_epoch(settings.pretrain.batch_size)
+            with named("pretrain."):
+                images.steps_per_epoch(settings.pretrain.batch_size)
         else:
             self.selection = self._select(self.loaded[0])
 

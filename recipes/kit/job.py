@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -15,7 +15,7 @@ from lightning_fabric import Fabric
 from rich.console import Console
 
 from perpixel.checks import complain
-from recipes.kit.command_line import Command, SettingsParser, build_settings, parse_run, read_arguments
+from recipes.kit.command_line import Command, SettingsParser, build_settings, named, parse_run, read_arguments
 from recipes.kit.images import Images
 from recipes.kit.interrupt import Interrupt
 from recipes.kit.progress import Progress
@@ -138,7 +138,7 @@ def _run(kind: type[Job], arguments: list[str], command: Command) -> None:
             check_links(resumed)
             _on_first(fabric, lambda: claim(resumed))
         folder = resumed or Path(settings.folder or settings.out)
-        job = kind(settings, folder, fabric, Images(_data_needed(settings)), progress, Interrupt())
+        job = kind(settings, folder, fabric, _open_images(_data_needed(settings)), progress, Interrupt())
         job.prepare()
         job.folder = command.folder = resumed or _on_first(fabric, begin)
         held.callback(progress.end)
@@ -195,6 +195,13 @@ def _data_needed(settings: RunSettings) -> DataSettings:
     if isinstance(settings, AnalysisSettings) and (settings.run is not None or model.checkpoint or model.weights):
         return replace(data, train_split=data.eval_split, train_images=data.eval_images)
     return data
+
+
+def _open_images(data: DataSettings) -> Images:
+    own = {one.name: f"data.{one.name}" for one in fields(data)}
+    given = {one: f"data.options.{one}" for one in data.options if one not in own}
+    with named("data.", **own, **given, split="data.train_split, data.eval_split"):
+        return Images(data)
 
 
 def settings_of_run(parser: ArgumentParser, run: Path) -> dict[str, Any]:

@@ -1,0 +1,64 @@
+"""What people type: short forms that are understood, and mistakes that are told in one line naming the option."""
+
+from pathlib import Path
+
+import pytest
+from finetune_runs import tiny
+from recipe_jobs import CONFIGS, settings_of
+
+from recipes.explaining.job import ExplainJob
+from recipes.finetuning.job import FinetuneJob
+from recipes.kit.job import Job, run_recipe
+from recipes.tracing.job import FixationJob
+
+
+def told(job: type[Job], given: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a mistake is told in."""
+    assert run_recipe(job, given) == 1
+    line, nothing = capsys.readouterr().out.split("\n")
+    assert line.startswith("error: ")
+    assert not nothing
+    return line.removeprefix("error: ")
+
+
+def test_one_value_stands_for_a_list_and_one_number_for_a_square() -> None:
+    settings = settings_of(FinetuneJob, ["--seeds", "3", "--data.size=240", "--data.crop", "64", "--name", "3"])
+    assert (settings.seeds, settings.data.size, settings.data.crop, settings.name) == ([3], (240, 240), (64, 64), "3")
+    settings = settings_of(ExplainJob, ["--ask.labels=eel", "--maps.methods", "Influence", "--ask.images=2"])
+    assert (settings.ask.labels, settings.maps.methods, settings.ask.images) == (["eel"], ["Influence"], [2])
+    settings = settings_of(FixationJob, ["--do", "shares", "--measure.random_seeds", "[1,2]", "--data.size=null"])
+    assert (settings.do, settings.measure.random_seeds, settings.data.size) == (["shares"], [1, 2], None)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("--train.epoch=3", "train.epochs"), ("--data.rot", "data.root"), ("--sed", "seeds"), ("--xyzzy", "")],
+)
+def test_the_setting_that_was_meant_is_named(typed: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = told(FinetuneJob, [typed] if "=" in typed else [typed, "x"], capsys)
+    remedy = f"Did you mean --{meant}?" if meant else "See --help."
+    assert line == f"{typed.split('=')[0]}: expected a setting, got none of that name. {remedy}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.name": "folder"}, "data.root: expected the folder of 'folder', got NoneType None. Pass --data.root."),
+        ({"data.name": "nope"}, "data.name: expected one of 'synthetic', "),
+        ({"data.train_split": "tarin"}, "data.train_split, data.eval_split: expected one of 'train', "),
+        ({"data.options": "{colour: 1}"}, "data.options: expected options of 'synthetic'"),
+        (
+            {"data.name": "folder", "data.root": str(CONFIGS), "data.options": "{list_file: x}"},
+            "data.options.list_file: ",
+        ),
+        ({"data.name": "folder", "data.root": str(CONFIGS)}, "data.train_split, data.eval_split: expected "),
+        ({"pretrain.batch_size": "64"}, "pretrain.batch_size: expected at most the number of training images"),
+        ({"train.batch_size": "64"}, "train.batch_size: expected at most the number of training images"),
+    ],
+)
+def test_a_mistake_names_the_setting_as_it_is_typed(
+    changes: dict[str, str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = told(FinetuneJob, tiny(tmp_path / "run", **changes), capsys)
+    assert line[: len(message)] == message
+    assert not (tmp_path / "run").exists()
