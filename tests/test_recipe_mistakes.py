@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from finetune_runs import tiny
 from recipe_jobs import CONFIGS, settings_of
 
@@ -52,6 +53,18 @@ def test_the_setting_that_was_meant_is_named(typed: str, meant: str, capsys: pyt
             "data.options.list_file: ",
         ),
         ({"data.name": "folder", "data.root": str(CONFIGS)}, "data.train_split, data.eval_split: expected "),
+        (
+            {"data.scale": "[2,1]"},
+            "data.scale: expected the smallest and the largest factor, both above 0, got [2.0, 1.0]",
+        ),
+        ({"data.crop": "0"}, "data.crop: expected an integer >= 1"),
+        ({"data.workers": "-1"}, "data.workers: expected an integer >= 0"),
+        ({"data.jitter": "2"}, "data.jitter: expected a finite number in [0, 1]"),
+        ({"data.train_images": "0"}, "data.train_images: expected an integer >= 1"),
+        ({"train.epochs": "0"}, "train.epochs: expected an integer >= 1"),
+        ({"hardware.accelerator": "tpuu"}, "hardware.accelerator: expected one of 'auto', 'cpu'"),
+        ({"hardware.devices": "x"}, "hardware.devices: expected a number from 1, or auto, got x"),
+        ({"hardware.precision": "x"}, "hardware (accelerator, devices, strategy, precision): Precision 'x' is invalid"),
         ({"pretrain.batch_size": "64"}, "pretrain.batch_size: expected at most the number of training images"),
         ({"train.batch_size": "64"}, "train.batch_size: expected at most the number of training images"),
     ],
@@ -62,3 +75,38 @@ def test_a_mistake_names_the_setting_as_it_is_typed(
     line = told(FinetuneJob, tiny(tmp_path / "run", **changes), capsys)
     assert line[: len(message)] == message
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("job", "mistake", "message"),
+    [
+        (
+            ExplainJob,
+            "--pretrain.epochs=0",
+            "pretrain.epochs: expected a training where no weights are given, got 0. Give",
+        ),
+        (FixationJob, "--pretrain.epochs=0", "pretrain.epochs: expected a training where no weights are given, got 0."),
+        (
+            ExplainJob,
+            "--maps.patch=100",
+            "maps.patch: expected at most 32, the shorter side of the images, got int 100",
+        ),
+        (ExplainJob, "--maps.stride=33", "maps.stride: expected at most 32"),
+        (ExplainJob, "--maps.methods=Influense", "maps.methods: expected the name of a captum method"),
+        (FixationJob, "--trace.rivals={eel: eagle}", "trace.rivals: expected names among background, "),
+        (ExplainJob, "--pretrain.batch_size=13", "pretrain.batch_size: expected at most the number of training images"),
+    ],
+)
+def test_nothing_is_trained_before_a_mistake_is_told(
+    job: type[Job], mistake: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [one for one in tiny(tmp_path / "run") if one.startswith(("--folder", "--data", "--model", "--pretrain"))]
+    assert told(job, [*given, mistake], capsys).startswith(message)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_a_graphics_card_that_is_not_there_is_told_with_the_remedy(capsys: pytest.CaptureFixture[str]) -> None:
+    line = told(FinetuneJob, ["--hardware.accelerator", "cuda"], capsys)
+    assert line.startswith("hardware.accelerator: expected one that this machine has, got cuda. Leave it out to")
+    assert f"torch {torch.__version__} is built" in line

@@ -87,6 +87,8 @@ class FinetuneJob(Job):
             if new:
                 self.progress.report(f"{', '.join(new)} start at random: {weights[1]} knows another number of classes")
             self.given = network.state_dict()
+        elif not settings.pretrain.epochs:
+            self.progress.report("pretrain.epochs is 0: control and loss start from random weights")
         select_layers(network, settings.train.layers, settings.model.head)
         for name, schedule in (("pretrain", settings.pretrain), ("train", settings.train)):
             if schedule.ema is not None and settings.hardware.strategy == "fsdp":

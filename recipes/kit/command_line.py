@@ -18,8 +18,8 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
 from perpixel.checks import complain
+from recipes.kit.checks import is_plain
 from recipes.kit.run_folder import CONFIG, DamagedCheckpoint, write_atomically
-from recipes.kit.settings import is_plain
 
 MISTAKES = (ValueError, TypeError, DamagedCheckpoint, FloatingPointError, OSError)
 Settings = TypeVar("Settings")

@@ -151,9 +151,15 @@ def _launch(kind: type[Job], settings: RunSettings) -> Fabric:
     try:
         fabric = kind.build_fabric(settings)
     except RuntimeError as error:  # an accelerator that there is not
-        accelerator = settings.hardware.accelerator
+        accelerator, built = settings.hardware.accelerator, torch.version.cuda or torch.version.hip
+        remedy = "Leave it out to use what there is."
+        if accelerator in ("cuda", "gpu"):
+            remedy += f" torch {torch.__version__} is built {f'for {built}' if built else 'without CUDA'}: "
+            remedy += "install the graphics driver." if built else "install one with it (pytorch.org/get-started)."
         expected = "one that this machine has"
-        raise ValueError(complain("hardware.accelerator", expected, accelerator, f"{error}")) from error
+        raise ValueError(complain("hardware.accelerator", expected, accelerator, remedy)) from error
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"hardware (accelerator, devices, strategy, precision): {error}") from error
     fabric.launch()
     return fabric
 

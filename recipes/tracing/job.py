@@ -40,6 +40,7 @@ class FixationJob(FixationRun):
         """Read weights and image and check the questions, so that mistakes show before anything is written."""
         settings, images = self.settings, self.images
         rivals = asked_rivals(images, settings.trace)
+        images.class_numbers([*settings.trace.rivals, *settings.trace.rivals.values()], "trace.rivals")
         self.loaded = load_network(settings, images.num_classes, images.classes)
         if self.loaded is None:
             build_network(settings.model, images.num_classes)
