@@ -9,8 +9,11 @@ from recipe_jobs import CONFIGS, settings_of
 
 from recipes.explaining.job import ExplainJob
 from recipes.finetuning.job import FinetuneJob
+from recipes.kit.command_line import parse_run
 from recipes.kit.job import Job, run_recipe
 from recipes.tracing.job import FixationJob
+
+JOBS = [FinetuneJob, ExplainJob, FixationJob]
 
 
 def told(job: type[Job], given: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -110,3 +113,20 @@ def test_a_graphics_card_that_is_not_there_is_told_with_the_remedy(capsys: pytes
     line = told(FinetuneJob, ["--hardware.accelerator", "cuda"], capsys)
     assert line.startswith("hardware.accelerator: expected one that this machine has, got cuda. Leave it out to")
     assert f"torch {torch.__version__} is built" in line
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_the_folder_of_another_recipe_is_resumed_with_that_recipe(
+    job: type[Job], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = job.build_parser()
+    text = parser.dump(parser.parse_args([]), skip_unset=False)
+    (tmp_path / "config.yaml").write_text(text)
+    for other in JOBS:
+        if other is not job:
+            came = (
+                f"resume: expected a run folder of recipes.{other.recipe}, got {tmp_path}, one of recipes.{job.recipe}."
+            )
+            line = told(other, ["--resume", str(tmp_path)], capsys)
+            assert line == f"{came} Run: python -m recipes.{job.recipe} --resume {tmp_path}"
+    assert parse_run(parser, tmp_path, "resume").name == job.recipe

@@ -22,6 +22,7 @@ from recipes.kit.checks import is_plain
 from recipes.kit.run_folder import CONFIG, DamagedCheckpoint, write_atomically
 
 MISTAKES = (ValueError, TypeError, DamagedCheckpoint, FloatingPointError, OSError)
+OWN_SETTING = {"finetune": "train", "explain": "ask", "fixations": "trace"}  # one that no other recipe has
 Settings = TypeVar("Settings")
 
 
@@ -98,11 +99,26 @@ def parse_run(parser: ArgumentParser, folder: Path, option: str, parts: tuple[st
         expected = "a run folder of recipes.finetune" if parts else "a run folder"
         raise FileNotFoundError(complain(option, expected, came, "Check the path."))
     known = known_settings(parser)
+    if not parts:
+        _check_recipe(parser, folder)
     document = read_document(known, folder / CONFIG, option, parts)
     with _one_line(known):
         parsed = parser.parse_object(document)
     parsed.data.options.pop("download", None)
     return parsed
+
+
+def _check_recipe(parser: ArgumentParser, folder: Path) -> None:
+    """ValueError where the settings in a run folder are those of another recipe."""
+    document = None
+    with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError, RecursionError):  # told by `read_document`
+        document = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    keys = document if isinstance(document, Mapping) else {}
+    found = [recipe for recipe, setting in OWN_SETTING.items() if setting in keys]
+    if len(found) == 1 and not parser.prog.endswith(f".{found[0]}"):
+        remedy = f"Run: python -m recipes.{found[0]} --resume {folder}"
+        own, came = parser.prog.removeprefix("python -m "), f"{folder}, one of recipes.{found[0]}"
+        raise ValueError(complain("resume", f"a run folder of {own}", came, remedy))
 
 
 def read_document(known: Namespace, path: Path, option: str, parts: tuple[str, ...] = ()) -> dict[str, Any]:

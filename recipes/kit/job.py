@@ -2,11 +2,13 @@
 
 import contextlib
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -17,13 +19,34 @@ from rich.console import Console
 from perpixel.checks import complain
 from recipes.kit.command_line import Command, SettingsParser, build_settings, named, parse_run, read_arguments
 from recipes.kit.images import Images
-from recipes.kit.interrupt import Interrupt
 from recipes.kit.progress import Progress
 from recipes.kit.run_folder import CONFIG, check_links, check_new, locked, make_folder, write_atomically
 from recipes.kit.settings import AnalysisSettings, DataSettings, RunSettings
 
 Item = TypeVar("Item")
 STARTS = ("model.weights", "model.weights_backbone", "model.checkpoint", "model.replace_head")
+
+
+class Interrupt:
+    """Within this context the first SIGINT or SIGTERM only sets `asked`; the second SIGINT interrupts at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "Interrupt":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
 
 
 @dataclass
