@@ -24,7 +24,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from recipes.kit.images import Images
-from recipes.kit.interrupt import Interrupt
+from recipes.kit.job import Interrupt
 from recipes.kit.networks import random_network
 from recipes.kit.progress import Progress
 from recipes.kit.settings import pretraining

@@ -42,8 +42,7 @@ from recipes.explaining.measurements.signed_maps import SignedMaps, mean_rows
 from recipes.explaining.settings import DataSetSettings, ExplainSettings
 from recipes.explaining.statistics import FEWEST, Means
 from recipes.kit.images import Images
-from recipes.kit.interrupt import Interrupt
-from recipes.kit.job import run_recipe
+from recipes.kit.job import Interrupt, run_recipe
 from recipes.kit.progress import Progress
 from recipes.kit.settings import ModelSettings
 

@@ -1,7 +1,9 @@
 """Starting weights, and which layers train at which rate."""
 
+import re
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -180,6 +182,24 @@ def test_a_damaged_file_of_torchvision_is_not_started_from(tmp_path: Path, monke
         starting_weights(ModelSettings(DEEPLAB, weights="DEFAULT"))
 
 
+@pytest.mark.parametrize("error", [URLError("no route"), RuntimeError("invalid hash value"), TimeoutError("timed out")])
+@pytest.mark.parametrize("setting", ["weights", "weights_backbone"])
+def test_weights_that_cannot_be_fetched_are_told_with_where_to_put_them(
+    setting: str, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetch(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
+    settings = ModelSettings(DEEPLAB, **{setting: "DEFAULT"})
+    with pytest.raises(ConnectionError) as caught:
+        build_network(settings, 3) if setting == "weights_backbone" else starting_weights(settings)
+    file = r"https://download.pytorch.org/models/\w*mobilenet_v3_large-\w{8}.pth"
+    remedy = rf"Fetch {file} by other means and put it into {tmp_path}/checkpoints\."
+    assert re.match(rf"model.{setting}: expected the file .*, got {error.args[0]}. {remedy}$", str(caught.value))
+
+
 def test_files_that_are_no_weights(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="not there"):
         read_weights(tmp_path / "none.pt")
@@ -213,6 +233,7 @@ def test_torchvision_weights_by_name_get_a_new_classifier(monkeypatch: pytest.Mo
         (ModelSettings("fcn_resnet5"), "model.name: expected small_fcn or one of torchvision's"),
         (ModelSettings("small_fcn", aux_loss=True), "model.aux_loss: expected nothing for small_fcn"),
         (ModelSettings("lraspp_mobilenet_v3_large", aux_loss=True), "but lraspp_mobilenet_v3_large has none"),
+        (ModelSettings(DEEPLAB, weights_backbone="COCO"), "weights_backbone: expected one of IMAGENET1K_V1.*COCO"),
         (ModelSettings(DEEPLAB, weights="IMAGENET"), "one of COCO_WITH_VOC_LABELS_V1.*IMAGENET"),
         (ModelSettings(weights="DEFAULT"), "torchvision has no weights for this network"),
         (ModelSettings(DEEPLAB, weights="DEFAULT", checkpoint="w.pt"), "one of them"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from perpixel.checks import complain
 from recipes.explaining.explorer import write_explorer
 from recipes.explaining.images import (
     ExplainedImage,
@@ -20,6 +21,7 @@ from recipes.explaining.maps import RANDOM, TRAINED, Explainer, Explanation, che
 from recipes.explaining.measurements import MEASUREMENTS, Figure, Measurement, Results, Rows
 from recipes.explaining.settings import ExplainSettings
 from recipes.explaining.summary import summary
+from recipes.kit.command_line import named
 from recipes.kit.job import Job
 from recipes.kit.networks import random_network
 from recipes.kit.run_folder import save_figure, write_atomically
@@ -47,10 +49,13 @@ class ExplainJob(Job):
         """Read the weights and try the settings, so that mistakes show before anything is written."""
         settings, images = self.settings, self.images
         named_labels(images, settings.ask)
+        self._check_patch()
         self.loaded = load_network(settings, images.num_classes, images.classes)
-        check_methods(random_network(settings.model, images.num_classes, 0, []), settings.maps, self.fabric.device)
+        with named("", method="maps.methods"):
+            check_methods(random_network(settings.model, images.num_classes, 0, []), settings.maps, self.fabric.device)
         if self.loaded is None:
-            images.steps_per_epoch(settings.pretrain.batch_size)
+            with named("pretrain."):
+                images.steps_per_epoch(settings.pretrain.batch_size)
         else:
             self.selection = self._select(self.loaded[0])
 
@@ -122,6 +127,14 @@ class ExplainJob(Job):
         write_atomically(self.folder / "summary.md", text.encode())
         self.progress.report(text)
         self.progress.report(f"Summary, tables, pictures and pages: {self.folder}")
+
+    def _check_patch(self) -> None:
+        """ValueError where patch or stride exceed the first evaluation image: nothing would be compared on it."""
+        side = min(self.images.evaluation_sample(0)[0].shape[-2:])
+        for name in ("patch", "stride"):
+            if (getattr(self.settings.maps, name) or 1) > side:
+                expected, came = f"at most {side}, the shorter side of the images", getattr(self.settings.maps, name)
+                raise ValueError(complain(f"maps.{name}", expected, came, "Make it smaller."))
 
     def _select(self, network: nn.Module) -> Selection:
         counts = count_predicted(network.to(self.fabric.device).eval(), self.fabric.device, self.images)

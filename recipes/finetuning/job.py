@@ -17,6 +17,7 @@ from perpixel.evaluation import SegmentationScores
 from recipes.finetuning.pictures import draw_curves, draw_predictions, select_examples
 from recipes.finetuning.results import ARMS, Results
 from recipes.finetuning.settings import FinetuneSettings
+from recipes.kit.command_line import named
 from recipes.kit.job import Job
 from recipes.kit.networks import build_network, select_layers
 from recipes.kit.randomness import seed_everything
@@ -86,12 +87,15 @@ class FinetuneJob(Job):
             if new:
                 self.progress.report(f"{', '.join(new)} start at random: {weights[1]} knows another number of classes")
             self.given = network.state_dict()
+        elif not settings.pretrain.epochs:
+            self.progress.report("pretrain.epochs is 0: control and loss start from random weights")
         select_layers(network, settings.train.layers, settings.model.head)
-        for schedule in (settings.pretrain, settings.train):
+        for name, schedule in (("pretrain", settings.pretrain), ("train", settings.train)):
             if schedule.ema is not None and settings.hardware.strategy == "fsdp":
                 remedy = "Use --hardware.strategy ddp, or leave it out."
-                raise ValueError(complain("ema", "null with fsdp", schedule.ema, remedy))
-            self.images.steps_per_epoch(schedule.batch_size)
+                raise ValueError(complain(f"{name}.ema", "null with fsdp", schedule.ema, remedy))
+            with named(f"{name}."):
+                self.images.steps_per_epoch(schedule.batch_size)
         if self.images.evaluated < 2:
             remedy = "Raise data.eval_images, or add images: the interval is over images."
             raise ValueError(complain("data", "at least two evaluation images", f"{self.images.evaluated}", remedy))

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from perpixel.checks import check_integer
-from recipes.kit.settings import EvaluationSettings, RunSettings, Schedule, check_seeds
+from recipes.kit.checks import check_seeds
+from recipes.kit.settings import EvaluationSettings, RunSettings, Schedule
 
 
 def _fine_tuning() -> Schedule:
@@ -37,3 +38,4 @@ class FinetuneSettings(RunSettings):
     def __post_init__(self) -> None:
         check_integer("checkpoint_every", self.checkpoint_every, low=1)
         check_seeds("seeds", self.seeds)
+        check_integer("train.epochs", self.train.epochs, low=1)

@@ -4,33 +4,65 @@ import argparse
 import contextlib
 import difflib
 import itertools
+import json
 import re
+import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml  # type: ignore[import-untyped]
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
 from perpixel.checks import complain
+from recipes.kit.checks import is_plain
 from recipes.kit.run_folder import CONFIG, DamagedCheckpoint, write_atomically
-from recipes.kit.settings import is_plain
 
 MISTAKES = (ValueError, TypeError, DamagedCheckpoint, FloatingPointError, OSError)
+OWN_SETTING = {"finetune": "train", "explain": "ask", "fixations": "trace"}  # one that no other recipe has
 Settings = TypeVar("Settings")
 
 
 class SettingsParser(ArgumentParser):
-    """Its help leaves out the options that would read a group of settings from a file: they are refused."""
+    """One value stands for a list of one, one number for a square of that side.
+
+    Its help leaves out the options that would read a group of settings from a file: they are refused.
+    """
+
+    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
+        """The settings given as arguments."""
+        kinds = {f"--{action.dest}": getattr(action, "_typehint", None) for action in self._actions}
+        given = list(sys.argv[1:] if args is None else args)
+        for index, argument in enumerate(given):
+            option, equals, value = argument.partition("=")
+            if equals:
+                given[index] = f"{option}={_several(value, kinds.get(option))}"
+            elif index and given[index - 1] in kinds:
+                given[index] = _several(argument, kinds[given[index - 1]])
+        return super().parse_args(given, *rest, **options)
 
     def format_help(self) -> str:
         for action in self._actions:
             if action.dest in self.groups:
                 action.help = argparse.SUPPRESS
         return super().format_help()
+
+
+def _several(value: str, kind: Any) -> str:
+    """A list of the value where `kind` is a list, twice a number where it is two integers; else the value."""
+    kinds = [kind, *get_args(kind)]
+    if tuple[int, int] in kinds:
+        return f"[{value}, {value}]" if value.isdecimal() else value
+    if not any(get_origin(one) is list for one in kinds):
+        return value
+    try:
+        single = yaml.safe_load(value)
+    except yaml.YAMLError:
+        return value
+    return json.dumps([single]) if isinstance(single, int | str) else value
 
 
 def read_arguments(parser: ArgumentParser, arguments: list[str]) -> tuple[Namespace, Path | None]:
@@ -51,7 +83,7 @@ def read_arguments(parser: ArgumentParser, arguments: list[str]) -> tuple[Namesp
             raise ValueError(complain(option, f"{option}.SETTING", f"{option} {value}", remedy))
         if option == "--config" and value:
             read_document(known, Path(value), "config")
-    with _one_line():
+    with _one_line(known):
         return parser.parse_args(arguments), None
 
 
@@ -66,11 +98,27 @@ def parse_run(parser: ArgumentParser, folder: Path, option: str, parts: tuple[st
         came = f"{folder}, without {CONFIG}"
         expected = "a run folder of recipes.finetune" if parts else "a run folder"
         raise FileNotFoundError(complain(option, expected, came, "Check the path."))
-    document = read_document(known_settings(parser), folder / CONFIG, option, parts)
-    with _one_line():
+    known = known_settings(parser)
+    if not parts:
+        _check_recipe(parser, folder)
+    document = read_document(known, folder / CONFIG, option, parts)
+    with _one_line(known):
         parsed = parser.parse_object(document)
     parsed.data.options.pop("download", None)
     return parsed
+
+
+def _check_recipe(parser: ArgumentParser, folder: Path) -> None:
+    """ValueError where the settings in a run folder are those of another recipe."""
+    document = None
+    with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError, RecursionError):  # told by `read_document`
+        document = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    keys = document if isinstance(document, Mapping) else {}
+    found = [recipe for recipe, setting in OWN_SETTING.items() if setting in keys]
+    if len(found) == 1 and not parser.prog.endswith(f".{found[0]}"):
+        remedy = f"Run: python -m recipes.{found[0]} --resume {folder}"
+        own, came = parser.prog.removeprefix("python -m "), f"{folder}, one of recipes.{found[0]}"
+        raise ValueError(complain("resume", f"a run folder of {own}", came, remedy))
 
 
 def read_document(known: Namespace, path: Path, option: str, parts: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -131,11 +179,29 @@ def build_settings(kind: type[Settings], values: Namespace, prefix: str = "") ->
 
 
 @contextlib.contextmanager
-def _one_line() -> Iterator[None]:
+def named(prefix: str, **names: str) -> Iterator[None]:
+    """Mistakes in arguments, named as one types the setting: by `names`, or else the prefix and the same name."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        found = re.match(r"(\w+): expected ", text := str(error))
+        if found is None or found[1] == prefix.rstrip("."):
+            raise
+        text = names.get(found[1], prefix + found[1]) + text[found.end(1) :]
+        raise type(error)(re.sub(r"Pass (\w+)=\.", rf"Pass --{prefix}\1.", text)) from error
+
+
+@contextlib.contextmanager
+def _one_line(known: Namespace) -> Iterator[None]:
     """Mistakes that the parser finds, as a ValueError of one line that names the option as it is typed."""
     try:
         yield
     except argparse.ArgumentError as error:
+        unknown = re.match(r"unrecognized arguments: --([\w.-]+)", str(error))
+        if unknown:
+            close = difflib.get_close_matches(unknown[1], list(known.keys()), 1)
+            remedy = f"Did you mean --{close[0]}?" if close else "See --help."
+            raise ValueError(complain(f"--{unknown[1]}", "a setting", "none of that name", remedy)) from error
         text = re.sub(
             r"(?:argument |Parser key )\"?([\w.-]+)\"?:", lambda m: f"--{m[1].removeprefix('--')}:", str(error)
         )

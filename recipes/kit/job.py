@@ -2,11 +2,13 @@
 
 import contextlib
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -15,15 +17,36 @@ from lightning_fabric import Fabric
 from rich.console import Console
 
 from perpixel.checks import complain
-from recipes.kit.command_line import Command, SettingsParser, build_settings, parse_run, read_arguments
+from recipes.kit.command_line import Command, SettingsParser, build_settings, named, parse_run, read_arguments
 from recipes.kit.images import Images
-from recipes.kit.interrupt import Interrupt
 from recipes.kit.progress import Progress
 from recipes.kit.run_folder import CONFIG, check_links, check_new, locked, make_folder, write_atomically
 from recipes.kit.settings import AnalysisSettings, DataSettings, RunSettings
 
 Item = TypeVar("Item")
 STARTS = ("model.weights", "model.weights_backbone", "model.checkpoint", "model.replace_head")
+
+
+class Interrupt:
+    """Within this context the first SIGINT or SIGTERM only sets `asked`; the second SIGINT interrupts at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "Interrupt":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
 
 
 @dataclass
@@ -138,7 +161,7 @@ def _run(kind: type[Job], arguments: list[str], command: Command) -> None:
             check_links(resumed)
             _on_first(fabric, lambda: claim(resumed))
         folder = resumed or Path(settings.folder or settings.out)
-        job = kind(settings, folder, fabric, Images(_data_needed(settings)), progress, Interrupt())
+        job = kind(settings, folder, fabric, _open_images(_data_needed(settings)), progress, Interrupt())
         job.prepare()
         job.folder = command.folder = resumed or _on_first(fabric, begin)
         held.callback(progress.end)
@@ -151,9 +174,15 @@ def _launch(kind: type[Job], settings: RunSettings) -> Fabric:
     try:
         fabric = kind.build_fabric(settings)
     except RuntimeError as error:  # an accelerator that there is not
-        accelerator = settings.hardware.accelerator
+        accelerator, built = settings.hardware.accelerator, torch.version.cuda or torch.version.hip
+        remedy = "Leave it out to use what there is."
+        if accelerator in ("cuda", "gpu"):
+            remedy += f" torch {torch.__version__} is built {f'for {built}' if built else 'without CUDA'}: "
+            remedy += "install the graphics driver." if built else "install one with it (pytorch.org/get-started)."
         expected = "one that this machine has"
-        raise ValueError(complain("hardware.accelerator", expected, accelerator, f"{error}")) from error
+        raise ValueError(complain("hardware.accelerator", expected, accelerator, remedy)) from error
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"hardware (accelerator, devices, strategy, precision): {error}") from error
     fabric.launch()
     return fabric
 
@@ -195,6 +224,13 @@ def _data_needed(settings: RunSettings) -> DataSettings:
     if isinstance(settings, AnalysisSettings) and (settings.run is not None or model.checkpoint or model.weights):
         return replace(data, train_split=data.eval_split, train_images=data.eval_images)
     return data
+
+
+def _open_images(data: DataSettings) -> Images:
+    own = {one.name: f"data.{one.name}" for one in fields(data)}
+    given = {one: f"data.options.{one}" for one in data.options if one not in own}
+    with named("data.", **own, **given, split="data.train_split, data.eval_split"):
+        return Images(data)
 
 
 def settings_of_run(parser: ArgumentParser, run: Path) -> dict[str, Any]:

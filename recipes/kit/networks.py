@@ -3,7 +3,8 @@
 import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from perpixel.models import small_fcn
 from perpixel.outputs import dense_logits
 from recipes.kit.randomness import seed_everything
 from recipes.kit.settings import ModelSettings
+from recipes.kit.weights import fetching
 
 
 def build_network(settings: ModelSettings, num_classes: int) -> nn.Module:
@@ -38,15 +40,18 @@ def build_network(settings: ModelSettings, num_classes: int) -> nn.Module:
     elif settings.aux_loss:
         remedy = "Leave model.aux_loss out."
         raise ValueError(complain("model.aux_loss", "false", f"true, but {settings.name} has none", remedy))
-    backbone = settings.weights_backbone
-    try:
-        return torchvision.models.get_model(
-            settings.name, weights=None, weights_backbone=backbone, num_classes=num_classes, **options
-        )
-    except (KeyError, ValueError) as error:
-        raise ValueError(
-            complain("model.weights_backbone", "torchvision weights of the backbone", backbone, str(error))
-        ) from error
+    make = partial(torchvision.models.get_model, settings.name, weights=None, num_classes=num_classes, **options)
+    if settings.weights_backbone is None:
+        return make(weights_backbone=None)
+    (kind,) = {*get_args(get_type_hints(builder)["weights_backbone"])} - {type(None)}
+    name = settings.weights_backbone.rpartition(".")[2]
+    if name not in kind.__members__:
+        expected = f"one of {', '.join(kind.__members__)}"
+        came = settings.weights_backbone
+        raise ValueError(complain("model.weights_backbone", expected, came, "Choose one of these."))
+    weights = kind[name]
+    with fetching("model.weights_backbone", weights.url):
+        return make(weights_backbone=weights)
 
 
 def _check_known(options: Mapping[str, Any], builder: Callable[..., nn.Module], name: str) -> None:

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import date
 from typing import Any, Literal
 
-from perpixel.checks import check_integer, check_number, complain
+from perpixel.checks import check_integer, check_number, check_option, complain
 from perpixel.evaluation import BootstrapInterval, bootstrap_images
+from recipes.kit.checks import check_options, check_seeds
 
 
 @dataclass
@@ -51,6 +51,17 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         check_options("options", self.options)
+        check_integer("workers", self.workers, low=0)
+        check_number("jitter", self.jitter, low=0, high=1)
+        for name in ("train_images", "eval_images"):
+            if getattr(self, name) is not None:
+                check_integer(name, getattr(self, name), low=1)
+        for name in ("size", "crop"):
+            for side in getattr(self, name) or ():
+                check_integer(name, side, low=1)
+        if self.scale is not None and not 0 < self.scale[0] <= self.scale[1]:
+            expected = "the smallest and the largest factor, both above 0"
+            raise ValueError(complain("scale", expected, f"{list(self.scale)}", "Example: --data.scale [0.5,2]."))
 
 
 @dataclass
@@ -201,6 +212,9 @@ class HardwareSettings:
     compile: bool = False
 
     def __post_init__(self) -> None:
+        check_option("accelerator", self.accelerator, ("auto", "cpu", "cuda", "gpu", "mps", "tpu"))
+        if (str(self.devices) not in ("auto", "-1") and not str(self.devices).isdecimal()) or str(self.devices) == "0":
+            raise ValueError(complain("devices", "a number from 1, or auto", self.devices, "Leave it out for one."))
         if self.threads is not None:
             check_integer("threads", self.threads, low=1, high=1024)
 
@@ -251,6 +265,9 @@ class AnalysisSettings(RunSettings):
 
     def __post_init__(self) -> None:
         check_integer("seed", self.seed, low=0)
+        if not (self.run or self.model.checkpoint or self.model.weights or self.pretrain.epochs):
+            remedy = "Give --pretrain.epochs 1 or more, or weights: --run, --model.checkpoint or --model.weights."
+            raise ValueError(complain("pretrain.epochs", "a training where no weights are given", "0", remedy))
         if self.run is not None and (self.model.checkpoint or self.model.weights):
             came = f"run={self.run!r} and {self.model.checkpoint or self.model.weights!r}"
             raise ValueError(complain("run, model.checkpoint, model.weights", "one of them", came, "Leave one out."))
@@ -289,29 +306,3 @@ class MeasureSettings:
     def interval(self, statistic: Callable[[Any], Any], images: int) -> BootstrapInterval:
         """`bootstrap_images` of a statistic of the weights of the images."""
         return bootstrap_images(statistic, images, level=self.level, resamples=self.resamples)
-
-
-def is_plain(value: Any, depth: int = 2) -> bool:
-    """A number, text, date, null, or a list of them, at most `depth` deep: nothing that could name what to call."""
-    if isinstance(value, list | tuple):
-        return depth > 0 and all(is_plain(one, depth - 1) for one in value)
-    return value is None or isinstance(value, bool | int | float | str | date)
-
-
-def check_options(setting: str, options: dict[str, Any]) -> None:
-    """Plain values only."""
-    for name, value in options.items():
-        if not is_plain(value):
-            expected = "a number, a text, or a list of them"
-            raise TypeError(
-                complain(f"{setting}.{name}", expected, value, "Classes and functions are given in Python.")
-            )
-
-
-def check_seeds(setting: str, seeds: list[int]) -> None:
-    """One or more different integers, none negative."""
-    if not seeds or len(set(seeds)) < len(seeds):
-        remedy = f"Example: --{setting} [0,1,2]."
-        raise ValueError(complain(setting, "one or more different integers", seeds, remedy))
-    for seed in seeds:
-        check_integer(setting, seed, low=0)

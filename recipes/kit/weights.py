@@ -1,10 +1,12 @@
 """Weights to start from: torchvision's by name, or a file of any maker, read only if whole; loaded entry by entry."""
 
+import contextlib
 import hashlib
 import io
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -91,20 +93,37 @@ def starting_weights(settings: ModelSettings) -> tuple[Weights, str] | None:
             listed = ", ".join(known) or "none: torchvision has no weights for this network"
             raise ValueError(complain("model.weights", f"one of {listed}", settings.weights, "Choose one of these."))
         weights = known[settings.weights]
-        _check_fetched(weights.url)
-        return dict(weights.get_state_dict(progress=False, check_hash=True)), f"torchvision's {weights}"
+        with fetching("model.weights", weights.url):
+            return dict(weights.get_state_dict(progress=False, check_hash=True)), f"torchvision's {weights}"
     if settings.checkpoint:
         return read_weights(Path(settings.checkpoint)), settings.checkpoint
     return None
 
 
-def _check_fetched(url: str) -> None:
-    """DamagedCheckpoint where a file fetched earlier is not what its name says: torch looks only while it fetches."""
+@contextlib.contextmanager
+def fetching(setting: str, url: str) -> Iterator[None]:
+    """Around what lets torch fetch the file at `url` and read it.
+
+    ConnectionError, with what to do by hand, where it cannot be fetched. DamagedCheckpoint where a file fetched earlier
+    is not what its name says: torch looks only while it fetches.
+    """
     path = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
+    _check_fetched(setting, path)
+    try:
+        yield
+    except (OSError, RuntimeError, HTTPException) as error:  # no network; another content than its name says
+        if path.is_file():
+            raise
+        reason = str(getattr(error, "reason", error))
+        remedy = f"Fetch {url} by other means and put it into {path.parent}."
+        raise ConnectionError(complain(setting, f"the file {path.name} to be fetched", reason, remedy)) from error
+
+
+def _check_fetched(setting: str, path: Path) -> None:
     named = re.search(r"-([0-9a-f]{8,})\.", path.name)
     if named and path.is_file() and not hashlib.sha256(path.read_bytes()).hexdigest().startswith(named[1]):
         expected, came = f"a file whose SHA-256 begins with {named[1]}", f"another content in {path}"
-        raise DamagedCheckpoint(complain("model.weights", expected, came, "Remove it: it will be fetched again."))
+        raise DamagedCheckpoint(complain(setting, expected, came, "Remove it: it will be fetched again."))
 
 
 def read_weights(path: Path) -> Weights:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from perpixel.checks import complain
+from recipes.kit.command_line import named
 from recipes.kit.networks import build_network
 from recipes.kit.run_folder import write_atomically
 from recipes.kit.tables import markdown_text, save_json
@@ -39,10 +40,12 @@ class FixationJob(FixationRun):
         """Read weights and image and check the questions, so that mistakes show before anything is written."""
         settings, images = self.settings, self.images
         rivals = asked_rivals(images, settings.trace)
+        images.class_numbers([*settings.trace.rivals, *settings.trace.rivals.values()], "trace.rivals")
         self.loaded = load_network(settings, images.num_classes, images.classes)
         if self.loaded is None:
             build_network(settings.model, images.num_classes)
-            images.steps_per_epoch(settings.pretrain.batch_size)
+            with named("pretrain."):
+                images.steps_per_epoch(settings.pretrain.batch_size)
         elif rivals:
             rival_logits(self.loaded[0], rivals)
         if "image" in settings.do:
