@@ -35,7 +35,8 @@ class FixationOptions:
 def conventions_of(options: FixationOptions, trace: Trace) -> Conventions:
     """What the rules go by; ValueError if `k` names layers or nodes that the trace does not have."""
     rules = fixation_rules(options.rules)
-    return Conventions(options.shift, rules.base == "seg-unravel", rules.select == "element", _counts(options.k, trace))
+    published, elements = rules.base == "seg-unravel", rules.select == "element"
+    return Conventions(options.shift, published, elements, _counts(options.k, trace), rules.attention == "value")
 
 
 def _check_k(k: K) -> K:
