@@ -188,7 +188,29 @@ def test_a_choice_by_condition_goes_to_what_was_chosen() -> None:
     assert fixations(model, images).started == 24
 
 
+PLACED = {
+    "windows and back": lambda x: F.fold(F.unfold(x, 2, stride=2), (4, 4), 2, stride=2),
+    "layers": lambda x: nn.Fold((4, 4), (1, 2), stride=(1, 2))(nn.Unfold((1, 2), stride=(1, 2))(x)),
+    "method": lambda x: x.unfold(2, 2, 2).transpose(3, 4).flatten(2, 3),
+    "spread": lambda x: x[..., :1].expand_as(x).roll(1, 2),
+}
+
+
+@pytest.mark.parametrize("name", PLACED)
+def test_rearranged_elements_are_found(name: str) -> None:
+    numbers = torch.arange(1.0, 65, dtype=D).view(1, 4, 4, 4)
+    place = PLACED[name]
+    start = torch.randint(0, 4, (1, 4, 4))
+    model = Net(lambda x, w: place(x))
+    expected = Counter(place(numbers).gather(1, start[:, None]).flatten().tolist())
+    fix = fixations(model, numbers, start=start, strict=True)
+    found = {numbers[n, c, y, x].item(): m for (n, _, c, y, x), m in zip(fix.points.tolist(), fix.mass.tolist())}
+    assert found == expected
+
+
 REFUSED = {
+    "overlapping windows": (lambda x, w: F.fold(F.unfold(x, 3, padding=1), (4, 4), 3, padding=1), "that overlap"),
+    "places from the images": (lambda x, w: x[:, x.argmax(1)[0, 0]], "says where its elements go"),
     "two plain tensors": (lambda x, w: x @ x.transpose(2, 3), "comes out of a softmax"),
     "two softmaxes": (lambda x, w: x.softmax(-1) @ x.softmax(-1), "comes out of a softmax"),
     "broadcast": (lambda x, w: x.softmax(-1) @ x[:, :1], "are broadcast"),

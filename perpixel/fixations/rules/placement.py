@@ -78,8 +78,11 @@ def rearrange(units: Units, step: Step) -> Moves:
     if any(operation(node) not in _CUTS for node in chain[1:]):
         raise step.refuse(f"{chain[-1].target} gives several tensors that are not parts of one")
     numbers = torch.arange(1, 1 + math.prod(before), dtype=torch.float64, device=step.run.images.device).view(before)
+    operand = source
     for node in reversed(chain):
-        numbers = _repeat(node, numbers, step)
+        if _is_fold(node, step) and bool((_repeat(node, operand, torch.ones_like(numbers), step) > 1).any()):
+            raise step.refuse("it adds up windows that overlap")
+        numbers, operand = _repeat(node, operand, numbers, step), node
     if tuple(numbers.shape) != after:
         raise step.refuse(f"a tensor of shape {before} becomes one of {after}")
     found = pick(block(numbers.reshape(-1)), step.element(units)).astype(np.int64) - 1
@@ -96,9 +99,21 @@ def _only_reshapes(step: Step) -> bool:
     return name in ("flatten", "view", "reshape", "view_as", "reshape_as", "squeeze", "unsqueeze", "unflatten")
 
 
-def _repeat(node: Node, numbers: Tensor, step: Step) -> Any:
+def _is_fold(node: Node, step: Step) -> bool:
+    return operation(node) == "fold" or (node.op == "call_module" and isinstance(step.module, nn.Fold))
+
+
+def _repeat(node: Node, operand: Node, numbers: Tensor, step: Step) -> Any:
     """What `node` gives with `numbers` in place of its operand; the number 0 stands for padding."""
-    args, kwargs = map_arg((node.args, node.kwargs), lambda n: numbers if n in step.run.tracked else step.run.values[n])
+
+    def given(n: Node) -> Any:
+        if n is not operand and n in step.run.tracked:
+            if operation(node) not in ("expand_as", "view_as", "reshape_as"):
+                raise step.refuse("what depends on the images says where its elements go")
+            return numbers.new_empty(step.run.shapes[n])
+        return numbers if n is operand else step.run.values[n]
+
+    args, kwargs = map_arg((node.args, node.kwargs), given)
     target: Any = node.target
     if node.op == "call_module":
         layer = step.run.layers[target]

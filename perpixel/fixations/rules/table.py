@@ -67,12 +67,25 @@ RULES: Mapping[Any, Rule] = {
     "where": _WHERE,
     **dict.fromkeys(("mul", "multiply", "div", "truediv", "true_divide"), _GATE),
     **dict.fromkeys((nn.Upsample, nn.UpsamplingBilinear2d, nn.UpsamplingNearest2d, F.interpolate), _RESIZE),
-    **dict.fromkeys((nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle), _PLACE),
+    **dict.fromkeys(
+        (nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.Fold, nn.Unfold), _PLACE
+    ),
     **dict.fromkeys((nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d), _PLACE),
     **dict.fromkeys(("getitem", "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "permute"), _PLACE),
     **dict.fromkeys(("transpose", "movedim", "swapaxes", "narrow", "select", "flip", "roll", "pad", "expand"), _PLACE),
     **dict.fromkeys(
-        ("view_as", "reshape_as", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "repeat", "repeat_interleave"),
+        (
+            "expand_as",
+            "fold",
+            "unfold",
+            "view_as",
+            "reshape_as",
+            "pixel_shuffle",
+            "pixel_unshuffle",
+            "channel_shuffle",
+            "repeat",
+            "repeat_interleave",
+        ),
         _PLACE,
     ),
 }
