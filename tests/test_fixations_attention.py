@@ -188,6 +188,30 @@ def test_a_choice_by_condition_goes_to_what_was_chosen() -> None:
     assert fixations(model, images).started == 24
 
 
+def test_a_factor_that_was_expanded_is_the_gate_as_if_it_were_broadcast() -> None:
+    images = torch.randn(2, 4, 3, 4, dtype=D)
+    one, other = (Net(lambda x, w, how=how: x * how(x.mean((2, 3), keepdim=True), x)) for how in (_as_is, _expanded))
+    expected, fix = (fixations(model, images, strict=True) for model in (one, other))
+    assert torch.equal(fix.points, expected.points)
+    assert torch.equal(fix.sign, expected.sign)
+
+
+def _as_is(context: Tensor, x: Tensor) -> Tensor:
+    return context
+
+
+def _expanded(context: Tensor, x: Tensor) -> Tensor:
+    return context.expand_as(x)
+
+
+@pytest.mark.parametrize("kind", [Attention, Functional, HeadsInTheBatch])
+def test_attention_does_not_change_the_resolution(kind: type[Attention]) -> None:
+    model, images = kind().eval(), torch.randn(2, HEADS * WIDTH, 4, 5, dtype=D)
+    one, other = fixations(model, images), fixations(model, images, k="resolution")
+    assert torch.equal(one.points, other.points)
+    assert torch.equal(one.mass, other.mass)
+
+
 PLACED = {
     "windows and back": lambda x: F.fold(F.unfold(x, 2, stride=2), (4, 4), 2, stride=2),
     "layers": lambda x: nn.Fold((4, 4), (1, 2), stride=(1, 2))(nn.Unfold((1, 2), stride=(1, 2))(x)),

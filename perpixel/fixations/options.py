@@ -6,10 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from torch import nn
+
 from perpixel.checks import check_integer, check_option, complain
 from perpixel.fixations.rules.step import Conventions, Count, Share, Step
 from perpixel.fixations.rules.table import FixationRules, fixation_rules
 from perpixel.fixations.trace.graph import Trace
+from perpixel.fixations.trace.operations import operation
+
+_MATRICES = ("linear", "matmul", "__matmul__", "bmm", "mm", "scaled_dot_product_attention")  # places are kept
 
 K = int | Share | str | Mapping[str, int | Share]
 Shift = Literal["full", "partial", "none"]
@@ -72,5 +77,7 @@ def _counts(k: K, trace: Trace) -> Callable[[Step], Count] | None:
 
 def _finer(step: Step) -> Count:
     """The increase of spatial resolution from the operation's result to its source."""
+    if isinstance(step.module, nn.Linear) or operation(step.node) in _MATRICES:
+        return 1
     before, after = (math.prod(shape[2:]) for shape in (step.shape(step.operands[0]), step.shape()))
     return max(1, round(before / max(after, 1)))
