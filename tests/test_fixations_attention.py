@@ -196,6 +196,14 @@ def test_a_factor_that_was_expanded_is_the_gate_as_if_it_were_broadcast() -> Non
     assert torch.equal(fix.sign, expected.sign)
 
 
+def test_what_is_followed_elsewhere_is_kept_when_a_gate_made_of_it_is_not() -> None:
+    def forward(x: Tensor, w: Tensor) -> Tensor:
+        value = F.conv2d(x, w[..., None, None])
+        return value.relu() * value.mean((2, 3), keepdim=True).expand_as(value)
+
+    assert fixations(Net(forward), torch.randn(2, 4, 3, 4, dtype=D), strict=True).dropped == 0
+
+
 def _as_is(context: Tensor, x: Tensor) -> Tensor:
     return context
 

@@ -255,14 +255,10 @@ def gated(step: Step) -> tuple[Node, object]:
         first = _size(one, step) < _size(two, step) or (_size(one, step) == _size(two, step) and _is_gate(one, step))
         second = _size(two, step) < _size(one, step) or (_size(one, step) == _size(two, step) and _is_gate(two, step))
         if first == second:
-            first, second = (_size(_before_expanding(n), step) < _size(n, step) for n in (one, two))
+            first, second = (operation(n) in ("expand", "expand_as") for n in (one, two))
         if first != second:
             return (two, one) if first else (one, two)
     raise step.refuse("a product is followed where one factor is a gate: smaller than the other, or out of a sigmoid")
-
-
-def _before_expanding(node: Node) -> Node:
-    return node.all_input_nodes[0] if operation(node) in ("expand", "expand_as") else node
 
 
 def _size(node: Node, step: Step) -> int:
