@@ -247,11 +247,25 @@ def test_torchvisions_lraspp_and_deeplab_need_no_head() -> None:
         assert all(torch.isfinite(g).all() for g in gradients(model).values())
 
 
+class Summed(Net):
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return super().forward(images.cumsum(2))
+
+
+def test_a_network_that_cannot_be_followed_is_refused_with_the_reason() -> None:
+    model = Summed()
+    images, labels = batch(1, 32)
+    criterion = attach(model, FixationWeightedLoss())
+    with pytest.raises(NotImplementedError, match="node 'cumsum"):
+        criterion(model(images), labels)
+    assert model.training
+
+
 @pytest.mark.slow
-def test_segformer_is_refused_with_the_reason() -> None:
+def test_segformer_is_followed() -> None:
     model = segformer()
     images, labels = batch(1, 32)
     criterion = attach(model, FixationWeightedLoss())
-    with pytest.raises(NotImplementedError, match="node 'scaled_dot_product_attention"):
-        criterion(model(pixel_values=images), labels)
+    criterion(model(pixel_values=images), labels).backward()
+    assert set(criterion.terms) == {"base", "fixation_weighted"}
     assert model.training

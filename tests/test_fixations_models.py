@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from attach_cases import segformer
 from torch import nn
 from torchvision import models as tv
 
@@ -73,3 +74,17 @@ def test_segmentation_models_pytorch(decoder: str, encoder: str) -> None:
     import segmentation_models_pytorch as smp
 
     check(getattr(smp, decoder)(encoder, encoder_weights=None, classes=5), (32, 64), 32 * 64)
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("segmentation_models_pytorch"), reason="needs smp")
+@pytest.mark.parametrize("decoder", ["Unet", "Segformer"])
+def test_mix_transformers(decoder: str) -> None:
+    import segmentation_models_pytorch as smp
+
+    model = getattr(smp, decoder)("mit_b0", encoder_weights=None, classes=5)
+    check(model, (32, 64), 32 * 64)
+    assert fixations(model, torch.randn(1, 3, 32, 64), strict=True).dropped == 0
+
+
+def test_transformers_segformer() -> None:
+    check(segformer(), (32, 64), 8 * 16)

@@ -6,10 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from torch import nn
+
 from perpixel.checks import check_integer, check_option, complain
 from perpixel.fixations.rules.step import Conventions, Count, Share, Step
 from perpixel.fixations.rules.table import FixationRules, fixation_rules
 from perpixel.fixations.trace.graph import Trace
+from perpixel.fixations.trace.operations import operation
+
+_MATRICES = ("linear", "matmul", "__matmul__", "bmm", "mm", "scaled_dot_product_attention")  # places are kept
 
 K = int | Share | str | Mapping[str, int | Share]
 Shift = Literal["full", "partial", "none"]
@@ -35,7 +40,8 @@ class FixationOptions:
 def conventions_of(options: FixationOptions, trace: Trace) -> Conventions:
     """What the rules go by; ValueError if `k` names layers or nodes that the trace does not have."""
     rules = fixation_rules(options.rules)
-    return Conventions(options.shift, rules.base == "seg-unravel", rules.select == "element", _counts(options.k, trace))
+    published, elements = rules.base == "seg-unravel", rules.select == "element"
+    return Conventions(options.shift, published, elements, _counts(options.k, trace), rules.attention == "value")
 
 
 def _check_k(k: K) -> K:
@@ -71,5 +77,7 @@ def _counts(k: K, trace: Trace) -> Callable[[Step], Count] | None:
 
 def _finer(step: Step) -> Count:
     """The increase of spatial resolution from the operation's result to its source."""
+    if isinstance(step.module, nn.Linear) or operation(step.node) in _MATRICES:
+        return 1
     before, after = (math.prod(shape[2:]) for shape in (step.shape(step.operands[0]), step.shape()))
     return max(1, round(before / max(after, 1)))

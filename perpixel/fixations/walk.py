@@ -93,7 +93,7 @@ def fixations(
 def _forward(model: nn.Module, images: Tensor, options: FixationOptions) -> tuple[Run, "_Steps", Any]:
     """A run of the model along its graph, the rules by node, and the model's output; a new graph where it changed."""
     rules, layers = fixation_rules(options.rules), named_layers(model)
-    kind = None if rules.extra else (rules.base, rules.select)
+    kind = None if rules.extra else (rules.base, rules.select, rules.attention)
     for own in (False, True):
         trace = traced(model, layers, rules.leaves, images, own=own)
         steps = _Steps(trace, rules, conventions_of(options, trace))
@@ -188,6 +188,14 @@ def _some_units(step: Step) -> Units:
     return Units(image * places + place, channel, distinct=True)
 
 
+def _check_images(points: Points, classes: int, step: Step) -> None:
+    """NotImplementedError if points of one image lie on another."""
+    if points.group is None or points.unit is None:
+        return
+    if (points.group // classes != points.units.pixel.take(points.unit) // step.places()).any():
+        raise step.refuse("points of one image lead to another: the model mixes the images of a batch")
+
+
 class _Walk:
     """The way back, node by node."""
 
@@ -217,6 +225,7 @@ class _Walk:
                 if self.record:
                     self._record(points, step)
                 if node is image:
+                    _check_images(points, self.classes, step)
                     found = points
                 elif len(points.units):
                     self._move(points, step, rule, pending)

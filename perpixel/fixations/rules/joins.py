@@ -93,24 +93,63 @@ def inner_nodes(node: Node) -> list[Node]:
 
 def cat(units: Units, step: Step) -> Moves:
     """To the operand whose part of the result the unit lies in."""
-    tensors, dim = step.node.args[0] if step.node.args else step.node.kwargs["tensors"], step.argument("dim", 1, 0)
+    tensors = step.node.args[0] if step.node.args else step.node.kwargs["tensors"]
+    return _parts(units, step, [(node, step.run.shapes[node]) for node in tensors])  # type: ignore
+
+
+def stack(units: Units, step: Step) -> Moves:
+    """To the operand that the unit was taken from."""
+    tensors = step.node.args[0] if step.node.args else step.node.kwargs["tensors"]
+    dim, shape = step.argument("dim", 1, 0) % len(step.shape()), step.shape()
+    return _parts(units, step, [(node, (*shape[:dim], 1, *shape[dim + 1 :])) for node in tensors])  # type: ignore
+
+
+def where(units: Units, step: Step) -> Moves:
+    """To the operand that the condition names."""
+    condition, *choices = _choices(step)
+    first = step.read(condition, units) != 0  # type: ignore[arg-type]
+    moves: Moves = []
+    for node, mask in zip(choices, (first, ~first)):
+        if isinstance(node, Node) and node in step.run.tracked and mask.any():
+            moves.append(_onto(node, units.take(mask), step))
+    return moves
+
+
+def reads_where(step: Step) -> list[Node]:
+    """The condition."""
+    return [_choices(step)[0]]  # type: ignore[list-item]
+
+
+def follows_where(step: Step) -> list[Node]:
+    """What is chosen from."""
+    return [node for node in _choices(step)[1:] if isinstance(node, Node) and node in step.run.tracked]
+
+
+def _choices(step: Step) -> list[object]:
+    given = step.node.args
+    if len(given) != 3 or step.node.kwargs:
+        raise step.refuse("a choice is followed where it has a condition and two tensors")
+    first, second, third = given
+    return [second, first, third] if step.node.op == "call_method" else [first, second, third]
+
+
+def _parts(units: Units, step: Step, parts: list[tuple[Node, tuple[int, ...]]]) -> Moves:
+    """To the part of the result, joined of these nodes' tensors in these shapes, that the unit lies in."""
     shape = step.shape()
-    dim = dim % len(shape)
-    if dim == 0:
-        raise step.refuse("it joins images into one batch")
+    dim = step.argument("dim", 1, 0) % len(shape)
     inner = math.prod(shape[dim + 1 :])
-    index = step.index(units)
+    index = step.element(units)
     outer, place = index // (inner * shape[dim]), index // inner % shape[dim]
     rest = index % inner
     moves: Moves = []
     start = 0
-    for node in tensors:  # type: ignore[union-attr]
-        length = step.run.shapes[node][dim]  # type: ignore[index]
+    for node, of_node in parts:
+        length = of_node[dim]
         inside = ((place >= start) & (place < start + length)).nonzero()[0]
         if node in step.run.tracked and len(inside):
             unit = (outer * length + place - start) * inner + rest
             part = units.take(inside)
-            moves.append((node, step.at_index(part, unit[inside], node, distinct=part.distinct)))  # type: ignore[arg-type]
+            moves.append((node, step.at_element(part, unit[inside], node, distinct=part.distinct)))
         start += length
     return moves
 
@@ -215,6 +254,8 @@ def gated(step: Step) -> tuple[Node, object]:
         one, two = tracked
         first = _size(one, step) < _size(two, step) or (_size(one, step) == _size(two, step) and _is_gate(one, step))
         second = _size(two, step) < _size(one, step) or (_size(one, step) == _size(two, step) and _is_gate(two, step))
+        if first == second:
+            first, second = (operation(n) in ("expand", "expand_as") for n in (one, two))
         if first != second:
             return (two, one) if first else (one, two)
     raise step.refuse("a product is followed where one factor is a gate: smaller than the other, or out of a sigmoid")

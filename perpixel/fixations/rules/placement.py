@@ -17,6 +17,7 @@ from perpixel.fixations.rules.values import block, pick
 from perpixel.fixations.trace.operations import operation
 from perpixel.upsampling import axis_matrix
 
+_CUTS = {"split", "split_with_sizes", "chunk", "tensor_split", "hsplit", "vsplit", "dsplit", "unbind"}
 _NEARLY = 1e-9  # weights closer than this are equal
 
 
@@ -72,21 +73,20 @@ def rearrange(units: Units, step: Step) -> Moves:
         chain.append(source)
         source = next(n for n in source.all_input_nodes if n in step.run.tracked)
     before, after = step.shape(source), step.shape()
-    kept_batch = len(after) > 0 and before[0] == after[0]
-    if kept_batch and len(chain) == 1 and _only_reshapes(step):
-        return [(source, step.at_index(units, step.index(units), source, distinct=units.distinct))]
-    size = math.prod(before[1:])
-    numbers = torch.arange(1, 1 + before[0] * size, dtype=torch.float64, device=step.run.images.device).view(before)
+    if len(chain) == 1 and _only_reshapes(step):
+        return [(source, step.at_element(units, step.element(units), source, distinct=units.distinct))]
+    if any(operation(node) not in _CUTS for node in chain[1:]):
+        raise step.refuse(f"{chain[-1].target} gives several tensors that are not parts of one")
+    numbers = torch.arange(1, 1 + math.prod(before), dtype=torch.float64, device=step.run.images.device).view(before)
+    operand = source
     for node in reversed(chain):
-        numbers = _repeat(node, numbers, step)
-    if not kept_batch or tuple(numbers.shape) != after:
-        raise step.refuse(f"images of shape {before} become {after}, which mixes them")
-    image = step.image(units)
-    found = pick(block(numbers.reshape(-1)), step.index(units) + image * math.prod(after[1:])).astype(np.int64) - 1
-    index = found - image * size
-    if ((found >= 0) & ((index < 0) | (index >= size))).any():
-        raise step.refuse("it moves elements from one image to another")
-    return [(source, step.at_index(units, index, source).take(found >= 0))]
+        if _is_fold(node, step) and bool((_repeat(node, operand, torch.ones_like(numbers), step) > 1).any()):
+            raise step.refuse("it adds up windows that overlap")
+        numbers, operand = _repeat(node, operand, numbers, step), node
+    if tuple(numbers.shape) != after:
+        raise step.refuse(f"a tensor of shape {before} becomes one of {after}")
+    found = pick(block(numbers.reshape(-1)), step.element(units)).astype(np.int64) - 1
+    return [(source, step.at_element(units, found, source).take(found >= 0))]
 
 
 def follows_rearrange(step: Step) -> list[Node]:
@@ -99,9 +99,21 @@ def _only_reshapes(step: Step) -> bool:
     return name in ("flatten", "view", "reshape", "view_as", "reshape_as", "squeeze", "unsqueeze", "unflatten")
 
 
-def _repeat(node: Node, numbers: Tensor, step: Step) -> Any:
+def _is_fold(node: Node, step: Step) -> bool:
+    return operation(node) == "fold" or (node.op == "call_module" and isinstance(step.module, nn.Fold))
+
+
+def _repeat(node: Node, operand: Node, numbers: Tensor, step: Step) -> Any:
     """What `node` gives with `numbers` in place of its operand; the number 0 stands for padding."""
-    args, kwargs = map_arg((node.args, node.kwargs), lambda n: numbers if n in step.run.tracked else step.run.values[n])
+
+    def given(n: Node) -> Any:
+        if n is not operand and n in step.run.tracked:
+            if operation(node) not in ("expand_as", "view_as", "reshape_as"):
+                raise step.refuse("what depends on the images says where its elements go")
+            return numbers.new_empty(step.run.shapes[n])
+        return numbers if n is operand else step.run.values[n]
+
+    args, kwargs = map_arg((node.args, node.kwargs), given)
     target: Any = node.target
     if node.op == "call_module":
         layer = step.run.layers[target]

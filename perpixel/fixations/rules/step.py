@@ -37,13 +37,15 @@ class Conventions:
     """What all rules of one walk go by.
 
     shift: "full", "partial" or "none". published: the conventions of Seg-Unravel. elements: weigh every contribution on
-    its own, not the channels first. k: asked for each step by the node and its sizes; None for 1.
+    its own, not the channels first. k: asked for each step by the node and its sizes; None for 1. attends: points of
+    attention's output go to the tokens it looks at, not to their own.
     """
 
     shift: str
     published: bool
     elements: bool
     k: Callable[["Step"], Count] | None
+    attends: bool = True
 
     def keep_place(self, dilation: tuple[int, int]) -> bool:
         """Whether points stay where they are in a convolution of this dilation."""
@@ -110,6 +112,17 @@ class Step:
         places = self.places(node)
         channel = index // places
         return units.at(index - channel * places + self.image(units) * places, channel, distinct=distinct)
+
+    def element(self, units: Units) -> Array:
+        """The place of every unit in the result, row-major, whatever its first dimension counts."""
+        return self.image(units) * math.prod(self.shape()[1:]) + self.index(units)
+
+    def at_element(self, units: Units, element: Array, node: Node, *, distinct: bool = False) -> Units:
+        """The units at these places of an operand."""
+        places, channels = self.places(node), math.prod(self.shape(node)[1:2])
+        row = element // places
+        first = row // channels
+        return units.at(element + (first - row) * places, row - first * channels, distinct=distinct)
 
     def read(self, node: Node, units: Units) -> Array:
         """The values of an operand of the result's shape, or of one that broadcasts to it, where the units are."""

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from perpixel.checks import check_option, complain
 from perpixel.fixations.points import Units
-from perpixel.fixations.rules import convolution, joins, placement, pooling
+from perpixel.fixations.rules import attention, convolution, joins, placement, pooling
 from perpixel.fixations.rules.step import Moves, Rule, Step, nothing
 from perpixel.fixations.trace.operations import operation
 
@@ -31,6 +31,9 @@ _JOIN = Rule(joins.join, joins.reads_join, joins.follows_join)
 _REDUCE = Rule(joins.reduce, joins.reads_reduce, joins.follows_join, jumps=True)
 _GATE = Rule(joins.gate, joins.reads_gate, joins.follows_gate)
 _CAT = Rule(joins.cat, nothing)
+_MATMUL = Rule(attention.matmul, attention.reads_matmul, attention.follows_matmul)
+_ATTENTION = Rule(attention.attention, attention.reads_attention, attention.follows_attention)
+_STACK, _WHERE = Rule(joins.stack, nothing), Rule(joins.where, joins.reads_where, joins.follows_where)
 _PLACE = Rule(placement.rearrange, nothing, placement.follows_rearrange)
 _RESIZE = Rule(placement.resize, placement.reads_resize, keeps_channel=True)
 
@@ -58,14 +61,31 @@ RULES: Mapping[Any, Rule] = {
     **dict.fromkeys(("stochastic_depth", "drop_path", "alpha_dropout", "feature_dropout"), _UNIT),
     **dict.fromkeys(("add", "sub", "neg", "maximum", "minimum", "max", "min"), _JOIN),
     **dict.fromkeys(("cat", "concat", "concatenate"), _CAT),
+    **dict.fromkeys(("matmul", "__matmul__", "bmm", "mm"), _MATMUL),
+    F.scaled_dot_product_attention: _ATTENTION,
+    "stack": _STACK,
+    "where": _WHERE,
     **dict.fromkeys(("mul", "multiply", "div", "truediv", "true_divide"), _GATE),
     **dict.fromkeys((nn.Upsample, nn.UpsamplingBilinear2d, nn.UpsamplingNearest2d, F.interpolate), _RESIZE),
-    **dict.fromkeys((nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle), _PLACE),
+    **dict.fromkeys(
+        (nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.Fold, nn.Unfold), _PLACE
+    ),
     **dict.fromkeys((nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d), _PLACE),
     **dict.fromkeys(("getitem", "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "permute"), _PLACE),
     **dict.fromkeys(("transpose", "movedim", "swapaxes", "narrow", "select", "flip", "roll", "pad", "expand"), _PLACE),
     **dict.fromkeys(
-        ("view_as", "reshape_as", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "repeat", "repeat_interleave"),
+        (
+            "expand_as",
+            "fold",
+            "unfold",
+            "view_as",
+            "reshape_as",
+            "pixel_shuffle",
+            "pixel_unshuffle",
+            "channel_shuffle",
+            "repeat",
+            "repeat_interleave",
+        ),
         _PLACE,
     ),
 }
@@ -78,6 +98,9 @@ class FixationRules:
     base: "modern", or "seg-unravel", the published behaviour (Ganeshan 2017, chapter 2, and its code).
     select: how "modern" ranks the inputs of a convolution: "channel" takes the channels with the largest contribution
         summed over the kernel, and the best tap in each; "element" takes single contributions (equation 2.3).
+    attention: where points of attention's output go: "value", to the token with the largest probability x value, head
+        by head; "skip", to the values of their own token, where there are as many as queries. Either way the
+        probabilities are taken as given: the queries and keys that made them are not followed.
     extra: operation -> rule, looked up first. An operation is a layer's class, a function, or the name of a method or
         function. A rule is a function (units, step) -> pairs of an operand and the units on it, or a `Rule`.
 
@@ -87,10 +110,12 @@ class FixationRules:
     base: Literal["modern", "seg-unravel"] = "modern"
     select: Literal["channel", "element"] = "channel"
     extra: Mapping[Any, Rule | Callable[[Units, Step], Moves]] = field(default_factory=dict)
+    attention: Literal["value", "skip"] = "value"
 
     def __post_init__(self) -> None:
         check_option("base", self.base, ("modern", "seg-unravel"))
         check_option("select", self.select, ("channel", "element"))
+        check_option("attention", self.attention, ("value", "skip"))
         if self.base == "seg-unravel" and self.select != "channel":
             raise ValueError(complain("select", "'channel' for base='seg-unravel'", self.select, "Use base='modern'."))
         if not isinstance(self.extra, Mapping):

@@ -295,7 +295,7 @@ class Run(Calls):
             for read in self._reads.pop(node, ()):
                 self._keeps[read] -= 1
                 self._free(read, now)
-            for operand in self.operands(node):
+            for operand in set(self.operands(node)).intersection(self.reader.follows(node, self)):
                 self._unfollow(operand, now)
 
     def _free(self, node: Node, now: Node | None) -> None:

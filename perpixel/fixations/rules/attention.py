@@ -1,0 +1,207 @@
+"""Moves through products of matrices: attention, whose probabilities are taken as given, and constant matrices."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.fx.node import Node
+
+from perpixel.fixations.points import Array, Units
+from perpixel.fixations.rules.choice import Chosen, Given, choose, choose_in_slices
+from perpixel.fixations.rules.step import Moves, Step
+from perpixel.fixations.rules.values import block, host, pick, rows
+from perpixel.fixations.trace.operations import operation
+
+_ENTRIES = 1 << 24  # of attention's probabilities, recomputed at once
+_PASSED = {  # between a softmax and the product: what leaves every probability one, up to a factor
+    *("dropout", "to", "type_as", "float", "double", "half", "bfloat16", "contiguous", "clone", "detach"),
+    *("view", "reshape", "permute", "transpose", "flatten", "unflatten", "squeeze", "unsqueeze", "expand"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Product:
+    """left (.., I, S) times right (.., S, J): the operand that is followed, whether it is the right one, whether the
+    other one is attention's probabilities."""
+
+    left: Any
+    right: Any
+    follows_right: bool
+    is_attention: bool
+
+    @property
+    def source(self) -> Node:
+        return self.right if self.follows_right else self.left
+
+
+def matmul(units: Units, step: Step) -> Moves:
+    """To the element of the followed matrix with the largest element x element of the other one."""
+    product = _product(step)
+    if _stays(product, step):
+        return _same_token(units, product.source, step)
+    left, right = (step.value(node) for node in (product.left, product.right))
+    batch = step.shape()[:-2]
+    source, other = (right, left) if product.follows_right else (left, right)
+    if source.shape[:-2] != batch or (other.shape[:-2] != batch and math.prod(other.shape[:-2]) != 1):
+        raise step.refuse(f"its operands of shapes {tuple(left.shape)} and {tuple(right.shape)} are broadcast")
+    left, right = _matrices(left, batch), _matrices(right, batch)
+    return list(_moves(units, step, product, [(0, left, right)]))
+
+
+def reads_matmul(step: Step) -> list[Node]:
+    """Both matrices, unless points keep their token."""
+    product = _product(step)
+    return [] if _stays(product, step) else [product.left, product.right]
+
+
+def follows_matmul(step: Step) -> list[Node]:
+    """The values of attention; or the matrix that depends on the images."""
+    return [_product(step).source]
+
+
+def attention(units: Units, step: Step) -> Moves:
+    """As through probabilities times values, the probabilities computed anew from queries, keys and mask."""
+    product = _attended(step)
+    if _stays(product, step):
+        return _same_token(units, product.source, step)
+    return list(_moves(units, step, product, _probabilities(step)))
+
+
+def reads_attention(step: Step) -> list[Node]:
+    """All that attention was computed from, unless points keep their token."""
+    return [] if _stays(_attended(step), step) else step.operands
+
+
+def follows_attention(step: Step) -> list[Node]:
+    """The values."""
+    return [_attended(step).source]
+
+
+def _product(step: Step) -> _Product:
+    given = [*step.node.args, *step.node.kwargs.values()]
+    if len(given) != 2 or not all(isinstance(n, Node) for n in given):
+        raise step.refuse("a product of matrices is followed where it has two operands and no other argument")
+    left, right = given
+    if min(len(step.shape(left)), len(step.shape(right)), len(step.shape())) < 2:  # type: ignore[arg-type]
+        raise step.refuse("a product is followed where both operands are matrices")
+    tracked = [n in step.run.tracked for n in (left, right)]
+    if not all(tracked):
+        return _Product(left, right, tracked[1], False)
+    weights = [_is_softmax(n, step) for n in (left, right)]  # type: ignore[arg-type]
+    if weights[0] == weights[1]:
+        raise step.refuse("a product of two tensors is followed where one of them comes out of a softmax")
+    return _Product(left, right, weights[0], True)
+
+
+def _attended(step: Step) -> _Product:
+    query, key, value = (_node(step, name, place) for place, name in enumerate(("query", "key", "value")))
+    if value not in step.run.tracked:
+        raise step.refuse("its values do not depend on the images")
+    shapes = [step.shape(n) for n in (query, key, value)]
+    if len(shapes[2]) < 3 or any(shape[:-2] != shapes[2][:-2] for shape in shapes):
+        raise step.refuse(f"its queries, keys and values, of shapes {shapes}, differ in more than their length")
+    return _Product(None, value, True, True)
+
+
+def _node(step: Step, name: str, place: int) -> Node:
+    return step.node.kwargs[name] if name in step.node.kwargs else step.node.args[place]  # type: ignore[return-value]
+
+
+def _is_softmax(node: Node, step: Step) -> bool:
+    """Whether a factor comes out of a softmax, perhaps rearranged, scaled by a number or through dropout."""
+    while True:
+        layer = step.run.layers[str(node.target)] if node.op == "call_module" else None
+        scaled = operation(node) in ("mul", "div", "truediv") and node.all_input_nodes == [node.args[0]]
+        if not (operation(node) in _PASSED or scaled or isinstance(layer, (nn.Dropout, nn.Identity))):
+            return operation(node) == "softmax" or isinstance(layer, nn.Softmax)
+        node = node.all_input_nodes[0]
+
+
+def _stays(product: _Product, step: Step) -> bool:
+    if not product.is_attention or step.conventions.attends:
+        return False
+    if step.shape(product.source) != step.shape():
+        before, after = step.shape(product.source), step.shape()
+        raise step.refuse(f"attention='skip' needs as many values as queries, not {before} for {after}")
+    return True
+
+
+def _same_token(units: Units, source: Node, step: Step) -> Moves:
+    return [(source, step.at_element(units, step.element(units), source))]
+
+
+def _matrices(tensor: Tensor, batch: tuple[int, ...]) -> Tensor:
+    """(B, rows, columns)."""
+    tensor = tensor.detach()
+    return tensor.expand(*batch, *tensor.shape[-2:]).reshape(-1, *tensor.shape[-2:])
+
+
+def _probabilities(step: Step) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """The probabilities (B, L, S) and values (B, S, d) of some entries of B at a time, and the place of the first."""
+    query, key, value = (step.value(_node(step, name, i)) for i, name in enumerate(("query", "key", "value")))
+    batch, length, keys = query.shape[:-2], query.shape[-2], key.shape[-2]
+    scale = step.argument("scale", 7)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    mask = step.argument("attn_mask", 3)
+    if step.argument("is_causal", 5, False):
+        mask = torch.ones(length, keys, dtype=torch.bool, device=query.device).tril()
+    if mask is not None:
+        mask = mask.detach().expand(*batch, length, keys)
+    query, key, value = (_matrices(of, batch) for of in (query, key, value))
+    size = max(1, _ENTRIES // (length * keys))
+    for start in range(0, len(query), size):
+        some = slice(start, start + size)
+        scores = (query[some] * scale) @ key[some].transpose(1, 2)
+        scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+        if mask is not None:
+            at = np.unravel_index(np.arange(start, start + len(scores)), batch)
+            of = mask[tuple(torch.from_numpy(i).to(query.device) for i in at)]
+            scores = scores.masked_fill(~of, -math.inf) if of.dtype == torch.bool else scores + of
+        given = scores.softmax(-1)
+        yield start, given.masked_fill(scores.isneginf(), 0.0), value[some]
+
+
+def _moves(units: Units, step: Step, product: _Product, parts: Any) -> Iterator[tuple[Node, Units]]:
+    """From the elements of left (B, I, S) @ right (B, S, J), which come in parts of B."""
+    height, width = step.shape()[-2:]
+    entry, rest = np.divmod(step.element(units), height * width)
+    row, column = np.divmod(rest, width)
+    for start, left, right in parts:
+        inside = ((entry >= start) & (entry < start + len(left))).nonzero()[0]
+        if len(inside):
+            at = [of.take(inside) for of in (entry, row, column)]
+            yield product.source, _chosen(units.take(inside), step, product, left, right, start, at)
+
+
+def _chosen(
+    units: Units, step: Step, product: _Product, left: Tensor, right: Tensor, start: int, at: list[Array]
+) -> Units:
+    (entry, row, column), length = at, left.shape[-1]
+    by_row, by_column = block(left.reshape(-1, length)), block(right.transpose(1, 2).reshape(-1, length))
+    here = entry - start
+    row_of, column_of = here * left.shape[1] + row, here * right.shape[2] + column
+    weights, weight_of = (by_row, row_of) if product.follows_right else (by_column, column_of)
+
+    def choose_some(part: slice) -> Chosen:
+        given = rows(by_row, row_of[part])
+        given *= rows(by_column, column_of[part])
+        minus = None if units.minus is None else units.minus[part]
+        valid = host(rows(weights, weight_of[part]) != 0) if product.is_attention else None
+        return choose(Given(given), minus, valid, step.conventions, step.k)
+
+    chosen = choose_in_slices(len(units), length, choose_some)
+    step.watch(chosen.score, product.source)
+    entry, row, column, place = chosen.of(entry), chosen.of(row), chosen.of(column), chosen.tap
+    if product.follows_right:
+        element = (entry * length + place) * right.shape[2] + column
+    else:
+        element = (entry * left.shape[1] + row) * length + place
+    value = None
+    if not step.conventions.published:
+        value = pick(block(step.value(product.source).reshape(-1)), element)
+    moved = chosen.move(units, chosen.of(units.pixel), chosen.of(units.channel), value)
+    return step.at_element(moved, element, product.source)
