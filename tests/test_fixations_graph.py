@@ -278,6 +278,27 @@ def test_what_changes_outside_of_the_layers_is_seen() -> None:
     same(fixations(model, IMAGES), fresh())
 
 
+def test_a_setting_of_a_layer_and_an_end_that_change_are_seen() -> None:
+    """The same operations on the same operands, of other sizes; and fewer operations than before."""
+
+    def body(m: Base, x: Tensor) -> Tensor:
+        y = m.c(m.b(F.pad(m.a(x), (0, 2, 0, 2))[..., 1:9, 1:11]))
+        return -y if m.negative else y
+
+    model = Base(body)
+    model.negative = True
+    for _ in range(3):
+        same(fixations(model, IMAGES), fixations(copy.deepcopy(model), IMAGES))
+    model.negative = False
+    for _ in range(3):
+        same(fixations(model, IMAGES), fixations(copy.deepcopy(model), IMAGES))
+    model.b.stride = (2, 2)
+    for _ in range(2):
+        found = fixations(model, IMAGES)
+        same(found, fixations(copy.deepcopy(model), IMAGES))
+        assert found.started == 2 * 4 * 5
+
+
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 def test_weights_made_by_hooks_are_those_of_the_run() -> None:
     model = Base(chain)
