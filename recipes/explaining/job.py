@@ -36,8 +36,6 @@ class ExplainJob(Job):
 
     recipe = "explain"
     settings_class = ExplainSettings
-    nested = "ask.labels"
-    example = "--run RUN_FOLDER --ask.labels [pedestrian,pavement]"
 
     loaded: tuple[nn.Module, str] | None = None
     selection: Selection | None = None
