@@ -64,7 +64,7 @@ class FinetuneJob(Job):
 
     def prepare(self) -> None:
         """Read the weights to start from and try the settings, so that mistakes show before anything is written."""
-        settings, classes = self.settings, self.images.num_classes
+        settings, classes = self.settings, self.images.channels
         seed_everything(0)
         network = build_network(settings.model, classes)
         weights = starting_weights(settings.model)
@@ -153,7 +153,7 @@ class FinetuneJob(Job):
         draw_curves(self.folder / "curves.png", histories, starts, title)
         networks = {}
         for arm, weights in first.items():
-            networks[arm] = build_network(settings.model, self.images.num_classes).eval()
+            networks[arm] = build_network(settings.model, self.images.channels).eval()
             networks[arm].load_state_dict(weights)
         examples = select_examples(arms["control"][seed], arms["loss"][seed], settings.evaluation.pictures)
         path = self.folder / "predictions.png"

@@ -48,8 +48,8 @@ class FinetuneSettings(RunSettings):
     matter: ClassVar[tuple[str, ...]] = (
         "data.name",
         "data.root",
+        "data.binary",
         "data.size",
-        "train.batch_size",
         "model.name",
         "model.weights",
         "train.epochs",
@@ -61,6 +61,7 @@ class FinetuneSettings(RunSettings):
         "a small network on synthetic images, which need no files": "",
         "images and masks of one's own": "--data.name folder --data.root PATH --model.name deeplabv3_resnet50 "
         "--model.weights DEFAULT",
+        "masks of 0 and 1, or 0 and 255": "--data.name folder --data.root PATH --data.binary true",
         "settings from a file": "--config camvid.yaml --data.root PATH",
     }
     name: str = "finetune"

@@ -267,7 +267,8 @@ def _data_needed(settings: RunSettings) -> DataSettings:
 def _open_images(data: DataSettings) -> Images:
     own = {one.name: f"data.{one.name}" for one in fields(data)}
     given = {one: f"data.options.{one}" for one in data.options if one not in own}
-    with named("data.", **own, **given, split="data.train_split, data.eval_split"):
+    given |= {"split": "data.train_split, data.eval_split", "foreground": given.get("foreground", "data.binary")}
+    with named("data.", **own, **given):
         return Images(data)
 
 

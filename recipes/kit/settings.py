@@ -17,6 +17,8 @@ class DataSettings:
         name: synthetic (made on the spot, no files), folder (images and masks of one's own), camvid, voc, sbd,
             cityscapes or oxford-pets.
         root: Folder of the data set; of one's own: train/images, train/masks, val/images, val/masks inside.
+        binary: Two classes by a network with one output. In masks of one's own 0 is background and the only other value
+            foreground (so 255 beside 0), or 1 where 255 is beside it as void.
         train_split: Part to train on.
         eval_split: Part to evaluate on.
         options: Further keyword arguments of the data set, as a mapping to numbers, texts and lists of them.
@@ -35,6 +37,7 @@ class DataSettings:
 
     name: str = "synthetic"
     root: str | None = None
+    binary: bool = False
     train_split: str = "train"
     eval_split: str = "val"
     options: dict[str, Any] = field(default_factory=dict)

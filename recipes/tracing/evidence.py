@@ -54,7 +54,7 @@ def report_evidence(run: FixationRun, network: TracedNetwork) -> Report:
     batches = [batch for _, batch, _, _ in some]
     networks = {"trained": network}
     for seed in settings.measure.random_seeds:
-        random = random_network(settings.model, images.num_classes, seed, batches).to(device)
+        random = random_network(settings.model, images.channels, seed, batches).to(device)
         networks[f"random#{seed}"] = TracedNetwork(random, settings.trace, device)
     rivals, sums = known_rivals(images, settings.trace), {}
     for name, one in networks.items():  # a stage each, so that a stopped run loses little
