@@ -13,7 +13,7 @@ from perpixel.attribution.inputs import (
     labels_for,
     region_for,
 )
-from perpixel.borrow import borrowed
+from perpixel.borrow import Caller, borrowed, called
 from perpixel.checks import check_finite, check_integer, check_option, complain
 from perpixel.outputs import class_logits, logits_at, predicted_labels
 
@@ -33,6 +33,7 @@ class RegionTarget(nn.Module):
     model: a network with dense output, run in evaluation mode; its flags are put back after every call.
     label: an int, or ints (N,), one per image. region: bool (N, H, W), or (H, W) for all, at the size of the output
         or of the images. None: where the network predicts the label on the unperturbed images, at image size.
+    call: (model, images) -> output, for a model that wants more than the images; None: model(images).
 
     A forward function is not told which image captum made a row of. So every call with labels or regions that differ
     needs `additional_forward_args=target.arguments(images)`, which captum copies and cuts together with the images.
@@ -42,10 +43,16 @@ class RegionTarget(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, label: int | Tensor, region: Tensor | None = None, score: str = "logit"
+        self,
+        model: nn.Module,
+        label: int | Tensor,
+        region: Tensor | None = None,
+        score: str = "logit",
+        *,
+        call: Caller | None = None,
     ) -> None:
         super().__init__()
-        self.model = check_model(model)
+        self.model = called(check_model(model), call)
         self.score = check_option("score", score, SCORES)
         label = check_label(label)
         with torch.inference_mode(False):  # copies that autograd may keep, and nobody else writes to
