@@ -1,0 +1,91 @@
+"""The house's docstrings as Markdown for the API page: lines "name: text" become lists, `names` become links."""
+
+import itertools
+import re
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import griffe
+
+_SECTIONS = {"Args:": "Arguments", "Returns:": "Returns", "Raises:": "Raises"}
+_ITEM = re.compile(r"\*{0,2}\w+(?:, \*{0,2}\w+)*: +\S.*")
+_PAGE = Path(__file__).with_name("api.md")
+
+
+def to_markdown(text: str, known: set[str], links: dict[str, str]) -> str:
+    """A docstring as Markdown.
+
+    known: names (parameters, members) whose lines "name: text" are items. links: public name -> its full path.
+    """
+    blocks = re.split(r"\n\s*\n", _with_titles(text))
+    joined = "\n\n".join(_with_items(block, known) for block in blocks)
+    paths = {name: path for name, path in links.items() if name not in known}
+    return re.sub(
+        r"`(\w+)`", lambda found: f"[{found[0]}][{paths[found[1]]}]" if found[1] in paths else found[0], joined
+    )
+
+
+def _with_titles(text: str) -> str:
+    """Sections as a title and the text below it, dedented."""
+    lines, done = text.split("\n"), list[str]()
+    while lines:
+        line = lines.pop(0)
+        if line in _SECTIONS:
+            end = next((i for i, one in enumerate(lines) if one and not one.startswith(" ")), len(lines))
+            body = dedent("\n".join(lines[:end]))
+            line = f"\n**{_SECTIONS[line]}**\n\n{body}\n"
+            del lines[:end]
+        done.append(line)
+    return "\n".join(done)
+
+
+def _with_items(block: str, known: set[str]) -> str:
+    """A paragraph in which items are a list; a formula, which is indented, stays as it is."""
+    lines = block.strip("\n").split("\n")
+    if not lines[0] or lines[0].startswith("    "):
+        return block
+    only_items = all(_ITEM.fullmatch(line) for line in lines if not line.startswith(" "))
+    parts: list[str] = []
+    for line in lines:
+        in_item = bool(parts) and parts[-1].startswith("- ")
+        if _ITEM.fullmatch(line) and (only_items or set(re.findall(r"\w+", line.split(":")[0])) <= known):
+            names, text = line.split(":", 1)
+            parts.append(f"- **{names}**:{_split(text, known)}")
+        elif in_item and not (line[0].isupper() and parts[-1].endswith(".")):
+            parts[-1] += f" {_split(line.strip(), known)}"
+        elif line.startswith("- "):
+            parts.append(line)
+        elif parts and not in_item:
+            parts[-1] += f"\n{line.strip()}"
+        else:
+            parts.append(line)
+    lists = [part.startswith("- ") for part in parts]
+    gaps = ["\n" if a and b else "\n\n" for a, b in itertools.pairwise(lists)]
+    return "".join(part + gap for part, gap in zip(parts, [*gaps, ""]))
+
+
+def _split(text: str, known: set[str]) -> str:
+    """Items that follow another on its line begin a line of their own."""
+
+    def begin(found: re.Match[str]) -> str:
+        is_item = set(re.findall(r"\w+", found[1])) <= known
+        return f"\n- **{found[1]}**:" if is_item else found[0]
+
+    return re.sub(r"(?<=\.) (\w+(?:, \w+)*):(?= )", begin, text)
+
+
+class Docstrings(griffe.Extension):
+    """Rewrites every docstring of a package once it is loaded."""
+
+    def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
+        paths = re.findall(r"^::: (\S+)", _PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+        self._visit(pkg, {path.rsplit(".", 1)[1]: path for path in paths})
+
+    def _visit(self, found: Any, links: dict[str, str]) -> None:
+        if found.docstring is not None:
+            known = {parameter.name for parameter in getattr(found, "parameters", ())} | {*found.members, found.name}
+            found.docstring.value = to_markdown(found.docstring.value, known, links)
+        for member in found.members.values():
+            if not member.is_alias:
+                self._visit(member, links)
