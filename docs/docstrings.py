@@ -76,16 +76,34 @@ def _split(text: str, known: set[str]) -> str:
 
 
 class Docstrings(griffe.Extension):
-    """Rewrites every docstring of a package once it is loaded."""
+    """Rewrites every docstring of a package once it is loaded, and says in signatures what the house's aliases mean."""
 
     def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
         paths = re.findall(r"^::: (\S+)", _PAGE.read_text(encoding="utf-8"), re.MULTILINE)
         self._visit(pkg, {path.rsplit(".", 1)[1]: path for path in paths})
 
     def _visit(self, found: Any, links: dict[str, str]) -> None:
+        parameters = getattr(found, "parameters", ())
         if found.docstring is not None:
-            known = {parameter.name for parameter in getattr(found, "parameters", ())} | {*found.members, found.name}
+            known = {parameter.name for parameter in parameters} | {*found.members, found.name}
             found.docstring.value = to_markdown(found.docstring.value, known, links)
+        for annotated in (*parameters, *([found] if found.is_attribute else [])):
+            annotated.annotation = _spelt_out(annotated.annotation, found)
         for member in found.members.values():
             if not member.is_alias:
                 self._visit(member, links)
+
+
+def _spelt_out(annotation: Any, user: Any) -> Any:
+    """An annotation, each alias of the package in it (`Shift`) replaced by what it stands for (`Literal[...]`)."""
+    if isinstance(annotation, griffe.ExprBinOp):
+        left, right = (_spelt_out(side, user) for side in (annotation.left, annotation.right))
+        return griffe.ExprBinOp(left, annotation.operator, right)
+    if not isinstance(annotation, griffe.ExprName):
+        return annotation
+    try:
+        found = user.modules_collection[annotation.canonical_path]
+        found = found.final_target if found.is_alias else found
+    except (KeyError, griffe.GriffeError):  # another package's
+        return annotation
+    return _spelt_out(found.value, found) if found.is_attribute and found.value is not None else annotation

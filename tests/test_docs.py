@@ -71,17 +71,17 @@ def test_diffs_are_code_that_names_what_there_is(page: Path) -> None:
 
 
 def commands() -> list[str]:
-    """The command lines shown, without comments; those of one line joined by && apart."""
+    """The command lines shown, without comments, those joined by && apart."""
     lines: set[str] = set()
     for page in PAGES:
         for found in fences(page, ""):
             body = found["body"].splitlines()
             if body[0] == "my_data/":
                 continue
-            lines |= {part.strip() for line in body for part in line.split("  #")[0].split("&&")}
+            lines |= {part.strip() for line in body for part in re.split(r"(?:^|  )#", line)[0].split("&&")}
         inline = re.findall(r"`((?:python|perpixel|pip) [^`]+)`", text_of(page))
         lines |= {part.strip() for line in inline for part in line.split("&&")}
-    return sorted(line for line in lines if "NAME" not in line)
+    return sorted(line for line in lines if line and "NAME" not in line)
 
 
 @pytest.mark.parametrize("command", commands())
