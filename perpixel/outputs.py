@@ -1,4 +1,9 @@
-"""Any segmentation model's output -> dense logits; logits -> label size; labels checked against them."""
+"""Any segmentation model's output -> dense logits; one channel -> two classes; labels checked against them.
+
+Binary networks give one channel z (N, 1, H, W). Everywhere it stands for two classes, 0 = background with the logit
+-z/2 and 1 = foreground with z/2: their softmax is the sigmoid of z, their cross-entropy the binary cross-entropy of z,
+the foreground's margin is z, and the background is the foreground with the sign turned.
+"""
 
 from collections.abc import Mapping
 from weakref import WeakKeyDictionary
@@ -12,6 +17,10 @@ from perpixel.checks import check_integer, check_labels_in_range, check_same_dev
 _SIZES: "WeakKeyDictionary[nn.Module, dict[torch.Size, tuple[int, int]]]" = WeakKeyDictionary()
 _SIZES_OF_A_MODEL = 256  # remembered at most
 _SHAPE = "(N, C, H, W)"
+_MULTI_LABEL = (
+    "Turn one-hot or soft labels into .argmax(1). Give masks that overlap (multi-label) one channel at a time, each as "
+    "a binary network of its own: logits[:, c:c+1] and labels[:, c]."
+)
 _FORMS = f"logits {_SHAPE}: a tensor, a mapping with 'out' or 'logits', an object with .logits, or a tuple or list"
 
 
@@ -69,22 +78,47 @@ def logits_at(logits: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
 
 
+def class_logits(logits: Tensor) -> Tensor:
+    """Logits (N, C, ...) of two or more classes: the very tensor, or for one channel z (-z/2, z/2), (N, 2, ...)."""
+    if logits.shape[1] != 1:
+        return logits
+    half = logits / 2
+    return torch.cat([-half, half], 1)
+
+
+def predicted_labels(logits: Tensor) -> Tensor:
+    """Logits (N, C, ...) -> int64 (N, ...): the arg-max; of one channel 1 where it is positive, else 0."""
+    return logits.argmax(1) if logits.shape[1] > 1 else (logits[:, 0] > 0).long()
+
+
 def check_labels(labels: object, logits: Tensor, ignore_index: int, *, values: bool) -> Tensor:
     """Labels as int64 (N, H, W) if they fit `logits` (N, C, ...), else TypeError or ValueError.
 
-    `values` also asks that every label lies in [0, C) or is `ignore_index`; on a GPU that waits for the device.
+    Integers (N, H, W); for a binary network, C = 1, masks of 0 and 1 of any dtype, (N, H, W) or (N, 1, H, W).
+    `values` asks that every label is a class or `ignore_index`; on a GPU that waits for the device. Without it, what is
+    neither becomes `ignore_index`.
     """
+    binary = logits.shape[1] == 1
     if isinstance(labels, Tensor) and labels.ndim == 4:
-        remedy = "Use labels.squeeze(1)." if labels.shape[1] == 1 else "Turn one-hot or soft labels into .argmax(1)."
-        raise ValueError(complain("labels", "class numbers of shape (N, H, W)", labels, remedy))
-    labels = check_tensor("labels", labels, ndim=3, shape="(N, H, W)", floating=False)
+        if labels.shape[1] > 1:
+            raise ValueError(complain("labels", "class numbers (N, H, W)", labels, _MULTI_LABEL))
+        if not binary:
+            raise ValueError(complain("labels", "class numbers (N, H, W)", labels, "Use labels.squeeze(1)."))
+        labels = labels[:, 0]
+    if binary and isinstance(labels, Tensor) and labels.dtype == torch.bool:
+        labels = labels.long()
+    floating = binary and isinstance(labels, Tensor) and labels.is_floating_point()
+    labels = check_tensor("labels", labels, ndim=3, shape="(N, H, W)", floating=floating)
     check_same_device(labels=labels, logits=logits)
     if labels.shape[0] != logits.shape[0]:
         came = f"{labels.shape[0]} label maps for {logits.shape[0]} images"
         raise ValueError(complain("labels", "one label map per image", came, "Pass the labels of this very batch."))
+    classes, whole = max(2, logits.shape[1]), labels.long()
     if values:
-        check_labels_in_range(labels, logits.shape[1], check_integer("ignore_index", ignore_index))
-    return labels.long()
+        check_labels_in_range(labels if floating else whole, classes, check_integer("ignore_index", ignore_index))
+        return whole
+    fits = (whole >= 0) & (whole < classes)
+    return torch.where(fits & (whole == labels) if floating else fits, whole, ignore_index)
 
 
 def output_size(model: nn.Module, images: Tensor, logits: Tensor) -> tuple[int, int]:

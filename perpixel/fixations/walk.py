@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.fx.node import Node
 
-from perpixel.borrow import borrowed, named_layers, unwrap
+from perpixel.borrow import Caller, borrowed, called, named_layers, unwrap
 from perpixel.checks import check_flag, check_integer, complain
 from perpixel.fixations.arguments import check_images, check_start
 from perpixel.fixations.options import FixationOptions, K, Shift, conventions_of
@@ -39,6 +39,7 @@ def fixations(
     record: bool = False,
     max_points: int = 1 << 20,
     strict: bool = False,
+    call: Caller | None = None,
 ) -> Fixations:
     """The image points that every labelled output pixel rests on, found layer by layer.
 
@@ -58,6 +59,8 @@ def fixations(
     rules: "modern", "seg-unravel" (as published), or a `FixationRules`.
     record: keep the points on every tensor. max_points: keep the heaviest points where k > 1 makes more; says so.
     strict: refuse a model with an operation that points of other images might reach and could not be followed through.
+    call: how the model is called, (model, images) -> output, for one that wants more than the images; what it does to
+        them beforehand is followed too. None: model(images).
 
     TypeError or ValueError for unfit arguments, NaN (naming the node), a model whose tensors pass through code that
     torch does not see (TorchScript, numpy, extensions) or that overwrites a tensor in part;
@@ -74,7 +77,7 @@ def fixations(
     model = unwrap(model)
     check_images(images, model)
     with borrowed(model, images.device):
-        run, steps, output = _forward(model, images, options)
+        run, steps, output = _forward(model, call, images, options)
         logits = output if isinstance(output, Tensor) and output.ndim == 2 else dense_logits(output)
         last, logits = run.node_of(logits), run.current(logits)
         if last is None:
@@ -90,12 +93,14 @@ def fixations(
         return walk.back(last, _start(labels))
 
 
-def _forward(model: nn.Module, images: Tensor, options: FixationOptions) -> tuple[Run, "_Steps", Any]:
+def _forward(
+    model: nn.Module, call: Caller | None, images: Tensor, options: FixationOptions
+) -> tuple[Run, "_Steps", Any]:
     """A run of the model along its graph, the rules by node, and the model's output; a new graph where it changed."""
-    rules, layers = fixation_rules(options.rules), named_layers(model)
+    rules, layers = fixation_rules(options.rules), named_layers(called(model, call))
     kind = None if rules.extra else (rules.base, rules.select, rules.attention)
     for own in (False, True):
-        trace = traced(model, layers, rules.leaves, images, own=own)
+        trace = traced(model, call, layers, rules.leaves, images, own=own)
         steps = _Steps(trace, rules, conventions_of(options, trace))
         run = Run(trace, layers, rules.leaves, images, steps, kind)
         with contextlib.suppress(Differs):

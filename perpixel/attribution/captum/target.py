@@ -15,7 +15,7 @@ from perpixel.attribution.inputs import (
     predicted_labels,
     region_for,
 )
-from perpixel.borrow import borrowed
+from perpixel.borrow import Caller, borrowed, called
 from perpixel.checks import check_finite, check_integer, check_option, complain
 from perpixel.outputs import logits_at
 
@@ -35,6 +35,7 @@ class RegionTarget(nn.Module):
     label: an int, or ints (N,), one per image. region: bool (N, H, W), or (H, W) for all, at the size of the output
         or of the images. None: where the network predicts the label on the unperturbed images, at image size; a single
         logit predicts its label 0 where it is positive.
+    call: (model, images) -> output, for a model that wants more than the images; None: model(images).
 
     A forward function is not told which image captum made a row of. So every call with labels or regions that differ
     needs `additional_forward_args=target.arguments(images)`, which captum copies and cuts together with the images.
@@ -44,10 +45,16 @@ class RegionTarget(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, label: int | Tensor, region: Tensor | None = None, score: str = "logit"
+        self,
+        model: nn.Module,
+        label: int | Tensor,
+        region: Tensor | None = None,
+        score: str = "logit",
+        *,
+        call: Caller | None = None,
     ) -> None:
         super().__init__()
-        self.model = check_model(model)
+        self.model = called(check_model(model), call)
         self.score = check_option("score", score, SCORES)
         label = check_label(label)
         with torch.inference_mode(False):  # copies that autograd may keep, and nobody else writes to

@@ -14,7 +14,7 @@ from perpixel.attribution.influence.storage import Storage
 from perpixel.attribution.influence.upsampling import size_of
 from perpixel.attribution.inputs import check_images, check_model, predicted_labels
 from perpixel.attribution.progress import progress
-from perpixel.borrow import unwrap
+from perpixel.borrow import Caller, called, unwrap
 from perpixel.checks import check_finite, check_flag, check_integer, check_option, complain
 
 MODES = ("patches", "segments")
@@ -37,6 +37,7 @@ def influence(
     memory_cap: int = 2**31,
     storage: str | Path | None = None,
     show_progress: bool = False,
+    call: Caller | None = None,
 ) -> Influence:
     """Hide one patch after the other: by how much does each lower every class logit of every pixel?
 
@@ -54,6 +55,7 @@ def influence(
     by: "patches", or "segments": what has one number in `segments`, int (N, H, W), is hidden together, negative ones
         never: superpixels, or `connected_segments(labels)`; None: the connected regions of the prediction.
     dtype, device: of what is kept; None: float32 (float64 where the logits are), on the images' device.
+    call: (model, images) -> output, for a model that wants more than the images; None: model(images).
     memory_cap: bytes; more than that is kept in a memory-mapped file in the folder `storage` (None: that for temporary
         files), on the CPU. The file goes with the result.
 
@@ -66,7 +68,7 @@ def influence(
     patch; OSError where the disk is full.
     After captum's Occlusion (Zeiler and Fergus, arXiv 1311.2901), for all targets at once.
     """
-    model, images = unwrap(check_model(model)), check_images(images)
+    model, images = called(unwrap(check_model(model)), call), check_images(images)
     keep = Storage(dtype, device, memory_cap, storage)
     check_option("by", by, MODES)
     check_flag("show_progress", show_progress)
