@@ -12,13 +12,16 @@ import pytest
 from recipe_jobs import settings_of
 
 import perpixel
-from recipes.kit.job import Job
+from recipes.explaining.job import ExplainJob
+from recipes.finetuning.job import FinetuneJob
+from recipes.tracing.job import FixationJob
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"(?P<mark><!-- not run: .* -->\n)?^```(?P<kind>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMANDS = ("git", "pip", "python", "perpixel", "mkdocs", "ruff", ".ci/run")
 INCLUDED = re.compile(r'^--8<-- "(?P<file>[\w./]+?)(?::(?P<section>\w+))?"$', re.MULTILINE)
+JOBS = {"finetune": FinetuneJob, "fixations": FixationJob, "explain": ExplainJob}
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
@@ -92,16 +95,13 @@ def test_commands_parse(command: str, tmp_path: Path, monkeypatch: pytest.Monkey
         (tmp_path / name).touch()
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     monkeypatch.chdir(tmp_path)
-    program, *words = shlex.split(command)
-    recipe = words[0] if program == "perpixel" else re.sub(r"-m recipes\.", "", " ".join(words[:2]))
-    if program == "perpixel" or (words[:1] == ["-m"] and words[1].startswith("recipes.")):
-        given = words[1:] if program == "perpixel" else words[2:]
-        jobs = vars(importlib.import_module(f"recipes.{recipe}")).values()
-        job = next(one for one in jobs if inspect.isclass(one) and issubclass(one, Job) and one is not Job)
+    program, *words = shlex.split(re.sub(r"^python -m recipes\.", "perpixel ", command))
+    if program == "perpixel":
+        recipe, *given = words
         if given[:1] == ["--resume"]:
             assert len(given) == 2
         else:
-            settings_of(job, given)
+            settings_of(JOBS[recipe], given)
     elif words[:1] == ["-m"] and words[1].startswith("benchmarks."):
         source = (ROOT / words[1].replace(".", "/")).with_suffix(".py").read_text()
         assert all(f'"{word}"' in source for word in words[2:] if word.startswith("--"))
