@@ -10,6 +10,7 @@ import griffe
 
 _SECTIONS = {"Args:": "Arguments", "Returns:": "Returns", "Raises:": "Raises"}
 _ITEM = re.compile(r"\*{0,2}\w+(?:, \*{0,2}\w+)*: +\S.*")
+_ITEM_UNKNOWN = re.compile(r"(?:[a-z_]\w*|\w+Error)(?:, \w+)*: +\S.*")
 _PAGE = Path(__file__).with_name("api.md")
 
 
@@ -45,17 +46,18 @@ def _with_items(block: str, known: set[str]) -> str:
     lines = block.strip("\n").split("\n")
     if not lines[0] or lines[0].startswith("    "):
         return block
-    only_items = all(_ITEM.fullmatch(line) for line in lines if not line.startswith(" "))
+    only_items = all(_ITEM_UNKNOWN.fullmatch(line) for line in lines if not line.startswith(" "))
     parts: list[str] = []
     for line in lines:
         in_item = bool(parts) and parts[-1].startswith("- ")
         if _ITEM.fullmatch(line) and (only_items or set(re.findall(r"\w+", line.split(":")[0])) <= known):
             names, text = line.split(":", 1)
-            parts.append(f"- **{names}**:{_split(text, known)}")
-        elif in_item and not (line[0].isupper() and parts[-1].endswith(".")):
-            parts[-1] += f" {_split(line.strip(), known)}"
+            bold = names.replace("*", "\\*")
+            parts.append(f"- **{bold}**:{_split(text, known)}")
         elif line.startswith("- "):
             parts.append(line)
+        elif in_item and not (line[0].isupper() and parts[-1].endswith(".")):
+            parts[-1] += f" {_split(line.strip(), known)}"
         elif parts and not in_item:
             parts[-1] += f"\n{line.strip()}"
         else:
@@ -69,10 +71,10 @@ def _split(text: str, known: set[str]) -> str:
     """Items that follow another on its line begin a line of their own."""
 
     def begin(found: re.Match[str]) -> str:
-        is_item = set(re.findall(r"\w+", found[1])) <= known
+        is_item = set(re.findall(r"\w+", found[1])) <= known or found[1].endswith("Error")
         return f"\n- **{found[1]}**:" if is_item else found[0]
 
-    return re.sub(r"(?<=\.) (\w+(?:, \w+)*):(?= )", begin, text)
+    return re.sub(r"(?<=[.;]) (\w+(?:, \w+)*):(?= )", begin, text)
 
 
 class Docstrings(griffe.Extension):

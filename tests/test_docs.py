@@ -142,6 +142,8 @@ def test_the_api_page_has_every_public_name() -> None:
     paths = re.findall(r"^::: (\S+)$", (ROOT / "docs/api.md").read_text(), re.MULTILINE)
     listed = [path.rsplit(".", 1)[1] for path in paths]
     assert len(set(listed)) == len(listed)
+    files = [(ROOT / path.replace(".", "/")) for path in paths]
+    assert not any(file.is_dir() or file.with_suffix(".py").is_file() for file in files)  # then the module was shown
     packages = [perpixel, *(importlib.import_module(f"perpixel.{name}") for name in perpixel._SUBPACKAGES)]
     public = {name for package in packages for name in package.__all__ if not inspect.ismodule(getattr(package, name))}
     assert {name for name in public if name not in listed and not name.isupper()} == set()
@@ -149,14 +151,18 @@ def test_the_api_page_has_every_public_name() -> None:
 
 DOCSTRING = """Pulls what it is given.
 
+- one,
+  of two
+- the other
+
 With V the pixels:
 
     L = Σ_p s_p
 
 model: the network, with
-    its flags. images: float (N, C).
-labels: ints, the
+    its flags. images: float (N, C); labels: ints, the
     truth.
+**options: others.
 TypeError or ValueError if not fit. See `attach`.
 
 Args:
@@ -167,13 +173,17 @@ Raises:
 """
 MARKDOWN = """Pulls what it is given.
 
+- one, of two
+- the other
+
 With V the pixels:
 
     L = Σ_p s_p
 
 - **model**: the network, with its flags.
-- **images**: float (N, C).
+- **images**: float (N, C);
 - **labels**: ints, the truth.
+- **\\*\\*options**: others.
 
 TypeError or ValueError if not fit. See [`attach`][perpixel.attach.attach].
 
@@ -191,6 +201,6 @@ def test_docstrings_become_lists_and_links(monkeypatch: pytest.MonkeyPatch) -> N
     pytest.importorskip("griffe", reason="extra docs")
     monkeypatch.syspath_prepend(ROOT / "docs")
     to_markdown = importlib.import_module("docstrings").to_markdown
-    known, links = {"model", "images", "labels", "weight"}, {"attach": "perpixel.attach.attach"}
+    known, links = {"model", "images", "labels", "options"}, {"attach": "perpixel.attach.attach"}
     found = to_markdown(DOCSTRING, known, links)
     assert re.sub(r"\n{3,}", "\n\n", found).strip() == MARKDOWN.strip()
