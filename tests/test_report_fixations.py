@@ -86,6 +86,7 @@ def test_heat_and_outlines_are_drawn_and_legends_left_out() -> None:
     assert bar.get_xlim() == (0, 5)  # the scale says how much
     assert "pixels that rest on a pixel" in bar.get_xlabel()
     assert len(axis.collections) == 3  # one contour, the empty mask has none; and the dots in their rings
+    assert sheet([panel("b", ())], note="small print")._supxlabel.get_text() == "small print"  # without a legend too
     cold = sheet([panel(heat=torch.zeros(3, 4))])
     assert cold.axes[0].images[1].get_alpha().max() == 0
 

@@ -18,15 +18,6 @@ KINDS = {
     "context": "tortoises and turtles; evidence: the ground around them, and nothing on them",
     "whole mask": "all pixels of all objects; evidence: the whole mask, whosever it is",
 }
-IN_WORDS = {  # in charts
-    "far body": "body far from its head",
-    "far body, swapped": "the same pixels, asked for the look-alike",
-    "far body, right": "body far from its head, labelled right",
-    "far body, mistaken": "body far from its head, taken for the look-alike",
-    "local": "blossoms, which decide alone",
-    "context": "turtles, which the ground around decides",
-    "whole mask": "all objects, on their whole mask",
-}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from perpixel.evaluation import BootstrapInterval, ratio
 from perpixel.report import PointPanel, fixation_backdrop, interval_chart, point_sheet
-from recipes.kit.evidence import IN_WORDS, KINDS, EvidenceRegion, find_evidence_regions
+from recipes.kit.evidence import KINDS, EvidenceRegion, find_evidence_regions
 from recipes.kit.images import Images
 from recipes.kit.networks import random_network
 from recipes.kit.run_folder import save_figure
@@ -252,7 +252,7 @@ def evidence_chart(rows: Sequence[Row], title: str) -> Figure:
         for name in dict.fromkeys(r["network"] for r in rows)
     }
     asked = {"class": "why its class?", "rival": "why not its rival?"}
-    names = [f"{IN_WORDS[kind]}: {asked[question]}" for kind, question in kinds]
+    names = [f"{kind}: {asked[question]}" for kind, question in kinds]
     unit = "share of the fixations on what decides, times chance"
     return interval_chart(names, series, controls=("random",), xlabel=unit, title=title, log=True, line=1.0)
 

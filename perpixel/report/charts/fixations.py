@@ -95,10 +95,9 @@ def point_sheet(
             bar.ax.tick_params(labelsize=8, length=2)
             bar.ax.locator_params(nbins=4)
     shown = sorted({c for panel in panels for c in panel.labels.unique().tolist()}) if legend else []
-    if shown or note:
-        handles = [_dot(colors[c]) for c in shown]
-        theme.legend(figure, handles, [classes[c] for c in shown], note)
-    return theme.finished(figure, title)
+    if shown:
+        theme.legend(figure, [_dot(colors[c]) for c in shown], [classes[c] for c in shown], note)
+    return theme.finished(figure, title, "" if shown else note)
 
 
 def _draw_panel(axis: Axes, panel: PointPanel, colors: Tensor, heaviest: float, scale: float) -> None:

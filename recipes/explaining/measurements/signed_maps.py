@@ -23,7 +23,6 @@ from recipes.explaining.statistics import (
     pooled_name,
     with_interval,
 )
-from recipes.kit.evidence import IN_WORDS
 from recipes.kit.statistics import difference
 from recipes.kit.tables import Row
 
@@ -216,7 +215,7 @@ class EvidenceShares(Measurement):
             found = {TRAINED: own, RANDOM: random}
             series = {name: [tuple(of[pair][e] for e in ends) for pair in pairs] for name, of in found.items()}
             figure = interval_chart(
-                [f"{IN_WORDS[kind]}: {method}" for kind, method in pairs],
+                [f"{kind}: {method}" for kind, method in pairs],
                 series,
                 controls=(RANDOM,),
                 marks={"chance: the evidence's share of the image": [random[pair]["chance"] for pair in pairs]},
