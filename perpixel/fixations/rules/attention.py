@@ -12,7 +12,7 @@ from torch.fx.node import Node
 from perpixel.fixations.points import Array, Units
 from perpixel.fixations.rules.choice import Chosen, Given, choose, choose_in_slices
 from perpixel.fixations.rules.contraction import Product, contraction, einsum_operands, matmul_operands, matrix_axes
-from perpixel.fixations.rules.gates import weighs
+from perpixel.fixations.rules.gates import smallness, weighs
 from perpixel.fixations.rules.step import Moves, Step
 from perpixel.fixations.rules.values import block, host, pick, rows
 from perpixel.fixations.trace.operations import operation
@@ -63,11 +63,12 @@ def _product(step: Step) -> Product:
     tracked = [n in step.run.tracked for n in (left, right)]
     if not all(tracked):
         return contraction(step, left, right, axes, follows_right=tracked[1], is_attention=False)
-    of_left, of_right = (weighs(n, step) for n in (left, right))
+    of_left, of_right = ((weighs(n, step), smallness(n, step)) for n in (left, right))
     if of_left == of_right:
-        came = "a softmax (else a sigmoid, else an activation that is not negative)"
-        raise step.refuse(f"a product of two tensors is followed where one of them comes out of {came}")
-    return contraction(step, left, right, axes, follows_right=of_left > of_right, is_attention=True)
+        remedy = "comes out of a softmax (else a sigmoid, else another activation) or is smaller than the other"
+        raise step.refuse(f"a product of two tensors is followed where one of them {remedy}")
+    attends = max(of_left, of_right)[0] > 0
+    return contraction(step, left, right, axes, follows_right=of_left > of_right, is_attention=attends)
 
 
 def _attended(step: Step) -> Product:

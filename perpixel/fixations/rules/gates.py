@@ -89,7 +89,7 @@ def _gated(step: Step) -> tuple[Node, object]:
     if len(tracked) == 1:
         return tracked[0], factors[1] if factors[0] is tracked[0] else factors[0]
     one, two = tracked
-    for measure in (_smallness, weighs):
+    for measure in (smallness, weighs):
         of_one, of_two = measure(one, step), measure(two, step)
         if of_one != of_two:
             return (two, one) if of_one > of_two else (one, two)  # type: ignore[operator]
@@ -97,7 +97,7 @@ def _gated(step: Step) -> tuple[Node, object]:
     raise step.refuse(f"a product is followed where one factor is a gate: {expected}")
 
 
-def _smallness(node: Node, step: Step) -> tuple[int, bool]:
+def smallness(node: Node, step: Step) -> tuple[int, bool]:
     """By the size of an image's part, before it was expanded, and whether it was."""
     given = node
     while operation(node) in ("expand", "expand_as"):

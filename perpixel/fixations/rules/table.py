@@ -124,7 +124,8 @@ class FixationRules:
         probabilities are taken as given: the queries and keys that made them, and a mask, a position or a grid to
         sample at made of the images, are not followed. So a point says where what it rests on came from, not why it
         was looked for there. What weighs in a product is what comes out of a softmax; without one, out of a sigmoid;
-        without that, out of another activation (linear attention, gated units). If neither or both do: an error.
+        without that, out of another activation (linear attention, gated units); else the smaller one (filters made of
+        the images). If they are alike: an error.
     extra: operation -> rule, looked up first. An operation is a layer's class, a function, or the name of a method or
         function. A rule is a function (units, step) -> pairs of an operand and the units on it, or a `Rule`.
 
