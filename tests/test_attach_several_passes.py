@@ -130,7 +130,7 @@ def test_a_pass_lives_as_long_as_its_output(change: Any, head: str | None, grad:
             criterion(output, labels)
             loss = criterion(output, labels)
         if grad:
-            loss.backward()
+            loss.backward(retain_graph=True)
         del output, loss
     for _ in range(len(outputs)):
         gc.collect()
@@ -140,6 +140,27 @@ def test_a_pass_lives_as_long_as_its_output(change: Any, head: str | None, grad:
     gc.collect()
     assert not any(ref() is not None for refs in held for ref in refs)
     assert_holds_nothing(criterion)
+
+
+@pytest.mark.parametrize("terms", [(), (TemplateSimilarityLoss,), (StubLoss,), (TemplateSimilarityLoss, StubLoss)])
+def test_nothing_outlives_backward_whoever_holds_the_output(terms: Any) -> None:
+    """As in most loops, where `output` and `loss` are there until the next pass has been."""
+    model, held = Net(aux=True), []
+    model.classifier.register_forward_hook(lambda layer, inputs, output: held.append(weakref.ref(inputs[0])))
+    criterion = attach(model, *(term() for term in terms))
+    for images, labels in pairs(3):
+        output = model(images)
+        loss = criterion(output, labels) + criterion(output, labels.flip(-1))
+        assert len(criterion._recorder.kept.passes()) == 1
+        loss.backward(retain_graph=True)
+        loss = criterion(output, labels)
+        loss.backward()
+        gc.collect()
+        assert not any(ref() is not None for ref in held)
+        assert_holds_nothing(criterion)
+    if terms:
+        with pytest.raises(RuntimeError, match="before its backward"):
+            criterion(output, labels)
 
 
 @GRAD
@@ -160,7 +181,7 @@ def test_beyond_the_bound_is_refused() -> None:
     model, images, labels, criterion = attached(Net(), TemplateSimilarityLoss())
     outputs = [model(images) for _ in range(PASSES + 2)]
     for output in outputs[1:]:
-        with pytest.raises(RuntimeError, match=f"at most the last {PASSES}"):
+        with pytest.raises(RuntimeError, match=f"of the last {PASSES} at most"):
             criterion(outputs[0], labels)
         assert torch.isfinite(criterion(output, labels)) if output is outputs[-1] else True
 

@@ -72,9 +72,10 @@ class Feedback(nn.Module):
     and the terms, never the model's.
 
     Several outputs of one step each have their own features, in any order and as often as needed. What the head was
-    given and the model's inputs are held as long as a map that the model returned is, of the last eight passes; of the
-    very last also without, until the next one or the next call (torch.compile: and of the one before it). A head that
-    runs several times in a pass: its last run.
+    given and the model's inputs are held as long as a map that the model returned is, of the last eight passes, and no
+    longer than to `backward` (unless it retains the graph); of the very last pass also without its output, until the
+    next one or the next call (torch.compile: and of the one before it). A head that runs several times in a pass: its
+    last run.
 
     `criterion.base(logits, labels)` is the base alone, of any logits: in validation of those that are put together of
     several outputs (tiles, flips averaged) and have no features. Without terms the criterion takes these as well.
@@ -145,7 +146,7 @@ class Feedback(nn.Module):
         logits = dense_logits(output)
         last = self._pass_of(output, logits)
         classes = self._class_numbers(labels, logits)
-        if last.known:
+        if last.source is not None:
             check_size(labels, logits, last)
         further = further_logits(output, logits)
         weights = aux_weights(self.aux, further, training=self._recorder.model.training)
@@ -164,6 +165,8 @@ class Feedback(nn.Module):
             terms[name] = value.detach()
             total = total + term.weight * value
         self.terms, self.total = terms, total.detach()
+        if last.source is not None:
+            self._recorder.kept.drop_after(total, last.source)
         return total
 
     def _class_numbers(self, labels: Tensor, logits: Tensor) -> Tensor | None:
