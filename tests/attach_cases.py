@@ -48,6 +48,17 @@ class ThroughNumpy(Net):
         return super().forward(torch.from_numpy(np.ascontiguousarray(images.numpy())))
 
 
+class Whole(nn.Module):
+    """The whole network in one checkpoint."""
+
+    def __init__(self, net: nn.Module, reentrant: bool) -> None:
+        super().__init__()
+        self.net, self.reentrant = net, reentrant
+
+    def forward(self, images: Tensor) -> Any:
+        return checkpoint(self.net, images, use_reentrant=self.reentrant)
+
+
 def segformer(labels: int = CLASSES) -> nn.Module:
     """transformers' SegFormer, tiny and with random weights."""
     transformers = pytest.importorskip("transformers")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from attach_cases import CLASSES, Net, assert_holds_nothing, attached, batch, gradients
+from attach_cases import CLASSES, Net, Whole, assert_holds_nothing, attached, batch, gradients
 from torch import Tensor, nn
 from torch.nn import functional as F
 from weight_map_cases import StubLoss
@@ -79,6 +79,34 @@ def test_a_step_between_two_calls_changes_nothing(make: Any) -> None:
     first = criterion(output, labels)
     criterion(model(others), labels).backward()
     torch.testing.assert_close(criterion(output, labels), first)
+
+
+@pytest.mark.parametrize(
+    "setting", ["autocast", "checkpointed", "whole checkpointed", "channels last", "cast by a wrapper"]
+)
+def test_two_outputs_in_the_ways_people_train(setting: str) -> None:
+    net = Net(aux=True, reentrant=False if setting == "checkpointed" else None).eval()
+    model = Whole(net, reentrant=False) if setting == "whole checkpointed" else net
+    model = torch.optim.swa_utils.AveragedModel(net) if setting == "cast by a wrapper" else model
+    if setting == "channels last":
+        model.to(memory_format=torch.channels_last)
+    if setting == "cast by a wrapper":
+        model.register_forward_hook(lambda layer, inputs, output: {key: each.double() for key, each in output.items()})
+    criterion = attach(model, TemplateSimilarityLoss(), StubLoss())
+    batches = pairs()
+    with torch.autocast("cpu", torch.bfloat16, enabled=setting == "autocast"):
+        expected = [criterion(model(images), labels) for images, labels in batches]
+        for loss in expected:
+            loss.backward()
+        summed = gradients(model)
+        model.zero_grad()
+        outputs = [model(images) for images, _ in batches]
+        losses = [criterion(outputs[each], batches[each][1]) for each in (1, 0)]
+    torch.testing.assert_close(losses, expected[::-1])
+    sum(losses).backward()
+    assert_holds_nothing(criterion)
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, summed[name], rtol=0.02 if setting == "autocast" else 1e-5, atol=1e-5)
 
 
 def test_what_was_made_of_an_earlier_output_is_told_apart() -> None:
