@@ -191,7 +191,7 @@ def test_bootstrap_interval_of_a_mean_is_near_the_textbook_one():
     assert interval.value == pytest.approx(values.mean())
     assert interval.low == pytest.approx(values.mean() - reach, abs=0.2 * reach)
     assert interval.high == pytest.approx(values.mean() + reach, abs=0.2 * reach)
-    assert interval.excludes_zero
+    assert interval.excludes_null
     assert interval == bootstrap_images(mean_of(values), 400)  # seeded
     assert interval != bootstrap_images(mean_of(values), 400, seed=1)
 
@@ -226,10 +226,10 @@ def test_bootstrap_of_the_dataset_iou_sums_confusion_matrices_first():
 
 def test_bootstrap_without_variation_or_value():
     same = bootstrap_images(lambda w: np.zeros(len(w)), 10)
-    assert (same.value, same.low, same.high, same.excludes_zero) == (0, 0, 0, False)
+    assert (same.value, same.low, same.high, same.excludes_null) == (0, 0, 0, False)
     nothing = bootstrap_images(lambda w: np.full(len(w), np.nan), 10)
     assert math.isnan(nothing.value)
-    assert not nothing.excludes_zero
+    assert not nothing.excludes_null
 
 
 def test_bootstrap_survives_statistics_that_are_undefined_on_some_draws():
