@@ -30,6 +30,8 @@ th, td {{ padding: .32rem .7rem; border-bottom: 1px solid {grid}; text-align: le
 th {{ color: {soft}; border-bottom-color: {frame}; }}
 th:first-child, td:first-child {{ padding-left: 0; }}
 td {{ min-width: 4.2rem; }}
+p:has(img) {{ max-width: none; }}
+body > p:first-child {{ font-size: 1.05rem; max-width: none; }}
 img {{ display: block; max-width: 100%; height: auto; margin: .9rem 0 .3rem; border: 1px solid {grid}; }}
 em {{ color: {soft}; }}
 code {{ font-size: .9em; overflow-wrap: anywhere; }}

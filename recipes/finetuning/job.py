@@ -127,7 +127,8 @@ class FinetuneJob(Job):
             results = self._save_results(starts, arms, histories)
             pictures = self._draw(starts, arms, first, histories)
             title = f"{markdown_text(settings.name)}: did the loss help?"
-            results.summary(title, pictures, self._files()).save(self.folder, self.progress)
+            subject = f"{settings.model.name} on {settings.data.name}"
+            results.summary(title, subject, pictures, self._files()).save(self.folder, self.progress)
 
     def _folder(self, seed: int, arm: str) -> Path:
         return self.folder / f"seed{seed}" / arm

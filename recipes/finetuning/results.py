@@ -77,7 +77,7 @@ class Results:
         text.append(self.differences[0].describe_seeds())
         return [*text, f"{covers}; the spread over seeds is the luck of fine-tuning.{shared}"]
 
-    def summary(self, title: str, pictures: Mapping[str, str], files: Mapping[str, str]) -> Summary:
+    def summary(self, title: str, subject: str, pictures: Mapping[str, str], files: Mapping[str, str]) -> Summary:
         """What the run folder says first."""
         first = self.differences[0]
         claim = (
@@ -85,13 +85,13 @@ class Results:
             "exclude zero and Holm's correction for the rows of this table leaves it; else it is one on these images."
         )
         lines = [*markdown_table(HEADINGS, self.rows(), left=(0, 6)), ""]
-        lines += [f"- {sentence}" for sentence in (*self.sentences(), claim)]
+        lines += [f"- {sentence}" for sentence in (*self.sentences()[len(self.differences) :], claim)]
         ious = [(name, *(format_number(iou[arm]) for arm in ARMS)) for name, iou in self.iou.items()]
         sections = [
             Section("Did the loss help?", lines, pictures=pictures),
             Section("IoU per class", markdown_table(("class", *ARMS), ious)),
         ]
-        about = f"{markdown_text(self.heading[0].upper() + self.heading[1:])}."
+        about = f"{markdown_text(f'{subject}: {self.heading}')}. Percent; difference in points."
         return Summary(title, about, f"{VERDICTS[first.verdict]} {first.describe('loss')}", sections, files)
 
     def save(self, folder: Path) -> None:

@@ -114,11 +114,9 @@ def add_verdicts(
     How many images have a say is the column "images".
     """
     cells = [(row, name) for name in names for row in rows]
-    table = [
-        BootstrapInterval(
-            *(row[f"{name}{end}"] for end in ("", "_low", "_high")), level, null, row[f"{name}_p"], row["images"]
-        )
-        for row, name in cells
-    ]
+    table = []
+    for row, name in cells:
+        value, low, high, p = (row[f"{name}{end}"] for end in ("", "_low", "_high", "_p"))
+        table.append(BootstrapInterval(value, low, high, level, null, p, row["images"]))
     for (row, name), word in zip(cells, verdicts(table, more, less)):
         row[f"{name}_verdict"] = "" if math.isnan(row[name]) else word

@@ -197,7 +197,7 @@ def share_findings(shares: Shares) -> list[dict[str, Any]]:
         of = shares.interval(statistic)
         row = {"what": what, "shift": under, "classes": len(known), "images": shares.images}
         rows.append(row | interval_columns("value", of))
-    tested = [row for row in rows if row["what"].startswith(RANK) or row["what"] == LESS_FULL]
+    tested = [row for row in rows if str(row["what"]).startswith(RANK) or row["what"] == LESS_FULL]
     add_verdicts(tested, "value", level=shares.settings.level, more="above zero", less="below zero")
     return rows
 

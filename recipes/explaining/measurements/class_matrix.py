@@ -42,25 +42,23 @@ class ClassContextMatrix(Measurement):
         return {"matrix": (rows, "the class-context matrix, with controls and intervals; logits")}
 
     def section(self, results: Results) -> Section:
-        random, shown, lines = of_network(results.tables["matrix"], RANDOM, "class", "hidden"), list[Row](), list[str]()
-        pairs = _pairs(results.tables["matrix"])
+        random, shown = of_network(results.tables["matrix"], RANDOM, "class", "hidden"), list[Row]()
+        few, open_ones, pairs = list[str](), list[str](), _pairs(results.tables["matrix"])
         for label in results.labels:
             own = [r for r in pairs if r["class"] == label]
             outside = [r for r in own if r["excess_low"] > 0 or r["excess_high"] < 0]
             shown += sorted(outside, key=lambda r: -r["excess"])
-            if not any(r["images"] >= IMAGES for r in own):
-                seen = max((r["images"] for r in own), default=0)
-                lines.append(
-                    f"- {markdown_text(label)}: too few images to say (with any other class in at most {seen})."
-                )
-            elif not outside:
-                lines.append(f"- {markdown_text(label)}: undecided beside every other class.")
+            if not outside:
+                (open_ones if any(r["images"] >= IMAGES for r in own) else few).append(label)
         body = []
         for row in shown:
             pair = row["class"], row["hidden"]
             texts = [interval_text(of, "excess", sign=True) for of in (row, random[pair])]
             body.append([*pair, *texts, str(row["images"]), row["excess_verdict"]])
-        table = [*markdown_table(HEAD, body, left=(0, 1, 5)), ""] if body else []
+        lines = [*markdown_table(HEAD, body, left=(0, 1, 5)), ""] if body else []
+        unseen = f"Seen with no other class in {IMAGES} images, so nothing can be said"
+        for names, what in ((open_ones, "Undecided beside every other class"), (few, unseen)):
+            lines += [f"- {what}: {markdown_text(', '.join(names))}."] if names else []
         tested = [r for r in pairs if r["images"] >= IMAGES]
         whose = "labelled" if self.settings.measure.truth else "predicted"
         note = (
@@ -70,7 +68,7 @@ class ClassContextMatrix(Measurement):
             f'of {len(tested)} that {IMAGES} images or more can tell of (all are in matrix.csv). "On these images": '
             "not certain enough for so many pairs (Holm's correction)."
         )
-        return Section("Which context decides", [*table, *lines], note)
+        return Section("Which context decides", lines, note)
 
     def verdict(self, results: Results) -> str:
         pairs = _pairs(results.tables["matrix"])

@@ -169,8 +169,8 @@ def mean_rows(rows: Sequence[Row], images: Sequence[str], settings: DataSetSetti
                         row["chance"] = float(chance(once)[0])
                 result.append(row)
     trained = [row for row in result if row["network"] == TRAINED]
-    words = {"more": "more than random", "less": "less than random"}
-    add_verdicts(trained, "minus_random_weights", level=settings.level, **words)
+    more, less = "more than random", "less than random"
+    add_verdicts(trained, "minus_random_weights", level=settings.level, more=more, less=less)
     return result
 
 
