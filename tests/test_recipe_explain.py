@@ -155,8 +155,15 @@ def test_summary_says_what_was_found_and_what_was_not(whole: Path) -> None:
     text = (whole / "summary.md").read_text()
     for title in ("Which context decides", "keep its label alone", "Do the maps find", "What this does not say"):
         assert title in text
-    for name in re.findall(r"`([^`]+\.(?:png|csv|json|html))`", text):
+    first = next(whole.glob("explorer-*.html")).name
+    assert text.splitlines()[0] == f"**Begin here, with a click on any pixel:** [{first}]({first})"
+    page = (whole / "index.html").read_text()
+    files = set(re.findall(r"\]\(([^)]+)\)", text))
+    assert {first, "matrix.csv", "matrix.png", "numbers.json", "profiles-Influence.png", "salient.csv"} <= files
+    assert files == set(re.findall(r'(?:src|href)="([^"]+)"', page))
+    for name in files:
         assert (whole / name).is_file(), name
+    assert not re.search(r"\bnan\b", page)
     assert not re.search(r"\bnan\b", text)
     assert "random weights" in text
 
@@ -298,7 +305,7 @@ def test_an_image_file_is_explained_and_a_label_that_is_not_there_is_said_to_be_
     changes |= {"curves__draw": "false", "measure__images": "0", "maps__methods": "[Influence]", "explorer": "false"}
     assert run_recipe(ExplainJob, given(folder, weights, **changes)) == 0
     assert [path.name for path in folder.glob("panels*")] == ["panels-my-picture-1-png.png"]
-    assert not list(folder.glob("*.html"))
+    assert [path.name for path in folder.glob("*.html")] == ["index.html"]
     assert not (folder / "curves.csv").exists()
     assert {row["image"] for row in rows(folder, "shares") if row["pixels_asked"] == ALL_OF_LABEL} == {file.name}
     text = (folder / "summary.md").read_text()

@@ -209,7 +209,7 @@ def object_lines(rows: Sequence[Row], findings: Sequence[Row]) -> list[str]:
         iou, on, chance = (format_number(r[f"{n}_percent"], 1) for n in ("iou", "start_on_object", "chance"))
         share, lift = format_cell(r, "on_object_percent", 1), format_cell(r, "times_chance")
         body.append([r["class"], iou, on, share, chance, lift, r["times_chance_verdict"]])
-    head = ("class", "IoU", "starts on object", "mass on object", "chance", "times chance", "")
+    head = ("class", "IoU", "starts on object", "mass on object", "chance", "times chance", "verdict")
     lines = [
         *markdown_table(head, body, (0, 6)),
         "",

@@ -15,7 +15,14 @@ from recipes.kit.summary import Section
 from recipes.kit.tables import Row, add_verdicts, markdown_table, markdown_text
 
 MORE, LESS = "leans on it", "loses less than at random"
-HEAD = ("label", "hidden class", "costs its logit, less as much at random", "the same, random weights", "images", "")
+HEAD = (
+    "label",
+    "hidden class",
+    "costs its logit, less as much at random",
+    "the same, random weights",
+    "images",
+    "verdict",
+)
 
 
 class ClassContextMatrix(Measurement):
@@ -46,9 +53,9 @@ class ClassContextMatrix(Measurement):
         few, open_ones, pairs = list[str](), list[str](), _pairs(results.tables["matrix"])
         for label in results.labels:
             own = [r for r in pairs if r["class"] == label]
-            outside = [r for r in own if r["excess_low"] > 0 or r["excess_high"] < 0]
-            shown += sorted(outside, key=lambda r: -r["excess"])
-            if not outside:
+            named = [r for r in own if r["excess_low"] > 0 or r["excess_verdict"] == LESS]
+            shown += sorted(named, key=lambda r: -r["excess"])
+            if not named:
                 (open_ones if any(r["images"] >= IMAGES for r in own) else few).append(label)
         body = []
         for row in shown:
@@ -57,16 +64,18 @@ class ClassContextMatrix(Measurement):
             body.append([*pair, *texts, str(row["images"]), row["excess_verdict"]])
         lines = [*markdown_table(HEAD, body, left=(0, 1, 5)), ""] if body else []
         unseen = f"Seen with no other class in {IMAGES} images, so nothing can be said"
-        for names, what in ((open_ones, "Undecided beside every other class"), (few, unseen)):
+        for names, what in ((open_ones, "Not certain to lean on any class"), (few, unseen)):
             lines += [f"- {what}: {markdown_text(', '.join(names))}."] if names else []
         tested = [r for r in pairs if r["images"] >= IMAGES]
         whose = "labelled" if self.settings.measure.truth else "predicted"
+        less = sum(r["excess_verdict"] == f"{LESS} on these images" for r in pairs)
         note = (
             "Mean fall of a class's logit at its visible pixels when another class is hidden (all patches with more "
             f"than {100 * self.settings.measure.least:g} % of pixels {whose} so), less the fall when as many pixels "
-            f"are hidden at random places, with its interval over images. Shown: pairs whose interval excludes zero, "
-            f'of {len(tested)} that {IMAGES} images or more can tell of (all are in matrix.csv). "On these images": '
-            "not certain enough for so many pairs (Holm's correction)."
+            "are hidden at random places, with its interval over images. Shown of "
+            f"{count(len(tested), 'pair')} that {IMAGES} images or more can tell of: those that cost more than that, "
+            'and those that certainly cost less. "On these images": not certain enough for so many pairs (Holm\'s '
+            f"correction); {less} more cost less only so. All are in matrix.csv."
         )
         return Section("Which context decides", lines, note)
 

@@ -106,7 +106,14 @@ class SignedMaps(Measurement):
             verdict = row["minus_random_weights_verdict"]
             chance = format_number(row["chance"], 1)
             body.append([f"{row['method']}: {names[row['quantity']]}", *texts, chance, difference_to, verdict])
-        head = ("of the absolute values", "trained", "random weights", "if evenly spread", "trained − random", "")
+        head = (
+            "of the absolute values",
+            "trained",
+            "random weights",
+            "if evenly spread",
+            "trained − random",
+            "verdict",
+        )
         note = (
             "How much of a map lies outside the region cannot tell a trained from a random network by itself: it only "
             "means something as a difference to it. The border of the region is left out (the maps of "
@@ -195,14 +202,14 @@ class EvidenceShares(Measurement):
             "on what decides (%)",
             "random weights",
             "chance",
-            "regions in images",
+            "regions, images",
         )
         note = (
             "This data knows what decides each label. Of what a map says in favour of the label, how much lies there? "
             "The verdict is on the difference to random weights, corrected for all rows of means.csv (which also has "
             "how often the highest value lies there)."
         )
-        table = markdown_table((*head, ""), body, (0, 1, 6))
+        table = markdown_table((*head, "verdict"), body, (0, 1, 6))
         return Section("Do the maps find what decides?", table if body else [], note)
 
     def verdict(self, results: Results) -> str:
