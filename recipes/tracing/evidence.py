@@ -251,8 +251,10 @@ def evidence_chart(rows: Sequence[Row], title: str) -> Figure:
         name: [tuple(max(v, lowest) for v in found.get((name, *kind), gap)) for kind in kinds]
         for name in dict.fromkeys(r["network"] for r in rows)
     }
-    names, unit = [f"{kind}: {question} question" for kind, question in kinds], "mass on the evidence, times chance"
-    return interval_chart(names, series, xlabel=unit, title=title, log=True, line=1.0)
+    asked = {"class": "why its class?", "rival": "why not its rival?"}
+    names = [f"{kind}: {asked[question]}" for kind, question in kinds]
+    unit = "share of the fixations on what decides, times chance"
+    return interval_chart(names, series, controls=("random",), xlabel=unit, title=title, log=True, line=1.0)
 
 
 def evidence_example(

@@ -63,7 +63,7 @@ class PictureSettings:
         image: An image file, or the number of an evaluation image.
         backdrop: photograph (the image), labels (pale colours of the predicted labels) or outlines (their borders on
             white): the last two show nothing of the image, for data whose images must not be published.
-        classes: Names of the classes to draw (null: the predicted ones, those with the most pixels first).
+        classes: Names of the classes to draw (null: the predicted ones but the background, the most pixels first).
         most: Draw at most so many classes one by one.
         frames: Steps of the flow through the layers, at most.
         milliseconds: Time per step of the animation.
