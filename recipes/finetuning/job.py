@@ -18,8 +18,7 @@ from recipes.finetuning.results import ARMS, Results
 from recipes.finetuning.settings import FinetuneSettings
 from recipes.kit.command_line import named
 from recipes.kit.job import Job
-from recipes.kit.networks import build_network, select_layers
-from recipes.kit.randomness import seed_everything
+from recipes.kit.networks import build_network, seed_everything, select_layers
 from recipes.kit.run_folder import CONFIG
 from recipes.kit.settings import RunSettings, Schedule
 from recipes.kit.tables import markdown_text

@@ -7,8 +7,7 @@ from torch import nn
 
 from perpixel.checks import complain
 from recipes.kit.job import Job
-from recipes.kit.networks import build_network
-from recipes.kit.randomness import seed_everything
+from recipes.kit.networks import build_network, seed_everything
 from recipes.kit.settings import AnalysisSettings
 from recipes.kit.weights import load_weights, starting_weights, unwrap_weights
 from recipes.training.checkpoints import LAST, load_checkpoint
