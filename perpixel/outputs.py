@@ -6,6 +6,7 @@ the foreground's margin is z, and the background is the foreground with the sign
 """
 
 from collections.abc import Mapping
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perpixel.checks import check_integer, check_labels_in_range, check_same_device, check_tensor, complain, describe
+from perpixel.reduction import labels_on_grid
 
 _SIZES: "WeakKeyDictionary[nn.Module, dict[torch.Size, tuple[int, int]]]" = WeakKeyDictionary()
 _SIZES_OF_A_MODEL = 256  # remembered at most
@@ -91,28 +93,43 @@ def predicted_labels(logits: Tensor) -> Tensor:
     return logits.argmax(1) if logits.shape[1] > 1 else (logits[:, 0] > 0).long()
 
 
-def check_labels(labels: object, logits: Tensor, ignore_index: int, *, values: bool) -> Tensor:
+def whole_mask(argument: str, mask: Any) -> Any:
+    """A mask of two classes as integers (N, H, W): (N, 1, H, W), bool and whole floats as well; else the very object.
+
+    ValueError for floats that are no whole numbers. Waits for the device.
+    """
+    mask = _without_channel(mask)
+    if not isinstance(mask, Tensor) or not mask.is_floating_point():
+        return mask
+    bad = mask != mask.trunc()
+    if bool(bad.any()):
+        remedy = "Threshold soft masks, mask > 0.5; of logits take the sign, logits > 0."
+        raise ValueError(complain(argument, "whole numbers", f"{round(float(mask[bad][0]), 4)}", remedy))
+    return mask.long()
+
+
+def check_labels(
+    labels: object, logits: Tensor, ignore_index: int, *, values: bool, size: tuple[int, int] | None = None
+) -> Tensor:
     """Labels as int64 (N, H, W) if they fit `logits` (N, C, ...), else TypeError or ValueError.
 
-    Integers (N, H, W); for a binary network, C = 1, masks of 0 and 1 of any dtype, (N, H, W) or (N, 1, H, W).
+    Integers (N, H, W); where there are two classes, C = 1 or 2, masks of 0 and 1 of any dtype, (N, 1, H, W) as well.
+    Brought to `size` by nearest neighbour, where given, before their values are looked at.
     `values` asks that every label is a class or `ignore_index`; on a GPU that waits for the device. Without it, what is
     neither becomes `ignore_index`.
     """
-    binary = logits.shape[1] == 1
+    binary = logits.shape[1] <= 2
+    labels = _without_channel(labels) if binary else labels
     if isinstance(labels, Tensor) and labels.ndim == 4:
-        if labels.shape[1] > 1:
-            raise ValueError(complain("labels", "class numbers (N, H, W)", labels, _MULTI_LABEL))
-        if not binary:
-            raise ValueError(complain("labels", "class numbers (N, H, W)", labels, "Use labels.squeeze(1)."))
-        labels = labels[:, 0]
-    if binary and isinstance(labels, Tensor) and labels.dtype == torch.bool:
-        labels = labels.long()
+        remedy = "Use labels.squeeze(1)." if labels.shape[1] == 1 else _MULTI_LABEL
+        raise ValueError(complain("labels", "class numbers (N, H, W)", labels, remedy))
     floating = binary and isinstance(labels, Tensor) and labels.is_floating_point()
     labels = check_tensor("labels", labels, ndim=3, shape="(N, H, W)", floating=floating)
     check_same_device(labels=labels, logits=logits)
     if labels.shape[0] != logits.shape[0]:
         came = f"{labels.shape[0]} label maps for {logits.shape[0]} images"
         raise ValueError(complain("labels", "one label map per image", came, "Pass the labels of this very batch."))
+    labels = labels if size is None or labels.numel() == 0 else labels_on_grid(labels, size)
     classes, whole = max(2, logits.shape[1]), labels.long()
     if values:
         check_labels_in_range(labels if floating else whole, classes, check_integer("ignore_index", ignore_index))
@@ -135,6 +152,14 @@ def output_size(model: nn.Module, images: Tensor, logits: Tensor) -> tuple[int, 
             known.clear()
         known[images.shape[1:]] = size
     return size
+
+
+def _without_channel(labels: Any) -> Any:
+    """(N, 1, H, W) -> (N, H, W), bool -> uint8; the very object if it is neither."""
+    if isinstance(labels, Tensor):
+        labels = labels[:, 0] if labels.ndim == 4 and labels.shape[1] == 1 else labels
+        labels = labels.byte() if labels.dtype == torch.bool else labels
+    return labels
 
 
 def _parts(output: object) -> Mapping[str | int, object]:

@@ -146,10 +146,12 @@ def step(
 
 def assert_holds_nothing(criterion: Feedback) -> None:
     kept = criterion._recorder.kept
-    assert not kept.records
-    assert not kept.records_outside
-    assert kept.call is None
-    assert kept.output is None
+    for one in (kept.last, kept.before):
+        assert one.call is one.output is None
+        assert not one.records
+        assert not one.outside
+    assert not kept.tied
+    assert not kept.made_of
 
 
 def reference(

@@ -40,7 +40,7 @@ def test_one_value_stands_for_a_list_and_one_number_for_a_square() -> None:
 )
 def test_the_setting_that_was_meant_is_named(typed: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
     line = told(FinetuneJob, [typed] if "=" in typed else [typed, "x"], capsys)
-    remedy = f"Did you mean --{meant}?" if meant else "See --help."
+    remedy = f"Did you mean --{meant}?" if meant else "See --help-all."
     assert line == f"{typed.split('=')[0]}: expected a setting, got none of that name. {remedy}"
 
 

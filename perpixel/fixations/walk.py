@@ -11,7 +11,7 @@ from torch.fx.node import Node
 
 from perpixel.borrow import Caller, borrowed, called, named_layers, unwrap
 from perpixel.checks import check_flag, check_integer, complain
-from perpixel.fixations.arguments import check_images, check_start
+from perpixel.fixations.arguments import check_images, starting_labels, starting_points
 from perpixel.fixations.options import FixationOptions, K, Shift, conventions_of
 from perpixel.fixations.points import Array, Points, Units, merged
 from perpixel.fixations.result import Fixations, PointMap, point_map
@@ -44,15 +44,17 @@ def fixations(
     """The image points that every labelled output pixel rests on, found layer by layer.
 
     A pixel labelled c starts as a point in channel c of the output; through each operation it moves to the input that
-    gave most to it. What is followed is the model's own forward, hooks included: the operations that its code calls in
-    this very run, in evaluation mode (the first run for a size of images, and one after the code took another way, is
-    made twice). The model is left as it was. Large float32 images on the CPU run in channels-last memory, whose sums
-    may differ from the model's own in their last bits. Numbers that the code reads off tensors count as constants.
+    gave most to it. Of a binary network's one channel, the background's points (label 0) move to the input that did
+    most to make it negative. What is followed is the model's own forward, hooks included: the operations that its code
+    calls in this very run, in evaluation mode (the first run for a size of images, and one after the code took another
+    way, is made twice). The model is left as it was. Large float32 images on the CPU run in channels-last memory, whose
+    sums may differ from the model's own in their last bits. Numbers that the code reads off tensors count as constants.
 
     images: float (N, channels, H, W), on the model's device and of its dtype.
-    start: None for the arg-max of the output; or labels int (N, H', W') at the output's size, negative or 255 for not
-        traced (with more than 255 classes 255 is one of them). For a classifier's output (N, C): (N,). Nothing to
-        trace: zero points.
+    start: None for the arg-max of the output, of one channel its sign; or labels int (N, H', W') at the output's size,
+        negative or 255 for not traced (with more than 255 classes 255 is one of them); where there are two
+        classes, masks of any dtype, (N, 1, H', W') as well. For a classifier's output (N, C): (N,). Nothing to trace:
+        zero points.
     k: inputs a point moves to: a number; `Share(s)`, the fewest that give the share s of the activation; "resolution",
         as many as a layer's input has more pixels than its output; or {layer or node: one of the first two}, else 1.
     shift: "full"; "partial", points keep their place in dilated convolutions; "none", in all convolutions.
@@ -84,13 +86,16 @@ def fixations(
             remedy = "Give the part that does into a module of its own, with a rule in FixationRules(extra=...)."
             came = "logits that TorchScript, numpy or an extension made"
             raise TypeError(complain("model", "operations of torch from the images to the logits", came, remedy))
-        labels, classes = _labels(logits, start, run), logits.shape[1]
+        labels, nan = starting_labels(logits, start)
+        if nan:
+            run.blame_nan()
+        points, classes = starting_points(labels, logits.shape[1]), max(2, logits.shape[1])
         del output, logits
         run.start_from(last)
         if strict and not run.plan.checked:
             _check_rules(run, steps, last)
         walk = _Walk(run, steps, classes, record, max_points)
-        return walk.back(last, _start(labels))
+        return walk.back(last, points)
 
 
 def _forward(
@@ -107,28 +112,6 @@ def _forward(
             return run, steps, run.forward()
     came = "one that does not do the same twice for the same images"
     raise TypeError(complain("model", "a network that repeats its operations", came, "Take what is random out of it."))
-
-
-def _labels(logits: Tensor, start: Tensor | None, run: Run) -> Tensor:
-    """The labels (N, ...) to start from."""
-    if start is None:
-        values, labels = logits.max(1)
-        nan = values.isnan()
-    else:
-        labels, nan = check_start(start, logits), logits.isnan()
-    if bool(nan.any()):
-        run.blame_nan()
-    return labels
-
-
-def _start(labels: Tensor) -> Points:
-    """A point for each pixel with a label, in the channel of its label."""
-    channel = labels.flatten().cpu().numpy()
-    pixel = np.arange(len(channel))
-    if len(channel) and channel.min() < 0:
-        pixel = (channel >= 0).nonzero()[0]
-        channel = channel.take(pixel)
-    return Points(Units(pixel, channel, distinct=True), np.ones(len(pixel)))
 
 
 class _Steps:

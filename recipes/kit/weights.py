@@ -182,7 +182,8 @@ def load_weights(
     if replaced and not replace_head:
         came = f"{replaced[0]} of shape {tuple(weights[replaced[0]].shape)} in {source}"
         remedy = "Pass --model.replace_head true to train a new classifier."
-        raise ValueError(complain("model.checkpoint", f"{num_classes} classes, as the data has", came, remedy))
+        expected = f"{num_classes} classes, as the data has" if num_classes > 1 else "one output, as data.binary asks"
+        raise ValueError(complain("model.checkpoint", expected, came, remedy))
     others = [k for k in differ if k not in replaced]
     faults = [
         f"{len(names)} {what} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"

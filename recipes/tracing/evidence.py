@@ -54,7 +54,7 @@ def report_evidence(run: FixationRun, network: TracedNetwork) -> Report:
     batches = [batch for _, batch, _, _ in some]
     networks = {"trained": network}
     for seed in settings.measure.random_seeds:
-        random = random_network(settings.model, images.num_classes, seed, batches).to(device)
+        random = random_network(settings.model, images.channels, seed, batches).to(device)
         networks[f"random#{seed}"] = TracedNetwork(random, settings.trace, device)
     rivals, sums = known_rivals(images, settings.trace), {}
     for name, one in networks.items():  # a stage each, so that a stopped run loses little
@@ -251,8 +251,10 @@ def evidence_chart(rows: Sequence[Row], title: str) -> Figure:
         name: [tuple(max(v, lowest) for v in found.get((name, *kind), gap)) for kind in kinds]
         for name in dict.fromkeys(r["network"] for r in rows)
     }
-    names, unit = [f"{kind}: {question} question" for kind, question in kinds], "mass on the evidence, times chance"
-    return interval_chart(names, series, xlabel=unit, title=title, log=True, line=1.0)
+    asked = {"class": "why its class?", "rival": "why not its rival?"}
+    names = [f"{kind}: {asked[question]}" for kind, question in kinds]
+    unit = "share of the fixations on what decides, times chance"
+    return interval_chart(names, series, controls=("random",), xlabel=unit, title=title, log=True, line=1.0)
 
 
 def evidence_example(

@@ -37,7 +37,7 @@ class TrainingState:
     ) -> None:
         self.fabric, self.schedule, self.layout = job.fabric, schedule, torch.contiguous_format
         model, hardware, device = job.settings.model, job.settings.hardware, job.fabric.device
-        self.network = build_network(model, job.images.num_classes)
+        self.network = build_network(model, job.images.channels)
         if start is not None:
             self.network.load_state_dict(start)
         self.trained, classifier = select_layers(self.network, schedule.layers, model.head)
@@ -60,7 +60,7 @@ class TrainingState:
         self.wrapped_optimizer = cast(_FabricOptimizer, self.fabric.setup_optimizers(self.optimizer))
         self.whole: nn.Module | None = None  # beside a sharded network: all of it, to evaluate and save
         if isinstance(self.fabric.strategy, ModelParallelStrategy):
-            self.whole = build_network(model, job.images.num_classes).to(device)
+            self.whole = build_network(model, job.images.channels).to(device)
 
     def step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """One step on this process' share of a batch; the loss terms and their "total", still on the device."""

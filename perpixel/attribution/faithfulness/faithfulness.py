@@ -15,7 +15,7 @@ from perpixel.attribution.faithfulness.object_alone import alone, context_of
 from perpixel.attribution.faithfulness.randomised_weights import randomised_weights
 from perpixel.attribution.faithfulness.region_scores import RegionScores
 from perpixel.attribution.faithfulness.result import Faithfulness
-from perpixel.attribution.inputs import SCORES, check_images, check_label, check_model, check_score
+from perpixel.attribution.inputs import SCORES, check_images, check_label, check_model
 from perpixel.attribution.measures.context import Attribution, context_share, distances
 from perpixel.attribution.measures.evidence import as_map, as_mass
 from perpixel.borrow import Caller, borrowed, called
@@ -84,8 +84,6 @@ def faithfulness(
     baseline = baseline_images(baselines, images)
     with borrowed(model, gradients=True, restore_all=True):
         scores = RegionScores(model, images, label, region, baseline, batch_size, show_progress)
-        if score == "margin":
-            check_score(score, scores.classes)
         context = context_of(scores.region, exclude_border)
         cells = Cells.of(cell, context if freeze_object else torch.ones_like(context))
         explainer = explainer_of(explainer, attribution, scores.label, scores.region, score)

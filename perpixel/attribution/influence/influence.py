@@ -12,10 +12,11 @@ from perpixel.attribution.influence.patches import Patches, Segments, connected_
 from perpixel.attribution.influence.result import Influence
 from perpixel.attribution.influence.storage import Storage
 from perpixel.attribution.influence.upsampling import size_of
-from perpixel.attribution.inputs import check_images, check_model, predicted_labels
+from perpixel.attribution.inputs import check_images, check_model
 from perpixel.attribution.progress import progress
 from perpixel.borrow import Caller, called, unwrap
 from perpixel.checks import check_finite, check_flag, check_integer, check_option, complain
+from perpixel.outputs import predicted_labels
 
 MODES = ("patches", "segments")
 BATCH = {"cpu": 8}  # images a pass by kind of device: measured on the CPU, where caches are the limit
@@ -45,7 +46,8 @@ def influence(
     computes them and g_i those with patch i hidden: positive where the patch speaks for the class. The model upsamples
     linearly, so the effect on full-size logits, and on their sum over any region, follows exactly, without a pass.
 
-    model: a network with dense output (N, C, ...), run in evaluation mode, without gradients, and left as it was.
+    model: a network with dense output (N, C, ...), run in evaluation mode, without gradients, and left as it was. One
+        channel z gives both classes' values, those of the logits -z/2 (background, label 0) and z/2 (label 1).
     images: float (N, channels, H, W).
     patch, stride: pixels, an int or (height, width); stride None: the patch. The last of a row or column reaches to the
         border and is cut there, as in captum's Occlusion.

@@ -42,7 +42,7 @@ def linear(units: Units, step: Step) -> Moves:
     row = place + step.image(units) * (rows.shape[0] // value.shape[0])
     inputs = Inputs(rows, row[:, None], None)
     chosen = _choose(units, inputs, block(weight[:, None].contiguous()), index - place * outputs, step)
-    moved = chosen.move(units, chosen.of(units.pixel), chosen.of(units.channel), _value(inputs, chosen, step))
+    moved = chosen.move(units, chosen.of(units.pixel), chosen.of(units.channel), _value(units, inputs, chosen, step))
     return [(source, step.at_index(moved, chosen.of(place) * length + chosen.channel, source))]
 
 
@@ -67,7 +67,7 @@ def _weigh(units: Units, step: Step, *, transposed: bool) -> Moves:
     inputs = Inputs.of(step.value(source), taps, group, per_group)
     chosen = _choose(units, inputs, weight, output, step, kernel.fixed)
     channel = chosen.channel if group is None else chosen.channel + chosen.of(group) * per_group
-    value = _value(inputs, chosen, step)
+    value = _value(units, inputs, chosen, step)
     return [(source, chosen.move(units, chosen.tap_of(taps.pixel), channel, value))]
 
 
@@ -87,9 +87,11 @@ def _choose(units: Units, inputs: Inputs, weight: Block, output: Array, step: St
     return chosen
 
 
-def _value(inputs: Inputs, chosen: Chosen, step: Step) -> Array | None:
-    """The inputs that were chosen, whose sign is asked about from now on."""
-    return None if step.conventions.published else inputs.at(chosen)
+def _value(units: Units, inputs: Inputs, chosen: Chosen, step: Step) -> Array | None:
+    """The inputs that were chosen, whose sign is asked about from now on; the published way knows no sign."""
+    if step.conventions.published:
+        return None if units.minus is None else np.zeros(len(chosen.tap))
+    return inputs.at(chosen)
 
 
 def _kernel(step: Step, transposed: bool) -> _Kernel:

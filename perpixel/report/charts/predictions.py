@@ -59,6 +59,5 @@ def prediction_sheet(
     handles = [theme.swatch(classes[c], colors[c]) for c in sorted(seen)]
     if any(bool((truth == ignore_index).any()) for truth in labels):
         handles.append(theme.swatch("void", theme.VOID))
-    theme.legend(figure, [*handles, theme.swatch("wrong", WRONG)], ncols=8, fontsize=9.5)
-    theme.caption(figure, title, size=12)
-    return figure
+    theme.legend(figure, [*handles, theme.swatch("wrong", WRONG)])
+    return theme.finished(figure, title)

@@ -60,6 +60,7 @@ class RadialProfiles(Measurement):
                 torch.tensor([trained[0]["from"], *(r["to"] for r in trained)], dtype=torch.float64),
                 {n: torch.tensor([r["share"] for r in found]) / 100 for n, found in series.items()},
                 torch.tensor([r["area"] for r in trained]) / 100,
+                controls=(RANDOM,),
                 title=f"{method}, {self.subject}: mean of {trained[0]['questions']} regions",
                 ylabel="share of what lies outside the region",
             )

@@ -42,6 +42,8 @@ class PictureInput {
         stage.setPointerCapture(event.pointerId);
       });
       stage.addEventListener("pointermove", (event) => this.move(event));
+      stage.addEventListener("pointerleave", () => this.explorer.peek(null));
+      stage.addEventListener("keydown", (event) => this.key(event));
       stage.addEventListener("pointerup", (event) => this.drop(event));
       stage.addEventListener("pointercancel", () => {
         this.drag = null;
@@ -49,7 +51,6 @@ class PictureInput {
       });
       stage.addEventListener("click", (event) => this.click(event));
     }
-    $("stage").addEventListener("keydown", (event) => this.key(event));
   }
 
   move(event) {
@@ -59,13 +60,14 @@ class PictureInput {
       if (this.drag.far) this.explorer.marks(closed(this.polygon()));
       return;
     }
-    if (this.explorer.pinned || event.pointerType === "touch") return;
+    if (event.pointerType === "touch") return;
     this.next = this.inside(this.at(event));
     if (this.waiting) return;
     this.waiting = requestAnimationFrame(() => {
       this.waiting = 0;
+      if (this.explorer.pinned) return this.explorer.peek(this.evidence.patchAt(...this.next));
       const [y, x] = this.explorer.question.at ?? [-1, -1];
-      if (this.explorer.pinned || (this.next[0] === y && this.next[1] === x)) return;
+      if (this.next[0] === y && this.next[1] === x) return;
       this.explorer.cursor = this.next;
       this.explorer.ask(this.explorer.pixel(...this.explorer.cursor));
     });
