@@ -9,11 +9,11 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from recipe_jobs import settings_of
 
 import perpixel
 from recipes.explaining.job import ExplainJob
 from recipes.finetuning.job import FinetuneJob
+from recipes.kit.command_line import read_arguments
 from recipes.tracing.job import FixationJob
 
 ROOT = Path(__file__).parents[1]
@@ -61,6 +61,15 @@ def test_a_page_opens_with_an_example_that_is_run(page: Path) -> None:
         assert found["body"].strip() in (ROOT / ".ci/run").read_text()
 
 
+def test_settings_named_in_the_text_exist() -> None:
+    known = {"--help-all", "--dist", "--only"}  # the last two of pytest and of a benchmark
+    for job in JOBS.values():
+        known |= {option for action in job.build_parser()._actions for option in action.option_strings}
+    for page in PAGES:
+        words = {word for code in re.findall(r"`([^`\n]+)`", text_of(page)) for word in code.split()}
+        assert {word for word in words if re.match(r"--\w", word)} <= known, page.name
+
+
 @each_page
 def test_diffs_are_code_that_names_what_there_is(page: Path) -> None:
     for found in fences(page, "diff"):
@@ -93,15 +102,15 @@ def test_commands_parse(command: str, tmp_path: Path, monkeypatch: pytest.Monkey
         (tmp_path / name).mkdir()
     for name in ("FILE", "my.jpg"):
         (tmp_path / name).touch()
-    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     monkeypatch.chdir(tmp_path)
     program, *words = shlex.split(re.sub(r"^python -m recipes\.", "perpixel ", command))
     if program == "perpixel":
         recipe, *given = words
+        parser = JOBS[recipe].build_parser()
         if given[:1] == ["--resume"]:
             assert len(given) == 2
         else:
-            settings_of(JOBS[recipe], given)
+            JOBS[recipe].read_settings(parser, read_arguments(parser, given)[0])
     elif words[:1] == ["-m"] and words[1].startswith("benchmarks."):
         source = (ROOT / words[1].replace(".", "/")).with_suffix(".py").read_text()
         assert all(f'"{word}"' in source for word in words[2:] if word.startswith("--"))
