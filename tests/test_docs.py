@@ -18,7 +18,7 @@ from recipes.tracing.job import FixationJob
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-FENCE = re.compile(r"(?P<mark><!-- not run: .* -->\n)?^```(?P<kind>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```(?P<kind>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMANDS = ("git", "pip", "python", "perpixel", "mkdocs", "ruff", ".ci/run")
 INCLUDED = re.compile(r'^--8<-- "(?P<file>[\w./]+?)(?::(?P<section>\w+))?"$', re.MULTILINE)
 JOBS = {"finetune": FinetuneJob, "fixations": FixationJob, "explain": ExplainJob}
@@ -47,7 +47,7 @@ def test_snippets_run_from_the_first_to_the_last(page: Path, tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     for found in FENCE.finditer(page.read_text()):  # what is included runs where it is from
-        if found["kind"] == "python" and not found["mark"]:
+        if found["kind"] == "python":
             exec(compile(found["body"], f"{page.name}: {found['body'].splitlines()[0]}", "exec"), names)
 
 
@@ -56,7 +56,6 @@ def test_a_page_opens_with_an_example_that_is_run(page: Path) -> None:
     opening = text_of(page).split("\n## ")[0]
     found = next((found for found in FENCE.finditer(opening)), None)
     assert found is not None
-    assert not found["mark"]
     if found["kind"] != "python":  # then a command that .ci/run runs
         assert found["body"].strip() in (ROOT / ".ci/run").read_text()
 
