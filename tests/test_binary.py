@@ -86,7 +86,7 @@ def same(found: Any, expected: Any, name: str = "", rtol: float = 1e-6) -> None:
 def masks(labels: Tensor) -> list[Tensor]:
     """Every form in which a data set gives these labels."""
     forms = [labels, labels.to(torch.uint8), labels.float(), labels[:, None], labels[:, None].to(torch.bfloat16)]
-    return forms if bool((labels > 1).any()) else [*forms, labels.bool(), labels[:, None].bool()]
+    return forms if 255 in labels else [*forms, labels.bool(), labels[:, None].bool()]
 
 
 def test_template_similarity_is_that_of_two_classes(twins: Any) -> None:
@@ -238,7 +238,7 @@ def test_influence_is_that_of_two_classes(twins: Any, by: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["IntegratedGradients", "Occlusion", "LayerGradCam", "LRP", "DeepLift"])
-@pytest.mark.filterwarnings("ignore:.*not valid for this network")
+@pytest.mark.filterwarnings("ignore:LRP is not valid for this network", "error:DeepLift")
 def test_explanations_are_those_of_two_classes(twins: Any, method: str) -> None:
     one, two, images, labels = twins
     for label, score in ((1, "logit"), (0, "margin"), (torch.tensor([0, 1, 1]), "logit")):
@@ -289,6 +289,7 @@ def test_faithfulness_is_that_of_two_classes(twins: Any) -> None:
 
 
 def test_metrics_are_those_of_two_classes(twins: Any) -> None:
+    pytest.importorskip("torchmetrics")
     one, two, images, labels = twins
     predictions = predict_labels(one, images)
     same(predictions, predict_labels(two, images))
@@ -302,6 +303,20 @@ def test_metrics_are_those_of_two_classes(twins: Any) -> None:
         same(score_images(one, [(torch.arange(3), images, mask, None)], 2), expected)
     with pytest.raises(ValueError, match="labels: expected whole numbers"):
         confusion_matrices(predictions, labels / 2, 2)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_no_loss_waits_for_the_device(channels: int) -> None:
+    """Tensors on a device that has no values: whoever asks for one fails."""
+    shapes = (2, 6, 5, 7), (2, channels, 5, 7), (2, 10, 14)
+    features, logits, labels = (torch.empty(shape, device="meta") for shape in shapes)
+    of_binary = [labels, labels[:, None].bool()] if channels == 1 else []
+    for mask in (labels.long(), labels.byte(), *of_binary):
+        for options in ({}, {"template": "mean", "selective": True}):
+            assert template_similarity_loss(features, logits, mask, **options).shape == ()
+        assert weighted_cross_entropy(F.interpolate(logits, (10, 14)), mask, labels).shape == ()
+        with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
+            template_similarity_loss(features, logits, mask, validate=True)
 
 
 def test_masks_that_overlap_go_channel_by_channel(twins: Any) -> None:
