@@ -5,6 +5,7 @@ Binary networks give one channel z (N, 1, H, W). Everywhere it stands for two cl
 the foreground's margin is z, and the background is the foreground with the sign turned.
 """
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -19,6 +20,7 @@ from perpixel.reduction import labels_on_grid
 _SIZES: "WeakKeyDictionary[nn.Module, dict[torch.Size, tuple[int, int]]]" = WeakKeyDictionary()
 _SIZES_OF_A_MODEL = 256  # remembered at most
 _SHAPE = "(N, C, H, W)"
+_WHITE = 255
 _MULTI_LABEL = (
     "Turn one-hot or soft labels into .argmax(1). Give masks that overlap (multi-label) one channel at a time, each as "
     "a binary network of its own: logits[:, c:c+1] and labels[:, c]."
@@ -102,8 +104,19 @@ def class_logits(logits: Tensor) -> Tensor:
 
 
 def predicted_labels(logits: Tensor) -> Tensor:
-    """Logits (N, C, ...) -> int64 (N, ...): the arg-max; of one channel 1 where it is positive, else 0."""
-    return logits.argmax(1) if logits.shape[1] > 1 else (logits[:, 0] > 0).long()
+    """Logits (N, C, ...) -> int64 (N, ...): the arg-max; of one channel 1 where it is positive, else 0.
+
+    One that is all in [0, 1], as probabilities are, causes a warning.
+    """
+    if logits.shape[1] > 1:
+        return logits.argmax(1)
+    if logits.numel() and bool(((logits >= 0) & (logits <= 1)).all()):
+        warnings.warn(
+            "model: its one channel lies in [0, 1] everywhere, as probabilities do, so that all is foreground. Binary "
+            "networks are expected to give logits: if a sigmoid is at the end, take it off (smp: activation=None).",
+            stacklevel=3,
+        )
+    return (logits[:, 0] > 0).long()
 
 
 def whole_mask(argument: str, mask: Any) -> Any:
@@ -146,6 +159,8 @@ def check_labels(
     classes, whole = max(2, logits.shape[1]), labels.long()
     if values:
         check_labels_in_range(labels if floating else whole, classes, check_integer("ignore_index", ignore_index))
+        if logits.shape[1] == 1:
+            _warn_of_grey_masks(whole, ignore_index)
         return whole
     fits = (whole >= 0) & (whole < classes)
     return torch.where(fits & (whole == labels) if floating else fits, whole, ignore_index)
@@ -165,6 +180,16 @@ def output_size(model: nn.Module, images: Tensor, logits: Tensor) -> tuple[int, 
             known.clear()
         known[images.shape[1:]] = size
     return size
+
+
+def _warn_of_grey_masks(labels: Tensor, ignore_index: int) -> None:
+    """Masks that were stored as 0 and 255 have no foreground where 255 is void."""
+    if ignore_index == _WHITE and bool((labels == _WHITE).any()) and not bool((labels == 1).any()):
+        warnings.warn(
+            "labels: no pixel is 1, but some are ignore_index=255, which count nowhere. If the masks were stored as 0 "
+            "and 255, pass masks > 0.",
+            stacklevel=4,
+        )
 
 
 def _without_channel(labels: Any) -> Any:
