@@ -11,6 +11,7 @@ import torch
 from attach_cases import (
     CLASSES,
     Net,
+    Whole,
     assert_holds_nothing,
     assert_same,
     attached,
@@ -120,17 +121,6 @@ def test_nothing_waits_for_the_device_unless_values_are_to_be_checked(grad: bool
 
 
 # --- activation checkpointing
-
-
-class Whole(nn.Module):
-    """The whole network in one checkpoint."""
-
-    def __init__(self, net: nn.Module, reentrant: bool) -> None:
-        super().__init__()
-        self.net, self.reentrant = net, reentrant
-
-    def forward(self, images: Tensor) -> Any:
-        return checkpoint(self.net, images, use_reentrant=self.reentrant)
 
 
 class HeadToo(Net):

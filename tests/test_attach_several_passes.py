@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from attach_cases import CLASSES, Net, assert_holds_nothing, attached, batch, gradients
+from attach_cases import CLASSES, Net, Whole, assert_holds_nothing, attached, batch, gradients
 from torch import Tensor, nn
 from torch.nn import functional as F
 from weight_map_cases import StubLoss
@@ -81,6 +81,34 @@ def test_a_step_between_two_calls_changes_nothing(make: Any) -> None:
     torch.testing.assert_close(criterion(output, labels), first)
 
 
+@pytest.mark.parametrize(
+    "setting", ["autocast", "checkpointed", "whole checkpointed", "channels last", "cast by a wrapper"]
+)
+def test_two_outputs_in_the_ways_people_train(setting: str) -> None:
+    net = Net(aux=True, reentrant=False if setting == "checkpointed" else None).eval()
+    model = Whole(net, reentrant=False) if setting == "whole checkpointed" else net
+    model = torch.optim.swa_utils.AveragedModel(net) if setting == "cast by a wrapper" else model
+    if setting == "channels last":
+        model.to(memory_format=torch.channels_last)
+    if setting == "cast by a wrapper":
+        model.register_forward_hook(lambda layer, inputs, output: {key: each.double() for key, each in output.items()})
+    criterion = attach(model, TemplateSimilarityLoss(), StubLoss())
+    batches = pairs()
+    with torch.autocast("cpu", torch.bfloat16, enabled=setting == "autocast"):
+        expected = [criterion(model(images), labels) for images, labels in batches]
+        for loss in expected:
+            loss.backward()
+        summed = gradients(model)
+        model.zero_grad()
+        outputs = [model(images) for images, _ in batches]
+        losses = [criterion(outputs[each], batches[each][1]) for each in (1, 0)]
+    torch.testing.assert_close(losses, expected[::-1])
+    sum(losses).backward()
+    assert_holds_nothing(criterion)
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, summed[name], rtol=0.02 if setting == "autocast" else 1e-5, atol=1e-5)
+
+
 def test_what_was_made_of_an_earlier_output_is_told_apart() -> None:
     model, ((images, labels), (others, _)) = Net().eval(), pairs()
     criterion = attach(model, TemplateSimilarityLoss())
@@ -130,7 +158,7 @@ def test_a_pass_lives_as_long_as_its_output(change: Any, head: str | None, grad:
             criterion(output, labels)
             loss = criterion(output, labels)
         if grad:
-            loss.backward()
+            loss.backward(retain_graph=True)
         del output, loss
     for _ in range(len(outputs)):
         gc.collect()
@@ -140,6 +168,27 @@ def test_a_pass_lives_as_long_as_its_output(change: Any, head: str | None, grad:
     gc.collect()
     assert not any(ref() is not None for refs in held for ref in refs)
     assert_holds_nothing(criterion)
+
+
+@pytest.mark.parametrize("terms", [(), (TemplateSimilarityLoss,), (StubLoss,), (TemplateSimilarityLoss, StubLoss)])
+def test_nothing_outlives_backward_whoever_holds_the_output(terms: Any) -> None:
+    """As in most loops, where `output` and `loss` are there until the next pass has been."""
+    model, held = Net(aux=True), []
+    model.classifier.register_forward_hook(lambda layer, inputs, output: held.append(weakref.ref(inputs[0])))
+    criterion = attach(model, *(term() for term in terms))
+    for images, labels in pairs(3):
+        output = model(images)
+        loss = criterion(output, labels) + criterion(output, labels.flip(-1))
+        assert len(criterion._recorder.kept.passes()) == 1
+        loss.backward(retain_graph=True)
+        loss = criterion(output, labels)
+        loss.backward()
+        gc.collect()
+        assert not any(ref() is not None for ref in held)
+        assert_holds_nothing(criterion)
+    if terms:
+        with pytest.raises(RuntimeError, match="before its backward"):
+            criterion(output, labels)
 
 
 @GRAD
@@ -160,7 +209,7 @@ def test_beyond_the_bound_is_refused() -> None:
     model, images, labels, criterion = attached(Net(), TemplateSimilarityLoss())
     outputs = [model(images) for _ in range(PASSES + 2)]
     for output in outputs[1:]:
-        with pytest.raises(RuntimeError, match=f"at most the last {PASSES}"):
+        with pytest.raises(RuntimeError, match=f"of the last {PASSES} at most"):
             criterion(outputs[0], labels)
         assert torch.isfinite(criterion(output, labels)) if output is outputs[-1] else True
 

@@ -77,6 +77,12 @@ def test_models(name: str, how: dict[str, bool], head: str, below: str) -> None:
     assert assert_one_line_works(model, *batch(2, 64, 5), below=below).head == head
 
 
+def test_one_class_is_binary() -> None:
+    model = segmentation.deeplabv3_mobilenet_v3_large(**WITHOUT_WEIGHTS | {"num_classes": 1}, aux_loss=True)
+    images, masks = torch.randn(2, 3, 64, 64), (torch.rand(2, 1, 64, 64) > 0.6).float()
+    assert assert_one_line_works(model, images, masks, below="backbone.0.0.weight").head == "classifier.4"
+
+
 @pytest.mark.parametrize("head", [None, "classifier.low_classifier"])
 def test_lraspp_adds_two_classifiers_of_which_one_is_taken(head: str | None) -> None:
     model = segmentation.lraspp_mobilenet_v3_large(**WITHOUT_WEIGHTS)

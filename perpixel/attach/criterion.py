@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from perpixel.attach.auxiliary import Aux, Key, aux_weights, check_aux
 from perpixel.attach.recorder import ForwardPass, Recorder
-from perpixel.attach.terms import Term, cross_entropy, has_weight_map, named_terms
+from perpixel.attach.targets import check_size, class_numbers, cross_entropy, is_mask_per_class, target_of
+from perpixel.attach.terms import Term, has_weight_map, named_terms
 from perpixel.borrow import Caller, called
 from perpixel.checks import check_integer, check_tensor, complain
-from perpixel.outputs import check_labels, class_logits, dense_logits, further_logits, logits_at
+from perpixel.outputs import class_logits, dense_logits, further_logits, logits_at
 
 Base = Callable[[Tensor, Tensor], Tensor]
 
@@ -71,9 +72,10 @@ class Feedback(nn.Module):
     and the terms, never the model's.
 
     Several outputs of one step each have their own features, in any order and as often as needed. What the head was
-    given and the model's inputs are held as long as a map that the model returned is, of the last eight passes; of the
-    very last also without, until the next one or the next call (torch.compile: and of the one before it). A head that
-    runs several times in a pass: its last run.
+    given and the model's inputs are held as long as a map that the model returned is, of the last eight passes, and no
+    longer than to `backward` (unless it retains the graph); of the very last pass also without its output, until the
+    next one or the next call (torch.compile: and of the one before it). A head that runs several times in a pass: its
+    last run.
 
     `criterion.base(logits, labels)` is the base alone, of any logits: in validation of those that are put together of
     several outputs (tiles, flips averaged) and have no features. Without terms the criterion takes these as well.
@@ -128,8 +130,9 @@ class Feedback(nn.Module):
 
         output: the model's own, or that resized as a whole; not cropped, flipped or of some images only. labels: at the
         size of the images if these are no smaller than the output, of the output, or of what that was resized to. For a
-        binary network, C = 1, 0 and 1 of any dtype, (N, H, W) or (N, 1, H, W), which a `base` of one's own gets as they
-        are; it may also be given one mask per class (N, C, H, W), without terms.
+        binary network, C = 1, 0 and 1 of any dtype, (N, H, W) or (N, 1, H, W); a `base` of one's own gets them as they
+        are, one of torch or segmentation_models_pytorch as floats (N, 1, H, W). A base of one's own may also be given
+        one mask per class (N, C, H, W), without terms.
 
         With terms, RuntimeError without a forward pass or with an output that is no longer held or of another model;
         ValueError or TypeError if output or labels do not fit, a name in `aux` is not in the output, the head cannot be
@@ -143,13 +146,13 @@ class Feedback(nn.Module):
         logits = dense_logits(output)
         last = self._pass_of(output, logits)
         classes = self._class_numbers(labels, logits)
-        if last.known:
-            _check_size(labels, logits, last)
+        if last.source is not None:
+            check_size(labels, logits, last)
         further = further_logits(output, logits)
         weights = aux_weights(self.aux, further, training=self._recorder.model.training)
         self._warn_if_cut_off(last.features, logits)
         self._warn_if_left_out([key for key, each in further.items() if key not in weights and each.requires_grad])
-        target = labels if classes is None or logits.shape[1] == 1 else classes
+        target = target_of(self.base, labels, classes, logits)
         total = self._base("base", logits, target)
         terms = {"base": total.detach()}
         for key, weight in weights.items():
@@ -162,24 +165,18 @@ class Feedback(nn.Module):
             terms[name] = value.detach()
             total = total + term.weight * value
         self.terms, self.total = terms, total.detach()
+        if last.source is not None:
+            self._recorder.kept.drop_after(total, last.source)
         return total
 
     def _class_numbers(self, labels: Tensor, logits: Tensor) -> Tensor | None:
         """Labels as int64 (N, H, W); None for one mask per class, which a base of one's own may take."""
-        classes = logits.shape[1]
-        if isinstance(labels, Tensor) and labels.shape[1:-2] == (classes,) and classes > 1:
-            own = getattr(self.base, "func", None) is not cross_entropy
-            if own and not self._named_terms:
-                return None
-            came = f"one mask per class, {tuple(labels.shape)}, for {[*self._named_terms] or 'cross-entropy'}"
-            remedy = (
-                "Turn one-hot or soft labels into .argmax(1); for masks that overlap give a base that takes them, "
-                "nn.BCEWithLogitsLoss(), and no terms, or attach to a network for each class."
-            )
-            raise ValueError(complain("labels", "class numbers (N, H, W)", came, remedy))
+        own = getattr(self.base, "func", None) is not cross_entropy
+        if own and not self._named_terms and is_mask_per_class(labels, logits):
+            return None
         on_cpu = logits.device.type == "cpu"
         check_values = on_cpu or any(getattr(term, "validate", False) for term in self._named_terms.values())
-        return check_labels(labels, logits, self.ignore_index, values=check_values)
+        return class_numbers(labels, logits, self.ignore_index, check_values, [*self._named_terms] if own else ["base"])
 
     def _pass_of(self, output: object, logits: Tensor) -> ForwardPass:
         """What the terms ask of the pass that gave the output; without terms its images' size, if that is known."""
@@ -268,24 +265,6 @@ class Feedback(nn.Module):
 
     def extra_repr(self) -> str:
         return f"head={self.head!r}, ignore_index={self.ignore_index}, attached={self.attached}"
-
-
-def _check_size(labels: Tensor, logits: Tensor, last: ForwardPass) -> None:
-    """ValueError unless labels have the size of the images, or of the logits as given or as the model returned them.
-
-    An output larger than the images may have been made of images that the model padded: then not that of the images.
-    """
-    images, output = last.size, last.logits.shape[-2:]
-    if images is not None and any(of_output > of_images for of_output, of_images in zip(output, images, strict=True)):
-        images = None
-    allowed = {"the images'": images, "the output's": output, "the logits'": logits.shape[-2:]}
-    if labels.shape[-2:] not in allowed.values():
-        listed = " or ".join(f"{what} size {tuple(size)}" for what, size in allowed.items() if size is not None)
-        remedy = (
-            "Load labels at the size of their images, and resize or pad both alike (labels with ignore_index); or, if "
-            "the output covers all of the labels and nothing else, resize it to their size."
-        )
-        raise ValueError(complain("labels", listed, str(tuple(labels.shape[-2:])), remedy))
 
 
 def _scalar(name: str, value: object) -> Tensor:

@@ -70,8 +70,9 @@ class Kept:
     """The passes that hooks have seen. A copy keeps nothing, unless its recorder is copied as well.
 
     The last pass is held whole, since its output may come changed; any other, and that one too once the criterion was
-    called, by the maps it returned alone, and goes with the last of them. Under torch.compile, where nobody can tell
-    whether they are there, the one before the last is held as well, until the criterion is called.
+    called, by the maps it returned alone, and goes with the last of them, or with its graph in backward. Under
+    torch.compile, where nobody can tell whether they are there, the one before the last is held as well, until the
+    criterion is called.
     recording: whether hooks keep anything. searching: whether the head is still to be found.
     """
 
@@ -103,9 +104,26 @@ class Kept:
         for key in keys:
             self.tied[key] = tied
         for old in self.passes()[PASSES:]:
-            for key, each in list(self.tied.items()):
-                if each is old:
-                    del self.tied[key]
+            self.drop(old)
+
+    def drop(self, one: Pass) -> None:
+        """Let go of a pass, whoever holds its output."""
+        for key, each in list(self.tied.items()):
+            if each is one:
+                del self.tied[key]
+
+    def drop_after(self, loss: Tensor, one: Pass) -> None:
+        """Let go of a pass when backward, unless it keeps its graph, has begun at a loss of its output."""
+        if not loss.requires_grad or torch.compiler.is_compiling():
+            return
+        found = weakref.ref(one)
+
+        def drop(_: Tensor) -> None:
+            used = found()
+            if used is not None and not torch._C._autograd._get_current_graph_task_keep_graph():
+                self.drop(used)
+
+        loss.register_hook(drop)
 
     def passes(self) -> list[Pass]:
         """Those tied to an output that is still there, the last one first."""

@@ -27,7 +27,7 @@ class ForwardPass(NamedTuple):
     size: torch.Size | None = None  # that of the images, of whatever dtype
     features: Tensor | None = None  # (N, D, h, w), the head's input
     grid: Tensor | None = None  # (N, C, h, w), the head's output, at the features' size
-    known: bool = True  # whether a pass gave the logits
+    source: Pass | None = None  # None if it is not known which pass gave the logits
 
 
 class Recorder:
@@ -98,7 +98,7 @@ class Recorder:
             raise RuntimeError(complain("images", "those of the last forward pass", "images changed since", remedy))
         size = next(iter(one.sizes()), None)
         if not self.features:
-            return ForwardPass(returned, images, size)
+            return ForwardPass(returned, images, size, source=one)
         record = self._record_of_head(one, returned, whole)
         layer = self.layers[str(self.head)]
         features, grid = features_and_grid(str(self.head), layer, record, returned)
@@ -116,7 +116,7 @@ class Recorder:
                 if len(self.aligned) >= _SIZES:
                     self.aligned.clear()
                 self.aligned.add(key)
-        return ForwardPass(returned, images, size, features, logits_at(grid, features.shape[-2:]))
+        return ForwardPass(returned, images, size, features, logits_at(grid, features.shape[-2:]), one)
 
     def sizes(self, logits: Tensor) -> ForwardPass:
         """The images' size, beside `logits`, in the pass that gave a map of their shape or that they are, resized.
@@ -126,8 +126,8 @@ class Recorder:
         last = self.kept.settle()
         for one in (last, *self.kept.passes()):
             if any(each.shape == logits.shape or is_whole_in_graph(each, logits) for each in one.maps):
-                return ForwardPass(logits, size=next(iter(one.sizes()), None))
-        return ForwardPass(logits, known=False)
+                return ForwardPass(logits, size=next(iter(one.sizes()), None), source=one)
+        return ForwardPass(logits)
 
     def _find(self, logits: Tensor, last: Pass) -> tuple[Pass, Tensor | None]:
         """The pass of `logits`, and the map it returned that they are, or are made of by a cast or resizing.
@@ -185,9 +185,9 @@ class Recorder:
             remedy = "Without gradients, give the very output, not what was made of it."
             return complain("output", expected, came, remedy)
         remedy = (
-            f"Give an output as it is and hold it until then, at most the last {PASSES}. Do not crop, flip or "
-            "select: pad the labels with ignore_index, or attach the module that changes it. Logits made of "
-            "several outputs (flips averaged, tiles put together) have no features: criterion.base(logits, labels)."
+            f"Give an output as it is, while it is held and before its backward, of the last {PASSES} at most. Do not "
+            "crop, flip or select: pad the labels with ignore_index, or attach the module that changes it. Logits made "
+            "of several outputs (flips averaged, tiles put together) have no features: criterion.base(logits, labels)."
         )
         if held:
             shapes = ", ".join(str(tuple(each.shape)) for each in held)

@@ -1,14 +1,11 @@
-"""What a term of the criterion is, and the default base."""
+"""What a term of the criterion is."""
 
 import inspect
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from perpixel.checks import check_number, complain
-from perpixel.outputs import check_labels, class_logits, logits_at
 
 
 class FeatureTerm(Protocol):
@@ -54,23 +51,3 @@ def named_terms(terms: tuple[Term, ...]) -> dict[str, Term]:
         count[name] = count.get(name, 0) + 1
         named[name if count[name] == 1 else f"{name}_{count[name]}"] = term
     return named
-
-
-def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
-    """Mean cross-entropy of logits (N, C, h, w) at label size, binary for C = 1, over pixels not `ignore_index`.
-
-    Summed in float32 or better; what lies at void, NaN too, has no say. Zero, not NaN, where every pixel is void. On
-    the CPU void pixels are replaced only where there is need: that would take as long again as the rest. Labels as in
-    `check_labels`.
-    """
-    looks = logits.device.type == "cpu" and not torch.compiler.is_compiling()
-    labels = check_labels(labels, logits, ignore_index, values=looks)
-    logits = class_logits(logits_at(logits, labels.shape[-2:]))
-    if torch.finfo(logits.dtype).bits < 32:
-        logits = logits.float()
-    valid = labels != ignore_index
-    logs = F.log_softmax(logits, 1) if looks else logits
-    if not looks or not bool(logs.detach()[:, 0].sum().isfinite()):  # NaN of one class is NaN of all
-        logs = F.log_softmax(torch.where(valid[:, None], logits, 0.0), 1)
-    total = F.nll_loss(logs, labels, ignore_index=ignore_index, reduction="sum")
-    return total / valid.sum().clamp(min=1)
