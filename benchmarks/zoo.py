@@ -9,6 +9,7 @@ said instead. `--only` does the networks whose name has this text in it, `--dry`
 """
 
 import argparse
+import re
 import time
 import warnings
 from collections.abc import Callable
@@ -115,6 +116,7 @@ def _explained(model: nn.Module, images: Tensor, call: Any) -> None:
 def _words(error: Exception) -> str:
     """An error in a few words."""
     text = " ".join(str(error).split()).replace("|", "/")
+    text = re.sub(r"^node .*? got call_\w+ (.*)\. Give it a rule.*$", r"\1", text)
     known = next((words for said, words in WORDS.items() if said in text), None)
     return known or (text if len(text) <= 90 else f"{text[:87]}...")
 
