@@ -243,6 +243,9 @@ def test_activations_that_gate_another_branch() -> None:
 
         turned = lambda at: (*at[1:], -1 if activation(images.roll(1, 1))[at] < 0 else 1)  # noqa: B023, E731
         found_by_loop(gated, images, turned)
+    weight = torch.tensor([1.0, -1.0, 2.0, 3.0], dtype=D).view(1, 4, 1, 1)
+    turned = lambda at: (*at[1:], -1 if at[1] == 1 else 1)  # noqa: E731
+    found_by_loop(lambda x: torch.addcmul(weight, weight, x), images, turned)
     found_by_loop(lambda x: x / x.norm(dim=1, keepdim=True), images, lambda at: at[1:])
     with pytest.raises(NotImplementedError, match="out of a sigmoid"):
         fixations(Function(lambda x: x.relu() * x.roll(1, 1).relu()), images)

@@ -81,6 +81,10 @@ def weighs(node: Node, step: Step) -> int:
 def _gated(step: Step) -> tuple[Node, object]:
     """Which factor of a product is followed, and the other one; of a quotient what is divided."""
     factors = [*step.node.args, *step.node.kwargs.values()][:2]
+    if operation(step.node) == "addcmul":
+        added, *factors = step.node.args
+        if len(factors) != 2 or step.node.kwargs or added in step.run.tracked:
+            raise step.refuse("what is added to the product depends on the images, or the product is scaled")
     tracked = [a for a in factors if isinstance(a, Node) and a in step.run.tracked]
     if operation(step.node) in _DIVISIONS:
         if factors[0] in tracked:

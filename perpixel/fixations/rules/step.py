@@ -14,6 +14,7 @@ from perpixel.checks import check_number, complain
 from perpixel.fixations.points import Array, Units
 from perpixel.fixations.rules.geometry import Window, WindowTable, as_map
 from perpixel.fixations.rules.values import Values, block, pick
+from perpixel.fixations.trace.operations import name_of
 from perpixel.fixations.trace.run import Run
 
 Moves = list[tuple[Node, Units]]
@@ -159,7 +160,7 @@ class Step:
             complain(
                 f"node {self.node.name!r}",
                 "an operation the points can be followed through",
-                f"{self.node.op} {self.node.target}: {why}",
+                f"{self.node.op} {name_of(self.node.target)}: {why}",
                 "Give it a rule with FixationRules(extra={operation: rule}).",
             )
         )

@@ -75,7 +75,7 @@ RULES: Mapping[Any, Rule] = {
     F.scaled_dot_product_attention: _ATTENTION,
     "stack": _STACK,
     **dict.fromkeys(("where", "masked_fill"), _WHERE),
-    **dict.fromkeys(("mul", "multiply", "div", "truediv", "true_divide"), _GATE),
+    **dict.fromkeys(("mul", "multiply", "div", "truediv", "true_divide", "addcmul"), _GATE),
     **dict.fromkeys((nn.Upsample, nn.UpsamplingBilinear2d, nn.UpsamplingNearest2d, F.interpolate), _RESIZE),
     **dict.fromkeys(
         (nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.Fold, nn.Unfold), _PLACE
