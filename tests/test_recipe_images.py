@@ -130,7 +130,9 @@ def test_binary_masks_are_two_classes_for_a_network_of_one_output(
     if values[1] == 1:
         assert images(root).channels == 2
     else:
-        with pytest.raises(ValueError, match=r"^data: expected two classes or more in the masks, got class 0 alone.*--data.binary true"):
+        with pytest.raises(
+            ValueError, match=r"^data: expected two classes or more in the masks, got class 0 alone.*--data.binary true"
+        ):
             images(root)
 
 
