@@ -192,6 +192,31 @@ def test_nothing_outlives_backward_whoever_holds_the_output(terms: Any) -> None:
             criterion(output, labels)
 
 
+class Tells(Net):
+    """Returns its features and its images beside the logits."""
+
+    def forward(self, images: Tensor) -> Any:
+        features = self._neck(self.body(images))
+        return self.classifier(features), features, images
+
+
+@GRAD
+def test_what_went_in_and_is_returned_holds_no_pass_and_is_held(grad: bool) -> None:
+    model, images, labels, criterion = attached(Tells(), TemplateSimilarityLoss(), head="classifier", aux=0)
+    with torch.set_grad_enabled(grad):
+        logits, features, _ = model(images)
+        labels = labels[:, ::2, ::2]
+        first = criterion(logits, labels)
+        alive = weakref.ref(features)
+        del features
+        assert torch.equal(criterion(logits, labels), first)
+        assert alive() is not None
+        del logits, first
+    gc.collect()
+    assert alive() is None  # whoever holds the images
+    assert_holds_nothing(criterion)
+
+
 @GRAD
 def test_passes_without_a_call_are_not_gathered(grad: bool) -> None:
     model, images, _, criterion = attached(Net(), TemplateSimilarityLoss(), head="classifier")
