@@ -180,8 +180,9 @@ def test_nothing_outlives_backward_whoever_holds_the_output(terms: Any) -> None:
         output = model(images)
         loss = criterion(output, labels) + criterion(output, labels.flip(-1))
         assert len(criterion._recorder.kept.passes()) == 1
-        loss.backward(retain_graph=True)
-        loss = criterion(output, labels)
+        if terms:
+            loss.backward(retain_graph=True)
+            loss = criterion(output, labels)
         loss.backward()
         gc.collect()
         assert not any(ref() is not None for ref in held)
@@ -189,6 +190,31 @@ def test_nothing_outlives_backward_whoever_holds_the_output(terms: Any) -> None:
     if terms:
         with pytest.raises(RuntimeError, match="before its backward"):
             criterion(output, labels)
+
+
+class Tells(Net):
+    """Returns its features and its images beside the logits."""
+
+    def forward(self, images: Tensor) -> Any:
+        features = self._neck(self.body(images))
+        return self.classifier(features), features, images
+
+
+@GRAD
+def test_what_went_in_and_is_returned_holds_no_pass_and_is_held(grad: bool) -> None:
+    model, images, labels, criterion = attached(Tells(), TemplateSimilarityLoss(), head="classifier", aux=0)
+    with torch.set_grad_enabled(grad):
+        logits, features, _ = model(images)
+        labels = labels[:, ::2, ::2]
+        first = criterion(logits, labels)
+        alive = weakref.ref(features)
+        del features
+        assert torch.equal(criterion(logits, labels), first)
+        assert alive() is not None
+        del logits, first
+    gc.collect()
+    assert alive() is None  # whoever holds the images
+    assert_holds_nothing(criterion)
 
 
 @GRAD

@@ -68,17 +68,16 @@ class Feedback(nn.Module):
 
     After a call, `terms` has every part by name ("base", that of the main map alone; "aux", or "aux_1" of a further map
     at place 1; "template_similarity", a second one "template_similarity_2"), unweighted and detached, and `total` their
-    weighted sum. The module's own parameters and state are those of `base`
-    and the terms, never the model's.
+    weighted sum. The module's own parameters and state are those of `base` and the terms, never the model's.
 
-    Several outputs of one step each have their own features, in any order and as often as needed. What the head was
-    given and the model's inputs are held as long as a map that the model returned is, of the last eight passes, and no
-    longer than to `backward` (unless it retains the graph); of the very last pass also without its output, until the
-    next one or the next call (torch.compile: and of the one before it). A head that runs several times in a pass: its
-    last run.
+    Several outputs of one step each have their own features, in any order and as often as needed: mixup, siamese
+    passes. What the head was given and the model's inputs are held for as long as the output is, of eight passes at
+    most, but not beyond `backward`, unless that retains the graph. Of the very last pass they are held without its
+    output, too, until the next pass or call (with torch.compile, of the pass before as well). A head that runs several
+    times in a pass: its last run.
 
-    `criterion.base(logits, labels)` is the base alone, of any logits: in validation of those that are put together of
-    several outputs (tiles, flips averaged) and have no features. Without terms the criterion takes these as well.
+    `criterion.base(logits, labels)` is the base alone, of any logits; in validation of those that are put together of
+    several outputs (sliding windows, flips averaged) and have no features. Without terms the criterion takes them, too.
 
     Copies (deepcopy, pickle): of an object that owns both, model and criterion, an independent pair; of the model
     alone, one whose hooks do nothing and keep nothing. torch.jit.script takes no model with hooks: call `remove()`
@@ -123,7 +122,7 @@ class Feedback(nn.Module):
         with_maps = len(self._feature_terms) < len(named)
         self._recorder = Recorder(model, head, features=by_head, images=with_maps)
         self._called = (called(self._recorder.model, call),)  # in a tuple: no module of the criterion's own
-        self._recorder.open()
+        self._recorder.open(model)
 
     def forward(self, output: object, labels: Tensor) -> Tensor:
         """The loss, a scalar, of what the model returned; labels int (N, H, W).

@@ -39,7 +39,7 @@ class Recorder:
     """
 
     def __init__(self, model: nn.Module, head: str | None, *, features: bool, images: bool) -> None:
-        self.model, self.wrapper = unwrap(model), model
+        self.model = unwrap(model)
         self.head = declared_head(model) if head is None and features else head
         self.layers = candidate_heads(model) if self.head is None else {self.head: named_layer(model, self.head)}
         if not features:
@@ -54,12 +54,12 @@ class Recorder:
         """Whether passes are recorded."""
         return self.kept.recording
 
-    def open(self) -> None:
-        """Hook the model and the layers; on an error no hook stays."""
+    def open(self, wrapper: nn.Module) -> None:
+        """Hook the model, the layers and what wraps it, if anything does; on an error no hook stays."""
         self.kept.recording, self.kept.searching = True, self.head is None
         try:
             self._hook(self.model, "", before=True)
-            for layer in {self.model, self.wrapper}:  # a wrapper may give the output on as another tensor
+            for layer in {self.model, wrapper}:  # a wrapper may give the output on as another tensor
                 self._hook(layer, "")
             for name, layer in self.layers.items():
                 self._hook(layer, name)
@@ -124,7 +124,7 @@ class Recorder:
         Not known without such a pass: they may be made of several.
         """
         last = self.kept.settle()
-        for one in (last, *self.kept.passes()):
+        for one in (*self.kept.passes(), last):
             if any(each.shape == logits.shape or is_whole_in_graph(each, logits) for each in one.maps):
                 return ForwardPass(logits, size=next(iter(one.sizes()), None), source=one)
         return ForwardPass(logits)
