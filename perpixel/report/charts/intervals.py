@@ -97,7 +97,7 @@ def count_chart(
     for axis in axes[::columns]:
         axis.set_ylabel("inputs needed (K)")
     said = "share that the inputs hold together (line: median of the units; band: between the quartiles)"
-    legend(figure, *axes[0].get_legend_handles_labels(), said)
+    legend(figure, axes[0].get_legend_handles_labels()[0], note=said)
     return finished(figure, title)
 
 
