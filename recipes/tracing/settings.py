@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from perpixel.checks import check_integer, check_number, complain
 from perpixel.fixations import FixationRules, Share
@@ -121,6 +121,24 @@ class FixationSettings(AnalysisSettings):
         measure: How much is measured.
     """
 
+    matter: ClassVar[tuple[str, ...]] = (
+        "run",
+        "model.checkpoint",
+        "data.name",
+        "data.root",
+        "do",
+        "picture.image",
+        "trace.rules",
+        "trace.shift",
+        "measure.images",
+        "folder",
+    )
+    examples: ClassVar[dict[str, str]] = {
+        "train a small network on synthetic images first": "",
+        "the network and data of a run of recipes.finetune, one image": "--run RUN_FOLDER --do image --picture.image 7",
+        "weights of one's own": "--model.checkpoint FILE --model.name deeplabv3_resnet50 --data.name folder "
+        "--data.root PATH",
+    }
     name: str = "fixations"
     do: list[Part] = field(default_factory=lambda: ["image", "shares", "counts", "evidence"])
     trace: TraceSettings = field(default_factory=TraceSettings)
