@@ -327,7 +327,7 @@ def test_without_weights_it_trains_first_and_continues_when_interrupted(
     assert f"--resume {folder}" in capsys.readouterr().out
     assert not (folder / "summary.md").exists()
     assert run_recipe(ExplainJob, ["--resume", str(folder)]) == 0
-    assert "a training of 1 epochs" in (folder / "summary.md").read_text()
+    assert "a training of 1 epoch with" in (folder / "summary.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from recipes.training.checkpoints import load_checkpoint
 
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FinetuneJob, "_draw", lambda *_: None)
+    monkeypatch.setattr(FinetuneJob, "_draw", lambda *_: {})
 
 
 @pytest.fixture(scope="module")

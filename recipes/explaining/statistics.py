@@ -20,13 +20,13 @@ def pooled_name(network: str) -> str:
 
 
 def with_interval(
-    name: str, statistic: Statistic, images: int, seen: int, settings: DataSetSettings
+    name: str, statistic: Statistic, images: int, seen: int, settings: DataSetSettings, *, tested: bool = False
 ) -> dict[str, float]:
     """`interval_columns` over images; without ends where fewer than IMAGES are `seen`, have anything to say."""
     if seen < IMAGES:
         value = float(statistic(np.ones((1, images)))[0])
-        return interval_columns(name, BootstrapInterval(value, np.nan, np.nan, settings.level))
-    return interval_columns(name, settings.interval(statistic, images))
+        return interval_columns(name, BootstrapInterval(value, np.nan, np.nan, settings.level), tested=tested)
+    return interval_columns(name, settings.interval(statistic, images), tested=tested)
 
 
 class Means:

@@ -100,10 +100,13 @@ def format_cell(row: Row, name: str, digits: int = 2, *, sign: bool = False, uni
     return format_interval(row[name], *ends, digits, sign=sign, unit=unit, missing=missing)
 
 
-def interval_columns(name: str, interval: BootstrapInterval, factor: float = 1.0) -> dict[str, float]:
-    """The columns NAME, NAME_low and NAME_high of a row, times `factor`, and NAME_p."""
+def interval_columns(
+    name: str, interval: BootstrapInterval, factor: float = 1.0, *, tested: bool = False
+) -> dict[str, float]:
+    """The columns NAME, NAME_low and NAME_high of a row, times `factor`; if `tested`, NAME_p for `add_verdicts`."""
     ends = {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
-    return {column: factor * value for column, value in ends.items()} | {f"{name}_p": interval.p_value}
+    row = {column: factor * value for column, value in ends.items()}
+    return row | {f"{name}_p": interval.p_value} if tested else row
 
 
 def add_verdicts(

@@ -184,7 +184,7 @@ def evidence_rows(sums: Mapping[str, Tensor], settings: FixationMeasureSettings)
             if other != key and other in tables:
                 pair = (shares[other], shares[key])
                 found = interval(quotient(*(pair if what == FACTOR else reversed(pair))), null=1.0)
-            row |= interval_columns(what, found)
+            row |= interval_columns(what, found, tested=True)
         rows.append(row)
     add_verdicts(rows, *COMPARISONS, level=settings.level, null=1.0, more="above 1", less="below 1")
     return rows
@@ -225,7 +225,7 @@ def evidence_verdict(rows: Sequence[Row]) -> str:
     if row is None or not row[f"{OWN}_verdict"]:
         return ""
     return (
-        "Asked why its own species and not the other, body far from its head puts "
+        "Body pixels far from the head, asked why their own species and not the other, put "
         f"{format_cell(row, OWN, 1)} times as much mass on the head as asked the reverse: {row[f'{OWN}_verdict']}."
     )
 

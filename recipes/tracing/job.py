@@ -83,8 +83,9 @@ class FixationJob(FixationRun):
     def _summary(self, weights: str, reports: Sequence[Report]) -> Summary:
         trace, level = self.settings.trace, 100 * self.settings.measure.level
         about = (
-            f"Every pixel is followed from its label back to the image points it rests on. Network: "
-            f"{markdown_text(weights)}. {len(self.indices)} of {self.images.evaluated} evaluation images. Rules "
+            "Every pixel is followed from its label back to the image points it rests on; the mass of a point is how "
+            f"many pixels rest there. Network: {markdown_text(weights)}. {len(self.indices)} of "
+            f"{self.images.evaluated} evaluation images. Rules "
             f"{trace.rules} ({trace.select}), k {trace.k}, shift {trace.shift} where not said otherwise, question "
             f"{trace.question}."
         )

@@ -159,7 +159,7 @@ def share_rows(shares: Shares, names: Sequence[str], settings: FixationMeasureSe
             row = {"shift": shift, "class": name, "images": images, "pixels": float(mass[:, c].sum())}
             row |= {"iou_percent": 100 * float(iou[c]), "start_on_object_percent": 100 * float(start[c])}
             row |= interval_columns("on_object_percent", share, 100) | {"chance_percent": 100 * float(chance[c])}
-            rows.append(row | interval_columns("times_chance", lift))
+            rows.append(row | interval_columns("times_chance", lift, tested=True))
     add_verdicts(rows, "times_chance", level=settings.level, null=1.0, more="more than chance", less="less than chance")
     return rows
 
@@ -196,8 +196,8 @@ def share_findings(shares: Shares) -> list[dict[str, Any]]:
     for (what, under), statistic in found.items():
         of = shares.interval(statistic)
         row = {"what": what, "shift": under, "classes": len(known), "images": shares.images}
-        rows.append(row | interval_columns("value", of))
-    tested = [row for row in rows if str(row["what"]).startswith(RANK) or row["what"] == LESS_FULL]
+        rows.append(row | interval_columns("value", of, tested=what.startswith((RANK, LESS_FULL))))
+    tested = [row for row in rows if "value_p" in row]
     add_verdicts(tested, "value", level=shares.settings.level, more="above zero", less="below zero")
     return rows
 
@@ -236,7 +236,7 @@ def share_verdict(rows: Sequence[Row]) -> str:
         [r["class"] for r in full if r["times_chance_verdict"] == f"{word} than chance"] for word in ("more", "less")
     )
     below = f"; less for {markdown_text(', '.join(less))}" if less else ""
-    return f"More of the mass than chance lies on the object for {len(more)} of {len(full)} classes{below}."
+    return f"For certain more of the mass than chance lies on the object for {len(more)} of {len(full)} classes{below}."
 
 
 def shift_lines(findings: Sequence[Row], lost: Mapping[str, Sequence[float]]) -> list[str]:

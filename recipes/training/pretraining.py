@@ -57,4 +57,5 @@ def train_network(job: Job, folder: Path) -> tuple[nn.Module, str]:
     scores, weights = train(job, Training(folder, "training", job.settings.seed, schedule))
     network = build_network(job.settings.model, job.images.channels).to(job.fabric.device)
     network.load_state_dict(weights)
-    return network, f"a training of {schedule.epochs} epochs with cross-entropy, {100 * scores.miou:.1f} mIoU"
+    epochs = "1 epoch" if schedule.epochs == 1 else f"{schedule.epochs} epochs"
+    return network, f"a training of {epochs} with cross-entropy, {100 * scores.miou:.1f} mIoU"

@@ -148,7 +148,7 @@ def matrix_rows(rows: Sequence[Row], names: Sequence[str], settings: DataSetSett
             row = {"network": network, "class": names[c], "hidden": names[k], "images": seen}
             row |= {"pixels": int(matrix.pixels[c, k])}
             row |= {"logit_fall": float(matrix.loss[c, k]), "logit_fall_at_random": float(matrix.control[c, k])}
-            row |= with_interval("excess", matrix.excess(c, k), images, seen, settings)
+            row |= with_interval("excess", matrix.excess(c, k), images, seen, settings, tested=network == TRAINED)
             if network == TRAINED:
                 statistic = difference(matrix.excess(c, k), matrices[RANDOM].excess(c, k))
                 row |= with_interval("minus_random_weights", statistic, images, seen, settings)

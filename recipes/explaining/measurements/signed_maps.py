@@ -171,7 +171,8 @@ def mean_rows(rows: Sequence[Row], images: Sequence[str], settings: DataSetSetti
                     random = means.of(quantity, {**wanted, "network": RANDOM})
                     compared["minus_random_weights"] = difference(own, random)
                 for name, statistic in compared.items():
-                    row |= with_interval(name, statistic, means.images, seen, settings)
+                    tested = name == "minus_random_weights"
+                    row |= with_interval(name, statistic, means.images, seen, settings, tested=tested)
                     if name == "value":
                         row["chance"] = float(chance(once)[0])
                 result.append(row)
