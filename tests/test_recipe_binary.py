@@ -18,6 +18,7 @@ from recipes.finetuning.job import FinetuneJob
 from recipes.kit.job import run_recipe
 from recipes.tracing.job import FixationJob
 from recipes.training.checkpoints import load_checkpoint
+from recipes.training.origin import compare
 
 OWN = {"data__name": "folder", "data__binary": "true", "data__train_images": "null", "data__eval_images": "null"}
 SQUARE = (slice(8, 24), slice(10, 34))
@@ -89,3 +90,22 @@ def test_weights_of_two_outputs_are_no_binary_network(
     check_mistake(
         FinetuneJob, given, "model.checkpoint: expected one output, as data.binary asks", tmp_path / "no", capsys
     )
+
+
+def test_results_from_before_there_were_binary_masks_are_used_again() -> None:
+    before = {"data.name": "folder"}
+    compare(before, before | {"data.binary": False}, "a result", print)
+    with pytest.raises(ValueError, match=r"data\.binary: expected False, with which a result was computed, got True"):
+        compare(before, before | {"data.binary": True}, "a result", print)
+
+
+def test_a_run_folder_without_weights_is_told(
+    run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/config.yaml").write_text((run / "config.yaml").read_text())
+    given = arguments({"run": str(tmp_path / "empty"), "folder": str(tmp_path / "no")})
+    check_mistake(FixationJob, given, "run: expected a run folder with trained networks, got", tmp_path / "no", capsys)
+    given = arguments({"run": str(run), "folder": str(tmp_path / "no"), "data.root": f"{root}/nowhere"})
+    message = f"Give --data.root, or go to where {run} was begun."
+    check_mistake(FixationJob, given, message, tmp_path / "no", capsys)

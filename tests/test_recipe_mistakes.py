@@ -55,8 +55,8 @@ def test_the_setting_that_was_meant_is_named(typed: str, meant: str, capsys: pyt
         (["--loss.similarity", "cosin"], "--loss.similarity: expected one of cosine, correlation, got cosin. "),
         (["--data.size", "[1,2,3]"], "--data.size: expected 2 numbers such as [1,2] or null, got [1, 2, 3]. "),
         (["--model.options", "{width:8}"], "--model.options: expected a mapping such as '{name: value}', with a space"),
-        (["--seeds", "[0,", "1]"], "--seeds: expected a list such as [a,b], without spaces, got [0,. "),
-        (["--seeds"], "--seeds: expected a list such as [a,b], without spaces, got nothing after it. "),
+        (["--seeds", "[0,", "1]"], "--seeds: expected a list such as [1,2], without spaces, got [0,. "),
+        (["--seeds"], "--seeds: expected a list such as [1,2], without spaces, got nothing after it. "),
         (["data.root=x"], "data.root: expected a setting, got a word of its own. Did you mean --data.root?"),
         (
             ["--name", "a", "b]"],

@@ -95,9 +95,12 @@ def kind_in_words(kind: Any) -> str:
     if of in (Union, UnionType):
         return " or ".join(map(kind_in_words, parts))
     if of is Literal:
-        return f"one of {', '.join(map(str, parts))}"
+        return f"one of {', '.join(map(str, parts))}" if len(parts) > 1 else str(parts[0])
     if of is tuple:
         return f"{len(parts)} numbers such as [{','.join(['1', '2', '3'][: len(parts)])}]"
     if of is list:
-        return "a list such as [a,b], without spaces"
+        known = get_args(parts[0]) if get_origin(parts[0]) is Literal else ()
+        example = [1, 2] if parts[0] is int else known[:2] or "ab"
+        of_these = f", of {', '.join(known)}" if known else ""
+        return f"a list such as [{','.join(map(str, example))}], without spaces{of_these}"
     return KINDS.get(of or kind, "another value")

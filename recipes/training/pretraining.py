@@ -28,7 +28,11 @@ def load_network(
         path = Path(settings.run) / settings.part / LAST
         if not path.is_file():
             known = [str(p.parent.relative_to(settings.run)) for p in sorted(Path(settings.run).rglob(LAST))]
-            raise FileNotFoundError(complain("part", f"one of {', '.join(known) or 'none'}", settings.part, "Choose."))
+            if not known:
+                remedy = "Give one of recipes.finetune, or a file of weights as --model.checkpoint."
+                came = f"{settings.run}, which holds none"
+                raise FileNotFoundError(complain("run", "a run folder with trained networks", came, remedy))
+            raise FileNotFoundError(complain("part", f"one of {', '.join(known)}", settings.part, "Choose."))
         checkpoint, source = load_checkpoint(path, any_format=True), f"{settings.part} of {settings.run}"
         _check_same_task(checkpoint.get("origin", {}), settings, classes, source)
         weights = unwrap_weights(checkpoint, str(path))
