@@ -161,7 +161,7 @@ def test_the_example_shows_two_creatures_under_both_questions(monkeypatch: pytes
     titles = [axis.get_title() for axis in figure.axes]
     assert titles[::4] == ["white: pixels asked; black: head"] * 2
     assert sum("random weights: not " in title for title in titles) == 2
-    assert figure.legends[0].get_title().get_text().startswith("the larger a dot")
+    assert figure.get_supxlabel().startswith("the larger a dot")
 
 
 def test_evidence_lies_where_a_built_network_looks() -> None:

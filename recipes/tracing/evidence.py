@@ -293,7 +293,7 @@ def evidence_example(
         for asked, question, title in (
             (network, {}, f"why {name}?"),
             (network, rivals, f"why {name}, not {rival}?"),
-            (control, rivals, f"{random.split('#')[0]} weights: not {rival}?"),
+            (control, rivals, f"{random.split('#')[0]}: not {rival}?"),
         ):
             fix = asked.against(question).fixations(image, torch.where(region.start, region.label, -1)[None])
             panels.append(point_panel(title, backdrop, fix, [region.label], outlines=lines))

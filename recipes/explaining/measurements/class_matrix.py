@@ -108,7 +108,7 @@ class ClassContextMatrix(Measurement):
                     intervals=(ends[0], ends[1]),
                     title=f"Which class leans on which? {about}",
                 )
-                yield name, figure, f"the class-context matrix of the network, {network}, beside its control"
+                yield name, figure, f"the class-context matrix of the network, {network}, less its control"
 
 
 class PooledMatrix:
