@@ -11,6 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from perpixel.checks import complain
+
+Caller = Callable[[nn.Module, Tensor], Any]  # (model, images) -> the model's output
 _WRAPPERS = {  # class -> attribute with the network; by name, so that none of these is imported
     "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
     "torch.nn.parallel.data_parallel.DataParallel": "module",
@@ -131,6 +134,50 @@ def named_layers(model: nn.Module) -> dict[str, nn.Module]:
             children = layer._modules.items()
             waiting += [(f"{name}.{key}" if name else key, of) for key, of in reversed(children) if of is not None]
     return layers
+
+
+def called(model: nn.Module, call: Caller | None) -> nn.Module:
+    """A module whose output for `images` is `call(model, images)`; the model itself where `call` is None.
+
+    For models that want more than the images, or another keyword: `lambda m, x: m(pixel_values=x)`. Everything else is
+    the model's own, not copied: layers and their names, parameters, hooks, train flags; what is set on one is set on
+    the other. A deep copy calls the copied model; of DistributedDataParallel and the like, what is inside is called.
+    TypeError for a `call` that cannot be called.
+    """
+    if call is None:
+        return model
+    if not callable(call):
+        remedy = "Pass call=lambda model, images: model(pixel_values=images), say."
+        raise TypeError(complain("call", "a function (model, images) -> output, or None", call, remedy))
+    return _Called(unwrap(model), call)
+
+
+class _Called(nn.Module):
+    """`called`: another way to run a model, on the very `__dict__` of the model, so that nothing can differ."""
+
+    __slots__ = ("_call", "_model")
+
+    def __init__(self, model: nn.Module, call: Caller) -> None:
+        model = model._model if isinstance(model, _Called) else model
+        for name, value in {"__dict__": vars(model), "_model": model, "_call": call}.items():
+            object.__setattr__(self, name, value)
+
+    def forward(self, images: Tensor) -> Any:
+        return self._call(self._model, images)
+
+    __call__ = forward  # the model's hooks run where `call` calls it
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        setattr(self._model, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(self._model, name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Called, (self._model, self._call)
 
 
 def dtype_of(model: nn.Module, images: Tensor) -> torch.dtype:

@@ -96,13 +96,21 @@ def check_same_device(**tensors: Tensor) -> None:
 
 
 def check_labels_in_range(labels: Tensor, classes: int, ignore_index: int) -> None:
-    """ValueError with value and place if a label is neither in [0, classes) nor void. Waits for the device."""
+    """ValueError with value and place if a label is neither in [0, classes) nor void, or no whole number.
+
+    Waits for the device.
+    """
     bad = ((labels < 0) | (labels >= classes)) & (labels != ignore_index)
+    if labels.is_floating_point():
+        bad |= labels != labels.trunc()
     if bool(bad.any()):
         place = tuple(bad.nonzero()[0].tolist())
         expected = f"values in [0, {classes}) or ignore_index={ignore_index}"
-        came = f"{int(labels[place])} at position {place} ({int(bad.sum())} such pixels)"
-        raise ValueError(complain("labels", expected, came, "Map the label to a class, or mark it with ignore_index."))
+        came = f"{round(labels[place].item(), 4)} at position {place} ({int(bad.sum())} such pixels)"
+        remedy = "Map the label to a class, or mark it with ignore_index."
+        if labels.is_floating_point():
+            remedy = "Binary masks hold 0 and 1: pass labels > 0.5 (soft masks), or mark void with ignore_index."
+        raise ValueError(complain("labels", expected, came, remedy))
 
 
 def check_finite(argument: str, value: Tensor, valid: Tensor) -> None:

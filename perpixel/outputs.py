@@ -1,6 +1,13 @@
-"""Any segmentation model's output -> dense logits; logits -> label size; labels checked against them."""
+"""Any segmentation model's output -> dense logits; one channel -> two classes; labels checked against them.
 
+Binary networks give one channel z (N, 1, H, W). Everywhere it stands for two classes, 0 = background with the logit
+-z/2 and 1 = foreground with z/2: their softmax is the sigmoid of z, their cross-entropy the binary cross-entropy of z,
+the foreground's margin is z, and the background is the foreground with the sign turned.
+"""
+
+import warnings
 from collections.abc import Mapping
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -8,10 +15,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perpixel.checks import check_integer, check_labels_in_range, check_same_device, check_tensor, complain, describe
+from perpixel.reduction import labels_on_grid
 
 _SIZES: "WeakKeyDictionary[nn.Module, dict[torch.Size, tuple[int, int]]]" = WeakKeyDictionary()
 _SIZES_OF_A_MODEL = 256  # remembered at most
 _SHAPE = "(N, C, H, W)"
+_WHITE = 255
+_MULTI_LABEL = (
+    "Turn one-hot or soft labels into .argmax(1). Give masks that overlap (multi-label) one channel at a time, each as "
+    "a binary network of its own: logits[:, c:c+1] and labels[:, c]."
+)
+_QUERIES = (
+    "Put them together: torch.einsum('nqc,nqhw->nchw', output.class_queries_logits.softmax(-1)[..., :-1], "
+    "output.masks_queries_logits.sigmoid()), in a function call(model, images) that is passed as call=, or, to train, "
+    "in the forward of a module around the model."
+)
 _FORMS = f"logits {_SHAPE}: a tensor, a mapping with 'out' or 'logits', an object with .logits, or a tuple or list"
 
 
@@ -21,6 +39,7 @@ def dense_logits(output: object) -> Tensor:
     `output` is the tensor itself; a mapping with "out" or "logits" (torchvision, transformers); an object with
     `.logits`; or a tuple or list whose first 4-D tensor is meant. TypeError or ValueError for anything else.
     """
+    refuse_queries(output)
     found: object = None
     if isinstance(output, Tensor):
         found = output
@@ -33,6 +52,13 @@ def dense_logits(output: object) -> Tensor:
     if found is None:
         raise TypeError(complain("output", _FORMS, _contents(output), "Pass the logits themselves."))
     return check_tensor("output", found, ndim=4, shape=_SHAPE, floating=True)
+
+
+def refuse_queries(output: object) -> None:
+    """TypeError for masks of queries with classes of their own (as of MaskFormer), which are no map per class."""
+    if hasattr(output, "masks_queries_logits") or (isinstance(output, Mapping) and "masks_queries_logits" in output):
+        came = f"masks of queries and the classes of these ({type(output).__name__})"
+        raise TypeError(complain("output", f"a map per class {_SHAPE}", came, _QUERIES))
 
 
 def maps_in(output: object, *, floating: bool = True) -> list[Tensor]:
@@ -69,22 +95,75 @@ def logits_at(logits: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
 
 
-def check_labels(labels: object, logits: Tensor, ignore_index: int, *, values: bool) -> Tensor:
+def class_logits(logits: Tensor) -> Tensor:
+    """Logits (N, C, ...) of two or more classes: the very tensor, or for one channel z (-z/2, z/2), (N, 2, ...)."""
+    if logits.shape[1] != 1:
+        return logits
+    half = logits / 2
+    return torch.cat([-half, half], 1)
+
+
+def predicted_labels(logits: Tensor) -> Tensor:
+    """Logits (N, C, ...) -> int64 (N, ...): the arg-max; of one channel 1 where it is positive, else 0.
+
+    One that is all in [0, 1], as probabilities are, causes a warning.
+    """
+    if logits.shape[1] > 1:
+        return logits.argmax(1)
+    if logits.numel() and bool(((logits >= 0) & (logits <= 1)).all()):
+        warnings.warn(
+            "model: its one channel lies in [0, 1] everywhere, as probabilities do, so that all is foreground. Binary "
+            "networks are expected to give logits: if a sigmoid is at the end, take it off (smp: activation=None).",
+            stacklevel=3,
+        )
+    return (logits[:, 0] > 0).long()
+
+
+def whole_mask(argument: str, mask: Any) -> Any:
+    """A mask of two classes as integers (N, H, W): (N, 1, H, W), bool and whole floats as well; else the very object.
+
+    ValueError for floats that are no whole numbers. Waits for the device.
+    """
+    mask = _without_channel(mask)
+    if not isinstance(mask, Tensor) or not mask.is_floating_point():
+        return mask
+    bad = mask != mask.trunc()
+    if bool(bad.any()):
+        remedy = "Threshold soft masks, mask > 0.5; of logits take the sign, logits > 0."
+        raise ValueError(complain(argument, "whole numbers", f"{round(float(mask[bad][0]), 4)}", remedy))
+    return mask.long()
+
+
+def check_labels(
+    labels: object, logits: Tensor, ignore_index: int, *, values: bool, size: tuple[int, int] | None = None
+) -> Tensor:
     """Labels as int64 (N, H, W) if they fit `logits` (N, C, ...), else TypeError or ValueError.
 
-    `values` also asks that every label lies in [0, C) or is `ignore_index`; on a GPU that waits for the device.
+    Integers (N, H, W); where there are two classes, C = 1 or 2, masks of 0 and 1 of any dtype, (N, 1, H, W) as well.
+    Brought to `size` by nearest neighbour, where given, before their values are looked at.
+    `values` asks that every label is a class or `ignore_index`; on a GPU that waits for the device. Without it, what is
+    neither becomes `ignore_index`.
     """
+    binary = logits.shape[1] <= 2
+    labels = _without_channel(labels) if binary else labels
     if isinstance(labels, Tensor) and labels.ndim == 4:
-        remedy = "Use labels.squeeze(1)." if labels.shape[1] == 1 else "Turn one-hot or soft labels into .argmax(1)."
-        raise ValueError(complain("labels", "class numbers of shape (N, H, W)", labels, remedy))
-    labels = check_tensor("labels", labels, ndim=3, shape="(N, H, W)", floating=False)
+        remedy = "Use labels.squeeze(1)." if labels.shape[1] == 1 else _MULTI_LABEL
+        raise ValueError(complain("labels", "class numbers (N, H, W)", labels, remedy))
+    floating = binary and isinstance(labels, Tensor) and labels.is_floating_point()
+    labels = check_tensor("labels", labels, ndim=3, shape="(N, H, W)", floating=floating)
     check_same_device(labels=labels, logits=logits)
     if labels.shape[0] != logits.shape[0]:
         came = f"{labels.shape[0]} label maps for {logits.shape[0]} images"
         raise ValueError(complain("labels", "one label map per image", came, "Pass the labels of this very batch."))
+    labels = labels if size is None or labels.numel() == 0 else labels_on_grid(labels, size)
+    classes, whole = max(2, logits.shape[1]), labels.long()
     if values:
-        check_labels_in_range(labels, logits.shape[1], check_integer("ignore_index", ignore_index))
-    return labels.long()
+        check_labels_in_range(labels if floating else whole, classes, check_integer("ignore_index", ignore_index))
+        if logits.shape[1] == 1:
+            _warn_of_grey_masks(whole, ignore_index)
+        return whole
+    fits = (whole >= 0) & (whole < classes)
+    return torch.where(fits & (whole == labels) if floating else fits, whole, ignore_index)
 
 
 def output_size(model: nn.Module, images: Tensor, logits: Tensor) -> tuple[int, int]:
@@ -101,6 +180,24 @@ def output_size(model: nn.Module, images: Tensor, logits: Tensor) -> tuple[int, 
             known.clear()
         known[images.shape[1:]] = size
     return size
+
+
+def _warn_of_grey_masks(labels: Tensor, ignore_index: int) -> None:
+    """Masks that were stored as 0 and 255 have no foreground where 255 is void."""
+    if ignore_index == _WHITE and bool((labels == _WHITE).any()) and not bool((labels == 1).any()):
+        warnings.warn(
+            "labels: no pixel is 1, but some are ignore_index=255, which count nowhere. If the masks were stored as 0 "
+            "and 255, pass masks > 0.",
+            stacklevel=4,
+        )
+
+
+def _without_channel(labels: Any) -> Any:
+    """(N, 1, H, W) -> (N, H, W), bool -> uint8; the very object if it is neither."""
+    if isinstance(labels, Tensor):
+        labels = labels[:, 0] if labels.ndim == 4 and labels.shape[1] == 1 else labels
+        labels = labels.byte() if labels.dtype == torch.bool else labels
+    return labels
 
 
 def _parts(output: object) -> Mapping[str | int, object]:

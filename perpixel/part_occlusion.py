@@ -10,7 +10,7 @@ from perpixel.borrow import borrowed, dtype_of, unwrap
 from perpixel.checks import check_integer, check_same_device, check_tensor, complain
 from perpixel.fixations import FixationRules
 from perpixel.fixations.options import FixationOptions, K, Shift
-from perpixel.outputs import check_labels, dense_logits, logits_at
+from perpixel.outputs import check_labels, class_logits, dense_logits, logits_at, predicted_labels
 from perpixel.report.charts.salient_parts import salient_sheet
 from perpixel.report.theme import Figure
 from perpixel.weighting.regions import Fill, Region, Regions, activation
@@ -170,11 +170,12 @@ def salient_parts(
     model = unwrap(model)
     with borrowed(model, images.device):
         images = images.detach().to(dtype_of(model, images))
-        logits = dense_logits(model(images))
+        own = dense_logits(model(images))
+        logits = class_logits(own)
         if labels is None:
-            labels = logits.argmax(1)
+            labels = predicted_labels(own)
         check_same_device(images=images, logits=logits)
-        labels = check_labels(labels, logits, ignore_index, values=True)
+        labels = check_labels(labels, own, ignore_index, values=True)
         check_label_size(labels, images, logits)
         objects = _objects(labels, label, logits.shape[1], ignore_index)
         examined = []
@@ -203,7 +204,7 @@ def _examine(
     counted = labels == label
     region = regions.find(model, image, logits, labels, counted)
     hidden = regions.hide(image, region)
-    without = dense_logits(model(hidden))
+    without = class_logits(dense_logits(model(hidden)))
     everywhere, size = torch.full_like(labels, label), labels.shape[-2:]
     return {
         "region": region,

@@ -152,14 +152,6 @@ def test_autocast_and_noise_of_another_dtype() -> None:
     assert values.isfinite().all()
 
 
-def test_one_logit_predicts_where_it_is_positive() -> None:
-    net, x = Net(classes=1), images()
-    target = RegionTarget(net, 0).freeze(x)
-    assert torch.equal(target.region, net(x)[:, 0] > 0)
-    with pytest.raises(ValueError, match="no other class"):
-        scores_of(RegionTarget(net, 0, regions(), "margin"), x)
-
-
 class Classifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.mean((2, 3))

@@ -13,15 +13,6 @@ from perpixel.attribution import explain
 from perpixel.attribution.faithfulness.faithfulness import faithfulness
 
 
-def test_one_class_has_no_margin() -> None:
-    model, (_, images, values, region) = Conv(classes=1).eval(), case()
-    found = faithfulness(model, images, values, 0, region=region, steps=3)
-    assert bool(found.deletion.scores["margin"].isnan().all())
-    assert bool(found.deletion.scores["logit"].isfinite().all())
-    with pytest.raises(ValueError, match="score: expected 'logit' for a network of one class"):
-        faithfulness(model, images, values, 0, region=region, score="margin")
-
-
 def test_low_precision_and_other_layouts() -> None:
     model, images, values, region = case()
     expected = faithfulness(model, images, values, LABEL, region=region, steps=4).deletion.scores["logit"]

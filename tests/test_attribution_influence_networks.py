@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from influence_cases import FINDS, LOSES, SIZE, Net, assert_near, hidden_logits, images_of, occlusion
+from influence_cases import FINDS, LOSES, SIZE, assert_near, hidden_logits, images_of, occlusion
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -92,18 +92,6 @@ def test_depthwise_networks_run_channels_last_where_they_can(views: bool) -> Non
     before, after = hidden_logits(model, images, found.boxes, 0.0)
     torch.testing.assert_close(found.upsampling(found.values[0]), before - after[0], rtol=1e-4, atol=1e-5)
     assert matrix.values.shape == (4, 4)
-
-
-def test_one_class_is_predicted_where_its_logit_is_positive() -> None:
-    torch.manual_seed(1)
-    model, images = Net(classes=1).double().eval(), images_of(1, SIZE).double()
-    found = influence(model, images, patch=8)
-    assert torch.equal(found.predictions == 0, model(images)[:, 0] > 0)
-    expected = occlusion(RegionTarget(model, 0), images, (8, 8), (8, 8), None)
-    assert_near(found.of(0, pixels=True), expected)
-    assert found.on_pixel(0, 0).shape == found.on_pixel(0, 0, 0).shape == (1, *found.grid)
-    with pytest.raises(ValueError, match="score: expected 'logit' for a network of one class"):
-        found.of(0, score="margin")
 
 
 def _torchvision(name: str, **options: bool) -> nn.Module:

@@ -474,3 +474,15 @@ def description(model: nn.Module) -> list[object]:
 def same(one: Fixations, other: Fixations) -> None:
     assert torch.equal(one.points, other.points)
     assert torch.equal(one.mass, other.mass)
+
+
+def test_the_output_may_be_used_for_more_than_to_be_returned() -> None:
+    class Net(nn.Sequential):
+        def forward(self, x: Tensor) -> Any:
+            logits = super().forward(x)
+            return {"out": logits, "aux": logits * 0, "flat": logits.flatten()}
+
+    layers = [nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Conv2d(3, 4, 1)]
+    for _ in range(2):
+        fix, plain = (fixations(kind(*layers), torch.ones(1, 2, 6, 6)) for kind in (Net, nn.Sequential))
+        assert torch.equal(fix.points, plain.points)

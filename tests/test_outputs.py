@@ -1,5 +1,6 @@
 """Outputs of every documented form, and refusals of everything else."""
 
+import warnings
 from collections import OrderedDict, namedtuple
 from types import SimpleNamespace
 from typing import Any
@@ -13,11 +14,13 @@ from perpixel.outputs import (
     _SIZES,
     _SIZES_OF_A_MODEL,
     check_labels,
+    class_logits,
     dense_logits,
     further_logits,
     logits_at,
     maps_in,
     output_size,
+    predicted_labels,
 )
 
 LOGITS = torch.randn(2, 3, 4, 5)
@@ -109,6 +112,73 @@ def test_labels_of_any_integer_type_become_int64(dtype: torch.dtype) -> None:
 def test_bad_labels(labels: Tensor, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         check_labels(labels, LOGITS, 255, values=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("values", [True, False])
+def test_binary_masks_of_any_type_become_int64(dtype: torch.dtype, values: bool) -> None:
+    mask = torch.randint(2, (2, 8, 10))
+    if dtype != torch.bool:
+        mask[0, 0] = 255
+    for given in (mask, mask[:, None]):
+        found = check_labels(given.to(dtype), LOGITS[:, :1], 255, values=values)
+        assert found.dtype == torch.int64
+        assert torch.equal(found, mask)
+
+
+def test_binary_masks_that_do_not_fit_are_refused_or_void() -> None:
+    for value, shown in ((0.3, r"0\.3 at position \(1, 2, 3\)"), (torch.nan, "nan"), (255.0, "255"), (-1.0, "-1")):
+        mask = torch.ones(2, 4, 5)
+        mask[1, 2, 3] = value
+        with pytest.raises(ValueError, match=rf"labels: expected values in \[0, 2\) .* {shown}.*labels > 0\.5"):
+            check_labels(mask, LOGITS[:, :1], -100, values=True)
+        found = check_labels(mask, LOGITS[:, :1], -100, values=False)
+        assert found[1, 2, 3] == -100
+        assert int((found == 1).sum()) == found.numel() - 1
+    for labels in (torch.zeros(2, 3, 4, 5), torch.zeros(2, 3, 4, 5).bool()):
+        with pytest.raises(ValueError, match=r"multi-label.*logits\[:, c:c\+1\] and labels\[:, c\]"):
+            check_labels(labels, LOGITS[:, :1], 255, values=True)
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_labels_that_are_no_class_are_void_where_nothing_waits_for_the_device(classes: int) -> None:
+    labels = torch.tensor([0, 1, 2, 3, 155, 255, -100]).to(torch.int32).expand(2, 4, 7)
+    found = check_labels(labels, LOGITS[:, :classes], 255, values=False)
+    assert found[0, 0].tolist() == [0, 1, 2 if classes == 3 else 255, *[255] * 4]
+    with pytest.raises(ValueError, match="156"):  # which is -100 modulo 256
+        check_labels(torch.full((2, 4, 5), 156, dtype=torch.uint8), LOGITS, -100, values=True)
+
+
+def test_one_channel_stands_for_two_classes() -> None:
+    z = torch.tensor([-3.0, -0.0, 0.0, 2.0, torch.nan])[None, None].double()
+    assert class_logits(LOGITS) is LOGITS
+    two = class_logits(z)
+    assert torch.equal(predicted_labels(z), two.argmax(1))
+    torch.testing.assert_close(two.softmax(1)[:, 1:], z.sigmoid(), equal_nan=True)
+    torch.testing.assert_close(two[:, 1:] - two[:, :1], z, equal_nan=True)
+    labels = torch.tensor([[1, 0, 1, 0]])
+    bce = F.binary_cross_entropy_with_logits(z[:, 0, :4], labels.double())
+    torch.testing.assert_close(F.cross_entropy(two[..., :4], labels), bce)
+
+
+def test_what_looks_like_a_mistake_with_one_channel_is_said() -> None:
+    for logits, warns in ((LOGITS[:, :1].sigmoid(), True), (LOGITS[:, :1], False), (LOGITS.softmax(1), False)):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            predicted_labels(logits)
+        assert [str(one.message)[:7] for one in said] == ["model: "] * warns
+    grey = torch.tensor([0, 255]).expand(2, 4, 2)
+    for labels, void, warns in (
+        (grey, 255, True),
+        (grey.float()[:, None], 255, True),
+        (grey.clamp(max=1), 255, False),
+        (torch.cat([grey, grey.clamp(max=1)], 2), 255, False),
+        (grey.clamp(max=0), 255, False),
+    ):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            check_labels(labels, LOGITS[:, :1], void, values=True)
+        assert ["masks > 0" in str(one.message) for one in said] == [True] * warns
 
 
 def test_maps_in_finds_every_map_however_deep() -> None:

@@ -18,7 +18,6 @@ import torch
 from markdown_it import MarkdownIt
 from model_state import assert_same
 
-from recipes.kit.randomness import random_state, set_random_state
 from recipes.kit.run_folder import DamagedCheckpoint, write_atomically
 from recipes.kit.tables import format_cell, format_interval, markdown_table, markdown_text, save_csv, save_json
 from recipes.kit.weights import read_weights
@@ -32,6 +31,7 @@ from recipes.training.checkpoints import (
     save_checkpoint,
 )
 from recipes.training.history import History, read_json_lines
+from recipes.training.state import random_state, set_random_state
 
 STATE = {"step": 3, "model": {"weight": torch.arange(1000.0)}, "note": "text"}
 

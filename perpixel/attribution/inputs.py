@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from perpixel.checks import check_integer, check_option, check_tensor, complain
-from perpixel.outputs import dense_logits
+from perpixel.checks import check_integer, check_tensor, complain
+from perpixel.outputs import dense_logits, refuse_queries
 
 SCORES = ("logit", "margin")
 _LISTED = 5  # numbers that a line names before it counts the others
@@ -70,7 +70,7 @@ def check_region(region: object) -> Tensor:
 
 def labels_for(label: int | Tensor, logits: Tensor) -> Tensor:
     """`label` as int64 (N,) for the N images of `logits`; ValueError if the network has no such class."""
-    count, classes = logits.shape[:2]
+    count, classes = len(logits), max(2, logits.shape[1])
     labels = torch.full((count,), label) if isinstance(label, int) else label
     if len(labels) != count:
         remedy = "Pass one label per image, or an int for all."
@@ -118,6 +118,7 @@ def region_for(
 
 def dense(output: object, images: Tensor) -> Tensor:
     """The logits (N, C, h, w) in a network's output for `images`; an error if it gives nothing dense for each."""
+    refuse_queries(output)
     try:
         logits = dense_logits(output)
     except (TypeError, ValueError) as error:
@@ -128,14 +129,3 @@ def dense(output: object, images: Tensor) -> Tensor:
         came = f"{len(logits)} for {len(images)} images"
         raise ValueError(complain("output", "one logit map per image", came, "Return the maps of this very batch."))
     return logits
-
-
-def predicted_labels(logits: Tensor) -> Tensor:
-    """Logits (N, C, H, W) -> int64 (N, H, W): the arg-max; a single logit says its label 0 where positive, else 1."""
-    return logits.argmax(1) if logits.shape[1] > 1 else (logits[:, 0] <= 0).long()
-
-
-def check_score(score: object, classes: int) -> None:
-    """Nothing if `score` is "logit" or "margin" and the network has the classes for it, else ValueError."""
-    if check_option("score", score, SCORES) == "margin" and classes < 2:
-        raise ValueError(complain("score", "'logit' for a network of one class", "'margin'", "It has no other class."))

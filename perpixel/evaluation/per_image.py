@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from perpixel.borrow import borrowed
 from perpixel.checks import complain
 from perpixel.evaluation.segmentation import boundary_f_scores, class_iou, confusion_matrices, pixel_accuracy
-from perpixel.outputs import dense_logits, logits_at
+from perpixel.outputs import dense_logits, logits_at, predicted_labels, whole_mask
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor | None]
 
@@ -62,8 +62,12 @@ class SegmentationScores:
 
 
 def predict_labels(model: nn.Module, images: Tensor, size: tuple[int, int] | torch.Size | None = None) -> Tensor:
-    """Labels int64 (N, H, W): arg-max of the model's logits brought to `size` (None: that of the images)."""
-    return logits_at(dense_logits(model(images)).float(), images.shape[-2:] if size is None else size).argmax(1)
+    """Labels int64 (N, H, W): arg-max of the model's logits brought to `size` (None: that of the images).
+
+    Of one channel, a binary network's, 1 where it is positive.
+    """
+    size = images.shape[-2:] if size is None else size
+    return predicted_labels(logits_at(dense_logits(model(images)).float(), size))
 
 
 def score_images(
@@ -79,9 +83,9 @@ def score_images(
     """Scores of a model, borrowed in evaluation mode, over batches of (indices, images, labels, far mask or None).
 
     indices: integer (N,), the places of the images in the data set; images: float (N, 3, H, W); labels: integer
-    (N, H, W), void where `ignore_index`; far mask: bool (N, H, W) of pixels to score on their own, such as those far
-    from what decides their label. device: None for that of the model. Over several processes each scores its share,
-    and all get the scores of the whole.
+    (N, H, W), void where `ignore_index`, for num_classes=2, a binary network's too, masks of any dtype; far mask: bool
+    (N, H, W) of pixels to score on their own, such as those far from what decides their label. device: None for that of
+    the model. Over several processes each scores its share, and all get the scores of the whole.
     ValueError without any batch. Needs torchmetrics.
     """
     try:
@@ -97,6 +101,7 @@ def score_images(
     with borrowed(model, device):
         for indices, images, labels, far in batches:
             images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+            labels = whole_mask("labels", labels) if num_classes == 2 else labels
             with autocast():
                 predictions = predict_labels(model, images, labels.shape[-2:])
             maps = (predictions, labels, num_classes)

@@ -6,12 +6,17 @@ import torch
 from torch import Tensor
 
 from perpixel.checks import check_integer, check_labels_in_range, check_number, check_tensor, complain
+from perpixel.outputs import whole_mask
 
 
-def _check_maps(predictions: Tensor, labels: Tensor, num_classes: int, ignore_index: int) -> None:
+def _check_maps(predictions: Tensor, labels: Tensor, num_classes: int, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Both as integers (N, H, W)."""
     check_integer("num_classes", num_classes, low=1)
-    check_tensor("predictions", predictions, ndim=3, shape="(N, H, W)", floating=False)
-    check_tensor("labels", labels, ndim=3, shape="(N, H, W)", floating=False)
+    given = {"predictions": predictions, "labels": labels}
+    predictions, labels = (
+        check_tensor(name, whole_mask(name, m) if num_classes == 2 else m, ndim=3, shape="(N, H, W)", floating=False)
+        for name, m in given.items()
+    )
     if predictions.shape != labels.shape:
         remedy = "Bring the logits to the labels' size before taking the arg-max."
         raise ValueError(complain("predictions", f"the labels' shape {tuple(labels.shape)}", predictions, remedy))
@@ -20,17 +25,20 @@ def _check_maps(predictions: Tensor, labels: Tensor, num_classes: int, ignore_in
     if bool(outside.any()):
         came = f"{int(predictions[outside][0])}"
         raise ValueError(complain("predictions", f"classes in [0, {num_classes})", came, "Pass arg-maxes of logits."))
+    return predictions.long(), labels.long()
 
 
 def confusion_matrices(predictions: Tensor, labels: Tensor, num_classes: int, *, ignore_index: int = 255) -> Tensor:
     """One confusion matrix per image: entry (n, i, j) counts the pixels of image n with label i and prediction j.
 
-    predictions, labels: integer (N, H, W) -> int64 (N, C, C). Void pixels count nowhere. Matrices of images are kept
-    apart because a data set's score is a function of their sum: any resample of images can be scored from them.
+    predictions, labels: integer (N, H, W) -> int64 (N, C, C). Void pixels count nowhere. A binary network has two
+    classes, its prediction is logits > 0; with two, masks of any dtype will do, (N, 1, H, W) as well.
+    Matrices of images are kept apart because a data set's score is a function of their sum: any resample of images can
+    be scored from them.
     """
-    _check_maps(predictions, labels, num_classes, ignore_index)
+    predictions, labels = _check_maps(predictions, labels, num_classes, ignore_index)
     images = torch.arange(len(labels), device=labels.device).view(-1, 1, 1).expand_as(labels)
-    cells = (images * num_classes + labels.long()) * num_classes + predictions.long()
+    cells = (images * num_classes + labels) * num_classes + predictions
     counts = torch.bincount(cells[labels != ignore_index], minlength=len(labels) * num_classes**2)
     return counts.view(-1, num_classes, num_classes)
 
@@ -76,19 +84,18 @@ def boundary_f_scores(
     than `share` of the image diagonal; recall_c the other way round; F_c = 2 P R / (P + R). A boundary pixel of c has a
     4-neighbour of another class; void has no boundaries and hides what is predicted in it.
 
-    predictions, labels: integer (N, H, W) -> float64 (N, C). 0 where a class has a boundary in one map only, NaN where
-    it has none in either. An image's score is the nanmean over classes, a data set's the nanmean of those.
+    predictions, labels: as for `confusion_matrices` -> float64 (N, C). 0 where a class has a boundary in one map only,
+    NaN where it has none in either. An image's score is the nanmean over classes, a data set's the nanmean of those.
     Source: Csurka, Larlus, Perronnin, "What is a good evaluation measure for semantic segmentation?", BMVC 2013.
     """
     from scipy.spatial import cKDTree
 
-    _check_maps(predictions, labels, num_classes, ignore_index)
+    predictions, labels = _check_maps(predictions, labels, num_classes, ignore_index)
     images, height, width = labels.shape
     reach = check_number("share", share, low=0) * math.hypot(height, width)
     void = labels == ignore_index
     found, truth = (
-        _boundary_points(maps.long().masked_fill(void, -1).cpu(), num_classes).double()
-        for maps in (predictions, labels)
+        _boundary_points(maps.masked_fill(void, -1).cpu(), num_classes).double() for maps in (predictions, labels)
     )
     # Images and classes lie in lanes farther apart than the tolerance, so that one search serves them all.
     lane = height + math.ceil(reach) + 1

@@ -11,6 +11,7 @@ from torch import Tensor
 from perpixel.checks import check_flag, check_number, check_same_device, check_tensor, complain
 from perpixel.fixations import density as maps
 from perpixel.fixations.points import Points, sums
+from perpixel.outputs import whole_mask
 
 _HEAVIEST = 5  # labels that are named when printed
 
@@ -53,9 +54,11 @@ class PointMap:
     def inside(self, labels: Tensor) -> Tensor:
         """Share of the mass that lies on the object, float64 (N, C), NaN where an image has no mass of a label.
 
-        labels: int (N, H, W) at this tensor's size; a point counts as inside where they equal its own label.
+        labels: int (N, H, W) at this tensor's size; a point counts as inside where they equal its own label. Where C is
+            2, masks of any dtype, (N, 1, H, W) as well.
         """
-        labels = check_tensor("labels", labels, ndim=3, shape="(N, H, W)", floating=False)
+        mask = whole_mask("labels", labels) if self.classes == 2 else labels
+        labels = check_tensor("labels", mask, ndim=3, shape="(N, H, W)", floating=False)
         check_same_device(labels=labels, fixations=self.points)
         if tuple(labels.shape) != (self.images, *self.size):
             expected = f"shape {(self.images, *self.size)}, one label per unit of the map"

@@ -2,23 +2,22 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 from torch.fx.node import Node
 
-from perpixel.borrow import borrowed, named_layers, unwrap
+from perpixel.borrow import Caller, borrowed, called, named_layers, unwrap
 from perpixel.checks import check_flag, check_integer, complain
-from perpixel.fixations.arguments import check_images, check_start
+from perpixel.fixations.arguments import check_images, starting_labels, starting_points
 from perpixel.fixations.options import FixationOptions, K, Shift, conventions_of
 from perpixel.fixations.points import Array, Points, Units, merged
 from perpixel.fixations.result import Fixations, PointMap, point_map
-from perpixel.fixations.rules import joins
-from perpixel.fixations.rules.step import Conventions, Rule, Step
+from perpixel.fixations.rules.step import Rule, Step
 from perpixel.fixations.rules.table import FixationRules, fixation_rules
-from perpixel.fixations.trace.graph import Trace, traced
+from perpixel.fixations.steps import Steps
+from perpixel.fixations.trace.graph import traced
 from perpixel.fixations.trace.run import Differs, Run
 from perpixel.outputs import dense_logits
 
@@ -39,25 +38,30 @@ def fixations(
     record: bool = False,
     max_points: int = 1 << 20,
     strict: bool = False,
+    call: Caller | None = None,
 ) -> Fixations:
     """The image points that every labelled output pixel rests on, found layer by layer.
 
     A pixel labelled c starts as a point in channel c of the output; through each operation it moves to the input that
-    gave most to it. What is followed is the model's own forward, hooks included: the operations that its code calls in
-    this very run, in evaluation mode (the first run for a size of images, and one after the code took another way, is
-    made twice). The model is left as it was. Large float32 images on the CPU run in channels-last memory, whose sums
-    may differ from the model's own in their last bits. Numbers that the code reads off tensors count as constants.
+    gave most to it. Of a binary network's one channel, the background's points (label 0) move to the input that did
+    most to make it negative. What is followed is the model's own forward, hooks included: the operations that its code
+    calls in this very run, in evaluation mode (the first run for a size of images, and one after the code took another
+    way, is made twice). The model is left as it was. Large float32 images on the CPU run in channels-last memory, whose
+    sums may differ from the model's own in their last bits. Numbers that the code reads off tensors count as constants.
 
     images: float (N, channels, H, W), on the model's device and of its dtype.
-    start: None for the arg-max of the output; or labels int (N, H', W') at the output's size, negative or 255 for not
-        traced (with more than 255 classes 255 is one of them). For a classifier's output (N, C): (N,). Nothing to
-        trace: zero points.
+    start: None for the arg-max of the output, of one channel its sign; or labels int (N, H', W') at the output's size,
+        negative or 255 for not traced (with more than 255 classes 255 is one of them); where there are two
+        classes, masks of any dtype, (N, 1, H', W') as well. For a classifier's output (N, C): (N,). Nothing to trace:
+        zero points.
     k: inputs a point moves to: a number; `Share(s)`, the fewest that give the share s of the activation; "resolution",
         as many as a layer's input has more pixels than its output; or {layer or node: one of the first two}, else 1.
     shift: "full"; "partial", points keep their place in dilated convolutions; "none", in all convolutions.
     rules: "modern", "seg-unravel" (as published), or a `FixationRules`.
     record: keep the points on every tensor. max_points: keep the heaviest points where k > 1 makes more; says so.
     strict: refuse a model with an operation that points of other images might reach and could not be followed through.
+    call: how the model is called, (model, images) -> output, for one that wants more than the images; what it does to
+        them beforehand is followed too. None: model(images).
 
     TypeError or ValueError for unfit arguments, NaN (naming the node), a model whose tensors pass through code that
     torch does not see (TorchScript, numpy, extensions) or that overwrites a tensor in part;
@@ -74,29 +78,32 @@ def fixations(
     model = unwrap(model)
     check_images(images, model)
     with borrowed(model, images.device):
-        run, steps, output = _forward(model, images, options)
+        run, steps, output = _forward(model, call, images, options)
         logits = output if isinstance(output, Tensor) and output.ndim == 2 else dense_logits(output)
         last, logits = run.node_of(logits), run.current(logits)
         if last is None:
             remedy = "Give the part that does into a module of its own, with a rule in FixationRules(extra=...)."
             came = "logits that TorchScript, numpy or an extension made"
             raise TypeError(complain("model", "operations of torch from the images to the logits", came, remedy))
-        labels, classes = _labels(logits, start, run), logits.shape[1]
+        labels, nan = starting_labels(logits, start)
+        if nan:
+            run.blame_nan()
+        points, classes = starting_points(labels, logits.shape[1]), max(2, logits.shape[1])
         del output, logits
         run.start_from(last)
         if strict and not run.plan.checked:
             _check_rules(run, steps, last)
         walk = _Walk(run, steps, classes, record, max_points)
-        return walk.back(last, _start(labels))
+        return walk.back(last, points)
 
 
-def _forward(model: nn.Module, images: Tensor, options: FixationOptions) -> tuple[Run, "_Steps", Any]:
+def _forward(model: nn.Module, call: Caller | None, images: Tensor, options: FixationOptions) -> tuple[Run, Steps, Any]:
     """A run of the model along its graph, the rules by node, and the model's output; a new graph where it changed."""
-    rules, layers = fixation_rules(options.rules), named_layers(model)
+    rules, layers = fixation_rules(options.rules), named_layers(called(model, call))
     kind = None if rules.extra else (rules.base, rules.select, rules.attention)
     for own in (False, True):
-        trace = traced(model, layers, rules.leaves, images, own=own)
-        steps = _Steps(trace, rules, conventions_of(options, trace))
+        trace = traced(model, call, layers, rules.leaves, images, own=own)
+        steps = Steps(trace, rules, conventions_of(options, trace))
         run = Run(trace, layers, rules.leaves, images, steps, kind)
         with contextlib.suppress(Differs):
             return run, steps, run.forward()
@@ -104,64 +111,7 @@ def _forward(model: nn.Module, images: Tensor, options: FixationOptions) -> tupl
     raise TypeError(complain("model", "a network that repeats its operations", came, "Take what is random out of it."))
 
 
-def _labels(logits: Tensor, start: Tensor | None, run: Run) -> Tensor:
-    """The labels (N, ...) to start from."""
-    if start is None:
-        values, labels = logits.max(1)
-        nan = values.isnan()
-    else:
-        labels, nan = check_start(start, logits), logits.isnan()
-    if bool(nan.any()):
-        run.blame_nan()
-    return labels
-
-
-def _start(labels: Tensor) -> Points:
-    """A point for each pixel with a label, in the channel of its label."""
-    channel = labels.flatten().cpu().numpy()
-    pixel = np.arange(len(channel))
-    if len(channel) and channel.min() < 0:
-        pixel = (channel >= 0).nonzero()[0]
-        channel = channel.take(pixel)
-    return Points(Units(pixel, channel, distinct=True), np.ones(len(pixel)))
-
-
-class _Steps:
-    """The rules of one walk, by node: what a run asks to know what it must keep, and where the points of a node go."""
-
-    def __init__(self, trace: Trace, rules: FixationRules, conventions: Conventions) -> None:
-        self.trace, self.rules, self.conventions = trace, rules, conventions
-        self._known: dict[Node, Rule | None] = {} if rules.extra else trace.rules
-
-    def at(self, node: Node, run: Run) -> tuple[Step, Rule | None]:
-        """The step at a node and the rule for it, if there is one."""
-        step = Step(node, run, self.conventions)
-        if node not in self._known:
-            self._known[node] = self.rules.rule(node, step.module)
-        return step, self._known[node]
-
-    def follows(self, node: Node, run: Run) -> Iterable[Node]:
-        """The nodes the points of `node` may move to."""
-        step, rule = self.at(node, run)
-        with contextlib.suppress(NotImplementedError):  # raised if points come here
-            return step.operands if rule is None else rule.follows(step)
-        return step.operands
-
-    def reads(self, node: Node, run: Run) -> Iterable[Node]:
-        """The nodes whose values the move needs."""
-        step, rule = self.at(node, run)
-        with contextlib.suppress(NotImplementedError):
-            return [] if rule is None else rule.reads(step)
-        return []
-
-    def inner(self, node: Node) -> Iterable[Node]:
-        """The nodes that are passed over because `node` and they are one operation."""
-        if node not in self.trace.inner:
-            self.trace.inner[node] = joins.inner_nodes(node)
-        return self.trace.inner[node]
-
-
-def _check_rules(run: Run, steps: _Steps, last: Node) -> None:
+def _check_rules(run: Run, steps: Steps, last: Node) -> None:
     """NotImplementedError if some units of an operation on the way back cannot be followed through it."""
     reached = {last}
     for node in reversed(run.trace.nodes):
@@ -199,7 +149,7 @@ def _check_images(points: Points, classes: int, step: Step) -> None:
 class _Walk:
     """The way back, node by node."""
 
-    def __init__(self, run: Run, steps: _Steps, classes: int, record: bool, max_points: int) -> None:
+    def __init__(self, run: Run, steps: Steps, classes: int, record: bool, max_points: int) -> None:
         self.run, self.steps, self.classes, self.record, self.max_points = run, steps, classes, record, max_points
         self.several = steps.conventions.k is not None
         self.stays: dict[Node, Node] = run.plan.tables.setdefault("stays", {})

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from perpixel.checks import check_flag, check_option
 from perpixel.fixations import FixationRules
 from perpixel.fixations.options import FixationOptions, K, Shift
-from perpixel.outputs import dense_logits
+from perpixel.outputs import class_logits, dense_logits
 from perpixel.reduction import masked_mean
 from perpixel.weighting.regions import Fill, Region, Regions, activation
 from perpixel.weighting.weight_map import WeightMapLoss
@@ -80,7 +80,7 @@ class DiscriminativeRegionLoss(WeightMapLoss):
     def scores(
         self, model: nn.Module, images: Tensor, logits: Tensor, labels: Tensor, valid: Tensor, fresh: bool
     ) -> Tensor:
-        before = logits if fresh else dense_logits(model(images))
+        before = logits if fresh else class_logits(dense_logits(model(images)))
         labels = torch.where(valid, labels, 0)
         own = activation(before, labels)
         debt, rest = torch.zeros_like(own), torch.zeros_like(valid)

@@ -12,7 +12,7 @@ from perpixel.attribution.baselines import NAMES, baseline_images
 from perpixel.checks import check_integer, check_number, check_option
 from perpixel.fixations import fixations
 from perpixel.fixations.options import FixationOptions
-from perpixel.outputs import dense_logits, logits_at, output_size
+from perpixel.outputs import class_logits, dense_logits, logits_at, output_size
 from perpixel.reduction import labels_on_grid
 from perpixel.weighting.cells import Cells
 
@@ -54,7 +54,7 @@ class Regions:
     def find(self, model: nn.Module, images: Tensor, logits: Tensor, labels: Tensor, counted: Tensor) -> Tensor:
         """Bool (N, H, W) over `labels` (N, H, W): the regions of the objects among the pixels `counted`.
 
-        logits: what the model, in the mode it is in, gives for the images.
+        logits: what the model, in the mode it is in, gives for the images, of two classes or more.
         """
         labels = torch.where(counted, labels, 0)
         if self.region == "fixation":
@@ -70,8 +70,8 @@ class Regions:
         return torch.where(mask, baseline_images(self.fill, images), images)
 
     def without(self, model: nn.Module, images: Tensor, region: Tensor) -> Tensor:
-        """The model's logits for the images without `region`."""
-        return dense_logits(model(self.hide(images, region)))
+        """The model's logits for the images without `region`, of two classes or more."""
+        return class_logits(dense_logits(model(self.hide(images, region))))
 
     def _rested_on(self, model: nn.Module, images: Tensor, logits: Tensor, labels: Tensor, counted: Tensor) -> Tensor:
         start = labels_on_grid(torch.where(counted, labels, -1), output_size(model, images, logits))

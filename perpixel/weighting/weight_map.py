@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from perpixel.borrow import borrowed, dtype_of, unwrap
 from perpixel.checks import check_flag, check_integer, check_number, check_same_device, check_tensor, complain
 from perpixel.losses import weighted_cross_entropy
-from perpixel.outputs import check_labels, logits_at
+from perpixel.outputs import check_labels, class_logits, logits_at
 from perpixel.reduction import fingerprint, masked_mean, valid_mask
 
 _KEPT = ("kept_map", "kept_key", "label_scores")
@@ -51,7 +51,9 @@ class WeightMapLoss(nn.Module):
         """The loss, a scalar: float32, float64 for float64 logits. Zero, attached to the graph, where all is void.
 
         model: what gave `logits` (N, C, h, w) for `images` (N, channels, H, W), at its output's size or another.
-        labels: int (N, H', W'), at the size of the images or of the logits, which are brought to theirs.
+        labels: int (N, H', W'), at the size of the images or of the logits, which are brought to theirs. For a binary
+            network, C = 1, 0 and 1 of any dtype, (N, H', W') or (N, 1, H', W'). Other values raise on the CPU, and
+            count as void elsewhere.
         """
         labels = self._check(model, images, logits, labels)
         learns = self.training and torch.is_grad_enabled() and logits.requires_grad
@@ -69,14 +71,16 @@ class WeightMapLoss(nn.Module):
     ) -> Tensor:
         """s (N, H', W') in [0, 1] at the pixels of `labels`; those that are not `valid` may hold anything.
 
-        Called with the model in evaluation mode, without gradients. fresh: whether the logits are what it would give
-        for the images now; otherwise they come from training mode or lower precision.
+        Called with the model in evaluation mode, without gradients; logits have a channel for each of two classes or
+        more. fresh: whether they are what it would give for the images now; otherwise they come from training mode or
+        lower precision.
         """
         raise NotImplementedError
 
     @torch._disable_dynamo  # torch.compiler.disable would load the compiler, for seconds, when this file is imported
     @torch.no_grad()
     def _map(self, model: nn.Module, images: Tensor, logits: Tensor, labels: Tensor, *, scheduled: bool) -> Tensor:
+        logits = class_logits(logits)
         groups = _Groups(labels, valid_mask(labels, self.ignore_index), logits.shape[1])
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         due = self._step() % self.every == 0 if scheduled else True

@@ -38,8 +38,6 @@ class ExplainJob(Job):
 
     recipe = "explain"
     settings_class = ExplainSettings
-    nested = "ask.labels"
-    example = "--run RUN_FOLDER --ask.labels [pedestrian,pavement]"
 
     loaded: tuple[nn.Module, str] | None = None
     selection: Selection | None = None
@@ -54,9 +52,9 @@ class ExplainJob(Job):
         settings, images = self.settings, self.images
         named_labels(images, settings.ask)
         self._check_patch()
-        self.loaded = load_network(settings, images.num_classes, images.classes)
+        self.loaded = load_network(settings, images.channels, images.classes)
         with named("", method="maps.methods"):
-            check_methods(random_network(settings.model, images.num_classes, 0, []), settings.maps, self.fabric.device)
+            check_methods(random_network(settings.model, images.channels, 0, []), settings.maps, self.fabric.device)
         if self.loaded is None:
             with named("pretrain."):
                 images.steps_per_epoch(settings.pretrain.batch_size)
@@ -163,7 +161,7 @@ class ExplainJob(Job):
 
     def _random_networks(self, selection: Selection) -> dict[str, nn.Module]:
         """The controls, whose normalisation layers know the statistics of some of the images."""
-        settings, classes = self.settings, self.images.num_classes
+        settings, classes = self.settings, self.images.channels
         some = (selection.measured or list(selection.drawn))[:32] or list(range(min(8, self.images.evaluated)))
         batches = [batch for _, batch, _, _ in self.images.evaluation(batch_size=8, far=0.0, only=some)]
         return {

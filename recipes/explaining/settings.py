@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from perpixel.checks import check_integer, check_number, check_option, complain
 from recipes.kit.settings import AnalysisSettings, MeasureSettings, Schedule, pretraining
@@ -152,6 +152,25 @@ class ExplainSettings(AnalysisSettings):
         measure: What is measured over the data.
     """
 
+    matter: ClassVar[tuple[str, ...]] = (
+        "run",
+        "model.checkpoint",
+        "data.name",
+        "data.root",
+        "ask.labels",
+        "ask.images",
+        "maps.methods",
+        "maps.patch",
+        "measure.images",
+        "folder",
+    )
+    examples: ClassVar[dict[str, str]] = {
+        "train a small network on synthetic images first": "",
+        "the network and data of a run of recipes.finetune": "--run RUN_FOLDER --ask.labels [pedestrian,pavement]",
+        "pictures of one's own beside evaluation image 7": "--run RUN_FOLDER --ask.images [my.jpg,7]",
+        "weights of one's own": "--model.checkpoint FILE --model.name deeplabv3_resnet50 --data.name folder "
+        "--data.root PATH",
+    }
     name: str = "explain"
     pretrain: Schedule = field(default_factory=partial(pretraining, epochs=4))
     backdrop: Literal["photograph", "labels", "outlines"] = "photograph"

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 from lightning_fabric import Fabric
@@ -18,8 +18,7 @@ from recipes.finetuning.results import ARMS, Results
 from recipes.finetuning.settings import FinetuneSettings
 from recipes.kit.command_line import named
 from recipes.kit.job import Job
-from recipes.kit.networks import build_network, select_layers
-from recipes.kit.randomness import seed_everything
+from recipes.kit.networks import build_network, seed_everything, select_layers
 from recipes.kit.run_folder import CONFIG
 from recipes.kit.settings import RunSettings, Schedule
 from recipes.kit.tables import markdown_text
@@ -38,22 +37,9 @@ class FinetuneJob(Job):
 
     recipe = "finetune"
     settings_class = FinetuneSettings
-    nested = "data.root"
-    example = "--config recipes/configs/camvid.yaml --data.root ../data/camvid"
-    skip = ("loss",)
 
     settings: FinetuneSettings
     given: Weights | None = None
-
-    @classmethod
-    def build_parser(cls) -> ArgumentParser:
-        """Every field of the settings, and the options of the loss; a template of one's own is for Python, not here."""
-        parser = super().build_parser()
-        parser.add_class_arguments(perpixel.TemplateSimilarityLoss, "loss", skip={"ignore_index", "template"})
-        known, text = Literal["peak", "mean"], "What stands for a class: its most certain pixel, or the mean of all."
-        parser.groups["loss"].add_argument("--loss.template", type=known, default="peak", help=text)
-        parser.set_defaults({"loss.weight": 0.05})
-        return parser
 
     @classmethod
     def read_settings(cls, parser: ArgumentParser, parsed: Namespace) -> FinetuneSettings:
@@ -78,7 +64,7 @@ class FinetuneJob(Job):
 
     def prepare(self) -> None:
         """Read the weights to start from and try the settings, so that mistakes show before anything is written."""
-        settings, classes = self.settings, self.images.num_classes
+        settings, classes = self.settings, self.images.channels
         seed_everything(0)
         network = build_network(settings.model, classes)
         weights = starting_weights(settings.model)
@@ -174,7 +160,7 @@ class FinetuneJob(Job):
         draw_curves(self.folder / "curves.png", histories, starts, title)
         networks = {}
         for arm, weights in first.items():
-            networks[arm] = build_network(settings.model, self.images.num_classes).eval()
+            networks[arm] = build_network(settings.model, self.images.channels).eval()
             networks[arm].load_state_dict(weights)
         examples = select_examples(arms["control"][seed], arms["loss"][seed], settings.evaluation.pictures)
         path = self.folder / "predictions.png"

@@ -51,7 +51,7 @@ def report_evidence(run: FixationRun, network: TracedNetwork) -> Report:
     batches = [batch for _, batch, _, _ in some]
     networks = {TRAINED: network}
     for seed in settings.measure.random_seeds:
-        random = random_network(settings.model, images.num_classes, seed, batches).to(device)
+        random = random_network(settings.model, images.channels, seed, batches).to(device)
         networks[f"{RANDOM}#{seed}"] = TracedNetwork(random, settings.trace, device)
     rivals, sums = known_rivals(images, settings.trace), {}
     for name, one in networks.items():  # a stage each, so that a stopped run loses little
@@ -263,8 +263,10 @@ def evidence_chart(rows: Sequence[Row], title: str) -> Figure:
         name: [tuple(max(v, lowest) for v in found.get((name, *kind), gap)) for kind in kinds]
         for name in dict.fromkeys(r["network"] for r in rows)
     }
-    names, unit = [f"{kind}: {question} question" for kind, question in kinds], "mass on what decides, times chance"
-    return interval_chart(names, series, xlabel=unit, title=title, log=True, line=1.0)
+    asked = {"class": "why its class?", "rival": "why not its rival?"}
+    names = [f"{kind}: {asked[question]}" for kind, question in kinds]
+    unit = "share of the fixations on what decides, times chance"
+    return interval_chart(names, series, controls=(RANDOM,), xlabel=unit, title=title, log=True, line=1.0)
 
 
 def evidence_example(
@@ -291,7 +293,7 @@ def evidence_example(
         for asked, question, title in (
             (network, {}, f"why {name}?"),
             (network, rivals, f"why {name}, not {rival}?"),
-            (control, rivals, f"{random.split('#')[0]}: not {rival}?"),
+            (control, rivals, f"{random.split('#')[0]} weights: not {rival}?"),
         ):
             fix = asked.against(question).fixations(image, torch.where(region.start, region.label, -1)[None])
             panels.append(point_panel(title, backdrop, fix, [region.label], outlines=lines))

@@ -42,9 +42,9 @@ class FixationJob(FixationRun):
         settings, images = self.settings, self.images
         rivals = asked_rivals(images, settings.trace)
         images.class_numbers([*settings.trace.rivals, *settings.trace.rivals.values()], "trace.rivals")
-        self.loaded = load_network(settings, images.num_classes, images.classes)
+        self.loaded = load_network(settings, images.channels, images.classes)
         if self.loaded is None:
-            build_network(settings.model, images.num_classes)
+            build_network(settings.model, images.channels)
             with named("pretrain."):
                 images.steps_per_epoch(settings.pretrain.batch_size)
         elif rivals:

@@ -34,8 +34,9 @@ def report_image(run: FixationRun, network: TracedNetwork) -> Report:
     backdrop = fixation_backdrop(images.displayed(image[0]), predicted[0], images.colors, style=picture.backdrop)
     sheet = partial(point_sheet, classes=images.classes, colors=images.colors)
     asked = "" if trace.question == "class" else ", asked against the rival class"
-    title = f"{name}: where the predicted labels rest{asked} ({trace.rules}, shift {trace.shift}, k {trace.k})"
-    note = "the larger a dot, the more labelled pixels rest on it"
+    title = f"{name}: where the labels rest{asked}"
+    how = f"traced by {trace.rules} rules, shift {trace.shift}, k {trace.k}"
+    note = f"the larger a dot, the more labelled pixels rest on it; {how}"
     each = shown[: picture.most]
 
     panels = [point_panel("all classes", backdrop, fix, shown)]
@@ -44,7 +45,7 @@ def report_image(run: FixationRun, network: TracedNetwork) -> Report:
     heat = fix.density().cpu()[0]
     thin = {c: "" if float(heat[c].max()) > 0 else ": too thinly spread" for c in each}
     panels = [point_panel(f"{images.classes[c]}{thin[c]}", backdrop, fix, [], heat=heat[c]) for c in each]
-    save_figure(folder / "density.png", sheet(panels, title=f"{title}: density"))
+    save_figure(folder / "density.png", sheet(panels, title=f"{title}: density", note=how))
     steps = flow_steps(fix, picture.frames)
     panels = [point_panel(f"{n + 1}. {layer}", backdrop, found, shown) for n, (layer, found) in enumerate(steps)]
     save_figure(folder / "flow.png", sheet(panels, title=f"{title}: through the layers", note=note))
@@ -70,11 +71,11 @@ def report_image(run: FixationRun, network: TracedNetwork) -> Report:
 
 
 def classes_to_draw(predicted: Tensor, images: Images, picture: PictureSettings) -> list[int]:
-    """Class numbers by pixels predicted, the most first; of the named ones, those predicted."""
+    """Class numbers by pixels predicted, the most first; of the named ones, or of all but the background."""
     found, count = predicted.unique(return_counts=True)
     order = found[count.argsort(descending=True)].tolist()
     if picture.classes is None:
-        return order
+        return [c for c in order if images.classes[c] != "background"] or order
     wanted = images.class_numbers(picture.classes, "picture.classes")
     return [c for c in order if c in wanted]
 

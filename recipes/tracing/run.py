@@ -27,8 +27,6 @@ class FixationRun(Job):
 
     recipe = "fixations"
     settings_class = FixationSettings
-    nested = "trace.shift"
-    example = "--run RUN_FOLDER --picture.image 7"
 
     origin: Origin = field(default_factory=dict)  # what all that is measured depends on
 

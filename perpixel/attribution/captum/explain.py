@@ -16,7 +16,7 @@ from perpixel.attribution.captum.target import RegionTarget
 from perpixel.attribution.captum.validity import prepare_model
 from perpixel.attribution.inputs import check_images, check_model
 from perpixel.attribution.measures.context import Attribution
-from perpixel.borrow import borrowed, unwrap
+from perpixel.borrow import Caller, borrowed, called, unwrap
 from perpixel.checks import check_same_device, complain
 from perpixel.outputs import logits_at
 from perpixel.reduction import fingerprint, labels_on_grid
@@ -41,12 +41,13 @@ def explain(
     layer: str | nn.Module | None = None,
     score: str = "logit",
     baselines: Baselines = None,
+    call: Caller | None = None,
     **attribute_kwargs: Any,
 ) -> Attribution:
     """What every input value gives to the score of `label` on `region`, by any of captum's methods.
 
-    model, label, region, score: as in `RegionTarget`. images: float (N, channels, H, W). The model runs in evaluation
-        mode and is left as it was: hooks, flags, gradients; an object of captum's that is given as well.
+    model, label, region, score, call: as in `RegionTarget`. images: float (N, channels, H, W). The model runs in
+        evaluation mode and is left as it was: hooks, flags, gradients; an object of captum's that is given as well.
     method: name of a captum class, the class, or an object of it (then put on this model). With "NoiseTunnel" or any
         of its options (nt_type, nt_samples, stdevs, ...) there is noise around the method; alone, around Saliency.
     layer: dotted name or module, for layer methods and GuidedGradCam; None: the last of the backbone's
@@ -62,7 +63,7 @@ def explain(
     for the network, and why: DeepLift, guided backpropagation, deconvolution, LRP. Values are float32, or float64 if
     the images are. TypeError or ValueError for unfit arguments, NaN too; RuntimeError, with a remedy, if captum fails.
     """
-    model = unwrap(check_model(model))
+    model = called(unwrap(check_model(model)), call)
     chosen = Method(method, attribute_kwargs)
     with _ready_for_captum(model):
         images = _fit(images, model)

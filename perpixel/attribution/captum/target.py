@@ -9,15 +9,13 @@ from perpixel.attribution.inputs import (
     check_label,
     check_model,
     check_region,
-    check_score,
     dense,
     labels_for,
-    predicted_labels,
     region_for,
 )
-from perpixel.borrow import borrowed
+from perpixel.borrow import Caller, borrowed, called
 from perpixel.checks import check_finite, check_integer, check_option, complain
-from perpixel.outputs import logits_at
+from perpixel.outputs import class_logits, logits_at, predicted_labels
 
 _ARGUMENTS = "additional_forward_args=target.arguments(images)"
 
@@ -29,12 +27,13 @@ class RegionTarget(nn.Module):
     margin: s_n = Σ_{p in region_n} (z_{n,label_n,p} − max_{k≠label_n} z_{n,k,p})
 
     z are the logits at the region's size: as they come, or brought to image size bilinearly. Scores are float32, or
-    float64 where the logits are.
+    float64 where the logits are. A binary network's one channel z has the logits −z/2 (label 0) and z/2 (label 1): the
+    margin of label 1 is z, its logit half of it.
 
     model: a network with dense output, run in evaluation mode; its flags are put back after every call.
     label: an int, or ints (N,), one per image. region: bool (N, H, W), or (H, W) for all, at the size of the output
-        or of the images. None: where the network predicts the label on the unperturbed images, at image size; a single
-        logit predicts its label 0 where it is positive.
+        or of the images. None: where the network predicts the label on the unperturbed images, at image size.
+    call: (model, images) -> output, for a model that wants more than the images; None: model(images).
 
     A forward function is not told which image captum made a row of. So every call with labels or regions that differ
     needs `additional_forward_args=target.arguments(images)`, which captum copies and cuts together with the images.
@@ -44,10 +43,16 @@ class RegionTarget(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, label: int | Tensor, region: Tensor | None = None, score: str = "logit"
+        self,
+        model: nn.Module,
+        label: int | Tensor,
+        region: Tensor | None = None,
+        score: str = "logit",
+        *,
+        call: Caller | None = None,
     ) -> None:
         super().__init__()
-        self.model = check_model(model)
+        self.model = called(check_model(model), call)
         self.score = check_option("score", score, SCORES)
         label = check_label(label)
         with torch.inference_mode(False):  # copies that autograd may keep, and nobody else writes to
@@ -109,7 +114,6 @@ class RegionTarget(nn.Module):
             found = torch.cat(predicted)
             given = found == labels[:, None, None]
         region = region_for(given, output, labels, images.shape[-2:], predicted=found)
-        check_score(self.score, output.shape[1])
         check_finite("output", torch.where(torch.cat(finite), 0.0, torch.nan)[:, None], region)
         return labels, region
 
@@ -126,7 +130,6 @@ class RegionTarget(nn.Module):
         label = labels_for(check_label(label), logits)
         region = check_region(region.to(torch.bool))  # captum's LRP adds 0 to it
         region = region_for(region, logits, label, images.shape[-2:])
-        check_score(self.score, logits.shape[1])
         return self.readout(logits, label=label, region=region)
 
     def _same_for_all(self, count: int) -> tuple[Tensor, Tensor]:
@@ -177,6 +180,7 @@ class Readout(nn.Module):
 
 def region_scores(logits: Tensor, labels: Tensor, region: Tensor, score: str) -> Tensor:
     """The scores (N,) of `RegionTarget`: logits (N, C, h, w), labels int64 (N,), region bool (N, H, W)."""
+    logits = class_logits(logits)
     if torch.finfo(logits.dtype).bits < 32:
         logits = logits.float()
     rows = torch.arange(len(logits), device=logits.device)

@@ -15,10 +15,10 @@ from perpixel.attribution.faithfulness.object_alone import alone, context_of
 from perpixel.attribution.faithfulness.randomised_weights import randomised_weights
 from perpixel.attribution.faithfulness.region_scores import RegionScores
 from perpixel.attribution.faithfulness.result import Faithfulness
-from perpixel.attribution.inputs import SCORES, check_images, check_label, check_model, check_score
+from perpixel.attribution.inputs import SCORES, check_images, check_label, check_model
 from perpixel.attribution.measures.context import Attribution, context_share, distances
 from perpixel.attribution.measures.evidence import as_map, as_mass
-from perpixel.borrow import borrowed
+from perpixel.borrow import Caller, borrowed, called
 from perpixel.checks import check_flag, check_integer, check_option, complain
 from perpixel.reduction import fingerprint
 
@@ -43,6 +43,7 @@ def faithfulness(
     compare_baselines: Sequence[Baselines] = ("zero", "mean", "blur"),
     samples: int = 0,
     show_progress: bool = False,
+    call: Caller | None = None,
 ) -> Faithfulness:
     """Test an attribution against the network itself: `Faithfulness`, with `.summary()` and `.to_dict()`.
 
@@ -51,8 +52,8 @@ def faithfulness(
     unperturbed one. Only the order of the values counts. (Petsiuk et al. 2018, arXiv 1806.07421.)
 
     attribution: what `explain` gave, or signed values, float (N, C, H, W) (summed over C) or (N, H, W).
-    label, region, score: as for `RegionTarget`; by default those of the attribution. A region must be at image size,
-        or at that of the output.
+    label, region, score, call: as for `RegionTarget`; the first three by default those of the attribution. A region
+        must be at image size, or at that of the output.
     steps: points of a curve after the first. patch: remove squares (or (height, width)) of a grid, ranked by summed
         value; None: single pixels, whose random removal is noise rather than missing context. baselines: as for
         `explain`; "mean" hides colours, which "blur" keeps. seeds: random orders, a number or the seeds.
@@ -70,7 +71,7 @@ def faithfulness(
     and what the explainer needs. Model and inputs come back as they were. ValueError or TypeError, naming argument and
     remedy, for unknown labels, scores or methods, empty regions, other sizes, NaN, a frozen region without context.
     """
-    model, images = check_model(model), check_images(images)
+    model, images = called(check_model(model), call), check_images(images)
     numbers = {"steps": (steps, 1), "batch_size": (batch_size, 1), "stages": (stages, 0), "samples": (samples, 0)}
     for name, (number, low) in numbers.items():
         check_integer(name, number, low=low)
@@ -83,8 +84,6 @@ def faithfulness(
     baseline = baseline_images(baselines, images)
     with borrowed(model, gradients=True, restore_all=True):
         scores = RegionScores(model, images, label, region, baseline, batch_size, show_progress)
-        if score == "margin":
-            check_score(score, scores.classes)
         context = context_of(scores.region, exclude_border)
         cells = Cells.of(cell, context if freeze_object else torch.ones_like(context))
         explainer = explainer_of(explainer, attribution, scores.label, scores.region, score)

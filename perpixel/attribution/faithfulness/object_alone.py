@@ -10,6 +10,7 @@ from perpixel.attribution.faithfulness.curves import random_key
 from perpixel.attribution.faithfulness.region_scores import RegionScores
 from perpixel.attribution.inputs import check_images
 from perpixel.attribution.measures.context import outside
+from perpixel.borrow import Caller, called
 from perpixel.checks import check_integer, complain
 
 _OVERLAP = 0.1  # of the region may be seen in the control, or it is no control
@@ -42,6 +43,7 @@ def object_alone(
     baselines: Baselines = "mean",
     seeds: int = 5,
     batch_size: int = 16,
+    call: Caller | None = None,
 ) -> ObjectAlone:
     """Hide everything outside the region (and outside `exclude_border` pixels around it), and read the region again.
 
@@ -50,7 +52,7 @@ def object_alone(
     """
     images = check_images(images)
     count, batch = check_integer("seeds", seeds, low=1), check_integer("batch_size", batch_size, low=1)
-    scores = RegionScores(model, images, label, region, baseline_images(baselines, images), batch)
+    scores = RegionScores(called(model, call), images, label, region, baseline_images(baselines, images), batch)
     return alone(scores, context_of(scores.region, exclude_border), tuple(range(count)))
 
 

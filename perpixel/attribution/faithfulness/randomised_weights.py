@@ -15,7 +15,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from perpixel.attribution.faithfulness.explainer import Explainer, maps_of
 from perpixel.attribution.inputs import check_images, check_model
 from perpixel.attribution.progress import progress
-from perpixel.borrow import borrowed, hooked, random_numbers, unwrap
+from perpixel.borrow import Caller, borrowed, called, hooked, random_numbers, unwrap
 from perpixel.checks import check_integer, check_option, complain
 from perpixel.outputs import dense_logits
 
@@ -58,6 +58,7 @@ def randomised_weights(
     where: Tensor | None = None,
     seed: int = 0,
     show_progress: bool = False,
+    call: Caller | None = None,
 ) -> RandomisedWeights:
     """Compare the maps of `explainer(network, images)` before and after layers of a copy of `model` are reset.
 
@@ -69,13 +70,14 @@ def randomised_weights(
         `images`, as in training: with mean 0 and variance 1, the signal of deep networks would die away.
     stages: compare maps after about this many resets, evenly spread, the last among them; None: after each.
     where: bool (N, H, W), the pixels whose ranks count; None: all. show_progress: a bar on the standard error.
+    call: as in `RegionTarget`; the copy that the explainer gets is called so already: `network(images)`.
 
     `model` is not touched. ValueError if no layer can be reset or a name is unknown; a warning if resetting every
     layer leaves the maps bitwise as they were.
     """
     check_option("mode", mode, ("cascade", "independent"))
     images = check_images(images)
-    network = _detached_copy(model)
+    network = _detached_copy(called(unwrap(check_model(model)), call))
     groups, kept = _plan(network, images, layers)
     shown = _spread(len(groups), stages)
     raw = maps_of(explainer, network, images, seed)
@@ -120,7 +122,6 @@ def rank_correlation(first: Tensor, second: Tensor, where: Tensor | None = None)
 
 
 def _detached_copy(model: nn.Module) -> nn.Module:
-    model = unwrap(check_model(model))
     try:
         with torch.inference_mode(False):
             network = copy.deepcopy(model)

@@ -9,21 +9,20 @@ from perpixel.attribution.captum.target import RegionTarget
 from perpixel.attribution.inputs import dense
 from perpixel.attribution.progress import progress
 from perpixel.borrow import borrowed
-from perpixel.outputs import logits_at
+from perpixel.outputs import class_logits, logits_at
 from perpixel.reduction import labels_on_grid
 
 
 class RegionScores:
     """Scores of perturbed images against the unperturbed ones: `scores(images (B, ...), original (B,)) -> (B, 4)`.
 
-    logit, margin: `RegionTarget`'s scores over the region's number of pixels; margin NaN for a network of one class.
+    logit, margin: `RegionTarget`'s scores over the region's number of pixels.
     iou: of the pixels predicted as the label in the whole map with those in the unperturbed prediction; NaN where the
     label is not predicted in the unperturbed image at all. kept: share of the region predicted as the label.
 
     label: int64 (N,); region: bool (N, H, W) at image size (one at the output's size is brought there, nearest); both
     frozen. before: (N, 4), the scores of the unperturbed images; predicted: bool (N, H, W), where they have the label.
     images, baseline: (N, channels, H, W), what is shown and what hides it; batch: pictures per forward pass.
-    classes: how many the network has.
     """
 
     names = ("logit", "margin", "iou", "kept")
@@ -84,14 +83,11 @@ class RegionScores:
         return torch.stack([logit, margin, iou, kept], 1)
 
     def _readout(self, images: Tensor, original: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logit of the label, best other logit (NaN if there is none) and where the label is predicted: (B, H, W)."""
+        """Logit of the label, best other logit and where the label is predicted: (B, H, W)."""
         with borrowed(self.model, images.device):
-            logits = dense(self.model(images), images)
-        self.classes = logits.shape[1]
+            logits = class_logits(dense(self.model(images), images))
         logits = logits_at(logits.float() if logits.dtype != torch.float64 else logits, self.region.shape[-2:])
         label = self.label[original][:, None, None, None].expand(-1, 1, *logits.shape[-2:])
         own = logits.gather(1, label)[:, 0]
-        if logits.shape[1] == 1:
-            return own, torch.full_like(own, torch.nan), own > 0
         other = logits.scatter(1, label, -torch.inf).amax(1)
         return own, other, logits.argmax(1) == label[:, 0]

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from perpixel.attribution.influence.passes import Job, Passes, running
 from perpixel.attribution.influence.patches import Patches, Segments
-from perpixel.checks import check_integer, check_labels_in_range, check_number, check_tensor, complain
+from perpixel.checks import check_integer, check_number, complain
+from perpixel.outputs import check_labels
 
 _LARGEST = 5  # entries that are printed
 
@@ -63,13 +64,12 @@ def class_matrix(
     ignore_index = check_integer("ignore_index", ignore_index)
     least = check_number("least", least, low=0.0, high=1.0, open_high=True)
     controls, seed = check_integer("controls", controls, low=0), check_integer("seed", seed, low=0)
-    labels = check_tensor("labels", labels, ndim=3, shape="(N, H, W)", floating=False)
+    labels = labels.to(logits.device) if isinstance(labels, Tensor) else labels
+    labels = check_labels(labels, logits, ignore_index, values=True)
     if tuple(labels.shape) != (len(logits), *units.image):
         expected = f"shape {(len(logits), *units.image)}, one label per pixel of the images"
         raise ValueError(complain("labels", expected, labels, "Bring them there by nearest neighbour."))
     classes = logits.shape[1]
-    check_labels_in_range(labels, classes, ignore_index)
-    labels = labels.to(logits.device).long()
     jobs = _jobs(units, labels.cpu(), classes, ignore_index, least, controls, seed)
     with running(passes.model, passes.images.device):
         again = passes.unperturbed().to(logits)

@@ -12,10 +12,11 @@ from perpixel.attribution.influence.patches import Patches, Segments, connected_
 from perpixel.attribution.influence.result import Influence
 from perpixel.attribution.influence.storage import Storage
 from perpixel.attribution.influence.upsampling import size_of
-from perpixel.attribution.inputs import check_images, check_model, predicted_labels
+from perpixel.attribution.inputs import check_images, check_model
 from perpixel.attribution.progress import progress
-from perpixel.borrow import unwrap
+from perpixel.borrow import Caller, called, unwrap
 from perpixel.checks import check_finite, check_flag, check_integer, check_option, complain
+from perpixel.outputs import predicted_labels
 
 MODES = ("patches", "segments")
 BATCH = {"cpu": 8}  # images a pass by kind of device: measured on the CPU, where caches are the limit
@@ -37,6 +38,7 @@ def influence(
     memory_cap: int = 2**31,
     storage: str | Path | None = None,
     show_progress: bool = False,
+    call: Caller | None = None,
 ) -> Influence:
     """Hide one patch after the other: by how much does each lower every class logit of every pixel?
 
@@ -44,7 +46,8 @@ def influence(
     computes them and g_i those with patch i hidden: positive where the patch speaks for the class. The model upsamples
     linearly, so the effect on full-size logits, and on their sum over any region, follows exactly, without a pass.
 
-    model: a network with dense output (N, C, ...), run in evaluation mode, without gradients, and left as it was.
+    model: a network with dense output (N, C, ...), run in evaluation mode, without gradients, and left as it was. One
+        channel z gives both classes' values, those of the logits -z/2 (background, label 0) and z/2 (label 1).
     images: float (N, channels, H, W).
     patch, stride: pixels, an int or (height, width); stride None: the patch. The last of a row or column reaches to the
         border and is cut there, as in captum's Occlusion.
@@ -54,6 +57,7 @@ def influence(
     by: "patches", or "segments": what has one number in `segments`, int (N, H, W), is hidden together, negative ones
         never: superpixels, or `connected_segments(labels)`; None: the connected regions of the prediction.
     dtype, device: of what is kept; None: float32 (float64 where the logits are), on the images' device.
+    call: (model, images) -> output, for a model that wants more than the images; None: model(images).
     memory_cap: bytes; more than that is kept in a memory-mapped file in the folder `storage` (None: that for temporary
         files), on the CPU. The file goes with the result.
 
@@ -66,7 +70,7 @@ def influence(
     patch; OSError where the disk is full.
     After captum's Occlusion (Zeiler and Fergus, arXiv 1311.2901), for all targets at once.
     """
-    model, images = unwrap(check_model(model)), check_images(images)
+    model, images = called(unwrap(check_model(model)), call), check_images(images)
     keep = Storage(dtype, device, memory_cap, storage)
     check_option("by", by, MODES)
     check_flag("show_progress", show_progress)

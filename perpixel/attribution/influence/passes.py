@@ -13,6 +13,7 @@ from perpixel.attribution.baselines import fill
 from perpixel.attribution.influence.upsampling import Upsampling, find_upsampling
 from perpixel.borrow import borrowed
 from perpixel.memory_format import channels_last_is_faster, memory_format
+from perpixel.outputs import class_logits
 
 INPAINT = "inpaint"
 
@@ -84,4 +85,4 @@ def _first_pass(model: nn.Module, images: Tensor, substitute: Tensor | None, bat
     first, *others = images.split(batch)  # cloned: a network that writes into its input shall not change the user's
     logits, upsampling = find_upsampling(model, first.clone())
     rest = [upsampling.logits(model, part.clone()) for part in others]
-    return Passes(model, images, substitute, batch, upsampling), torch.cat([logits, *rest])
+    return Passes(model, images, substitute, batch, upsampling), torch.cat([class_logits(logits), *rest])

@@ -151,13 +151,14 @@ def segments_of(segments: object, images: int, size: Size) -> Segments:
 
 
 def connected_segments(labels: Tensor, *, ignore_index: int = 255, least: int = 1) -> Tensor:
-    """Number the connected regions of equal label: labels int (N, H, W) -> int64 (N, H, W), from 0 in every image.
+    """Number the connected regions of equal label: labels (N, H, W), int or bool -> int64 (N, H, W), from 0 per image.
 
     Pixels touch by their sides. -1, never hidden: negative labels, `ignore_index`, and regions under `least` pixels.
     `influence(..., by="segments", segments=connected_segments(labels))` hides them one after the other.
     """
     from scipy import ndimage
 
+    labels = labels.byte() if isinstance(labels, Tensor) and labels.dtype == torch.bool else labels
     labels = check_tensor("labels", labels, ndim=3, shape="(N, H, W)", floating=False)
     least = check_integer("least", least, low=1)
     result = torch.full(labels.shape, -1, dtype=torch.int64)

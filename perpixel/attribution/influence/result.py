@@ -12,15 +12,15 @@ from perpixel.attribution.influence.passes import Passes
 from perpixel.attribution.influence.patches import Patches, Segments
 from perpixel.attribution.influence.upsampling import Upsampling, precise
 from perpixel.attribution.inputs import (
+    SCORES,
     check_label,
     check_region,
-    check_score,
     counted,
     labels_for,
-    predicted_labels,
     region_for,
 )
-from perpixel.checks import check_flag, check_integer, check_number, complain
+from perpixel.checks import check_flag, check_integer, check_number, check_option, complain
+from perpixel.outputs import predicted_labels
 
 _CHUNK = 1 << 22  # numbers worked on at once
 _SMALL = 1 << 18  # numbers of one class: up to here adding up all is faster than looking for zero weights
@@ -58,7 +58,8 @@ class Influence:
     label. label: an int, or ints (N,). region: bool (N, H, W) or (H, W) at the size of the images or of the output;
     None: where the unperturbed prediction is the label. score: "logit", the sum over the region, or "margin", minus the
     best other class at every pixel, which need not be the same with the unit hidden: no linear function, it takes an
-    upsampling of the region for every unit. As `RegionTarget` has it, with the same errors.
+    upsampling of the region for every unit. As `RegionTarget` has it, with the same errors. Of a binary network C is 2,
+    and the margin is twice the logit.
     """
 
     values: Tensor
@@ -89,7 +90,7 @@ class Influence:
 
     @cached_property
     def predictions(self) -> Tensor:
-        """The labels predicted for the images as they are: int64 (N, H, W). One logit: 0 where positive, else 1."""
+        """The labels predicted for the images as they are: int64 (N, H, W)."""
         full = (self.upsampling(logits) for logits in self.logits.split(1))
         return torch.cat([predicted_labels(logits) for logits in full])
 
@@ -120,7 +121,7 @@ class Influence:
 
         label: None for the one predicted there, in each image.
         """
-        check_score(score, self.logits.shape[1])
+        check_option("score", score, SCORES)
         height, width = self.size
         y, x = check_integer("y", y, low=0, high=height - 1), check_integer("x", x, low=0, high=width - 1)
         place = self.values.new_zeros(height, width, dtype=torch.bool)
@@ -204,9 +205,9 @@ class Influence:
         when the units of class k are hidden together. Effects of single units do not add up, so this takes
         (1 + controls) forward passes per image and class in it.
 
-        labels: int (N, H, W) at the images' size; None: the prediction. least: a unit is of class k where more than
-        this share of its pixels is labelled k; 0: any pixel. controls: how often as many pixels are hidden at random
-        places instead (units in random order, the last one cut); seed: of that choice.
+        labels: int (N, H, W) at the images' size, of two classes masks of any dtype; None: the prediction. least: a
+        unit is of class k where more than this share of its pixels is labelled k; 0: any pixel. controls: how often as
+        many pixels are hidden at random places instead (units in random order, the last one cut); seed: of that choice.
         RuntimeError if the model no longer gives the logits that it gave.
         """
         labels = self.predictions if labels is None else labels
@@ -214,7 +215,7 @@ class Influence:
 
     def _effect(self, label: Label, region: Tensor | None, score: str) -> tuple[Tensor, Tensor]:
         """The loss of each image's score (N, units), and the regions (N, H, W); all checked."""
-        check_score(score, self.logits.shape[1])
+        check_option("score", score, SCORES)
         labels = labels_for(check_label(label), self.logits)
         predicted = self.predictions if region is None else None
         if predicted is not None:

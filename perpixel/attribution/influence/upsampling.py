@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from perpixel.attribution.inputs import dense
 from perpixel.checks import complain
-from perpixel.outputs import logits_at
+from perpixel.outputs import class_logits, logits_at
 from perpixel.upsampling import axis_matrices
 
 Size = tuple[int, int]
@@ -73,7 +73,7 @@ class Upsampling:
         return self._axes[size, device]
 
     def logits(self, model: nn.Module, images: Tensor) -> Tensor:
-        """The logits on the grid of a forward pass whose own last upsampling is left out.
+        """The logits on the grid, of two classes or more, of a forward pass whose own last upsampling is left out.
 
         RuntimeError if the pass does not return what it would have upsampled.
         """
@@ -84,11 +84,11 @@ class Upsampling:
             came = f"{tuple(logits.shape[-2:])}, not the grid {self.grid}"
             remedy = "It upsamples in another way when pixels are hidden. Keep what it does apart from their values."
             raise RuntimeError(complain("model", "a forward pass that ends as that of the images", came, remedy))
-        return logits
+        return class_logits(logits)
 
 
 def find_upsampling(model: nn.Module, images: Tensor) -> tuple[Tensor, Upsampling]:
-    """The logits of `images` on the grid, and how they become full size: what `F.interpolate` makes of them.
+    """The logits of `images` on the grid, as they come, and how they become full size: what `F.interpolate` does.
 
     The grid is what the model gives to the `F.interpolate` whose result, untouched, is its output: of the same
     channels, no larger, and a pass without that call returns it. Else (the last layer is no interpolation, runs in

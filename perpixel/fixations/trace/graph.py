@@ -195,14 +195,21 @@ def _version(tensor: Tensor | None) -> int | None:
 
 
 def traced(
-    model: nn.Module, layers: Layers, leaves: tuple[type[nn.Module], ...], images: Tensor, *, own: bool = False
+    model: nn.Module,
+    call: object,
+    layers: Layers,
+    leaves: tuple[type[nn.Module], ...],
+    images: Tensor,
+    *,
+    own: bool = False,
 ) -> Trace:
     """The graph of `model` for images of this size, kept until `own` asks for a new one, recorded with these images.
 
-    At first it is recorded with other images: what differs in the first run then depends on them.
+    At first it is recorded with other images: what differs in the first run then depends on them. call: how the model
+    is called; functions of the same code, as a lambda in a loop makes them, share a graph.
     """
     kept = _TRACES.setdefault(model, {})
-    key = leaves, images.shape, images.dtype, images.device
+    key = getattr(call, "__code__", None), leaves, images.shape, images.dtype, images.device
     trace = kept.pop(key, None)
     if trace is None or own:
         trace = _recorded(layers, leaves, images, own)

@@ -198,6 +198,7 @@ class Run(Calls):
     def start_from(self, node: Node) -> None:
         """Let go of the output, unless a move reads it, and of what only other outputs need; remember the plan."""
         if not self._planned:
+            self._followers[node] += 1
             for other in reversed(self.trace.nodes):
                 if other is not node and self._followers[other] == 0 and other in self._reads:
                     self._followers[other] = 1

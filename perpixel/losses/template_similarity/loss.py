@@ -9,7 +9,6 @@ from perpixel.checks import (
     check_finite,
     check_flag,
     check_integer,
-    check_labels_in_range,
     check_number,
     check_option,
     check_same_device,
@@ -27,12 +26,14 @@ from perpixel.losses.template_similarity.templates import (
     peak_positions,
     peak_rows_over_ranks,
 )
+from perpixel.outputs import check_labels, class_logits
 from perpixel.reduction import labels_on_grid, masked_sum, valid_mask
 
 Similarity = Literal["cosine", "correlation"]
 Objective = Literal["similarity", "contrast"]
 Template = Literal["peak", "mean"] | TemplateFunction
 Reduction = Literal["mean", "sum"]
+_SIMILARITIES, _OBJECTIVES, _REDUCTIONS = get_args(Similarity), get_args(Objective), get_args(Reduction)
 _OPTIONS = ["similarity", "selective", "objective", "temperature", "detach_templates", "reduction"]
 _OPTIONS += ["ignore_index", "validate"]
 
@@ -64,14 +65,17 @@ def template_similarity_loss(
 
     Args:
         features: (N, D, h, w), float64, float32, bfloat16 or float16; sums are taken in float32 (float64 for float64).
-        logits: (N, C, h, w), any floating dtype; chooses templates and wrong pixels, receives no gradient.
+        logits: (N, C, h, w), any floating dtype; chooses templates and wrong pixels, receives no gradient. One channel
+            is a binary network's: two classes, of which the background's template is where it is lowest.
         labels: (N, h, w) or (N, H, W), integers in [0, C) or `ignore_index`; brought to the grid by nearest neighbour.
+            For a binary network 0, 1 or `ignore_index` of any dtype, with a channel (N, 1, ...) or without.
         similarity: "cosine" f·t / |f||t|, or "correlation", the cosine after centring each vector over its channels.
         selective: count only the pixels that the logits get wrong. Templates still come from all valid pixels.
         objective: "similarity" as above; "contrast": the cross-entropy −log softmax_{c∈P}(sim/temperature)[y_p].
         temperature: of "contrast", > 0.
         template: "peak"; "mean", the mean of the class's unit vectors (centred ones for "correlation"); or a callable
-            (features, logits, labels on the grid) -> (C, D), through which gradients flow.
+            (features, logits, labels on the grid) -> (C, D), through which gradients flow; a binary network's logits
+            come with both classes, (N, 2, h, w).
         detach_templates: no gradient through the templates.
         reduction: "mean" or "sum".
         ignore_index: void label, inside [0, C) or not.
@@ -79,7 +83,8 @@ def template_similarity_loss(
             by the number of processes, so that the gradients that DDP averages are those of the joined batch. Every
             process must call it equally often, if with an empty batch; see `TemplateSimilarityLoss` for `Join`.
         validate: check every label on any device, and that features and logits are finite where they count (waits for
-            the device). Without it labels are checked on the CPU, those that the grid picks.
+            the device). Without it labels are checked on the CPU, those that the grid picks; elsewhere those that are
+            no class count as void.
 
     Returns:
         A scalar, float32 (float64 for float64), differentiable once. Zero, with zero gradients, where nothing counts.
@@ -219,7 +224,7 @@ class _Batch:
         # integers, masks and detached logits only: nothing to switch off with torch.no_grad, which torch 2.6 as a
         # decorator cannot compile
         self.valid = valid_mask(labels, ignore_index).flatten(1)
-        self.labels = torch.where(self.valid, labels.flatten(1), 0).long()
+        self.labels = torch.where(self.valid, labels.flatten(1), 0)
         self.logits = logits.detach().flatten(2)
         self.ranks = ranks
         self.own_counts = class_counts(self.labels, self.valid, logits.shape[1])
@@ -243,12 +248,12 @@ class _Batch:
 
 
 def _check_options(similarity: str, objective: str, temperature: float, template: Template, reduction: str) -> None:
-    check_option("similarity", similarity, get_args(Similarity))
-    check_option("objective", objective, get_args(Objective))
+    check_option("similarity", similarity, _SIMILARITIES)
+    check_option("objective", objective, _OBJECTIVES)
     check_number("temperature", temperature, low=0.0, open_low=True)
     if not callable(template):
         check_option("template", template, ("peak", "mean"))
-    check_option("reduction", reduction, get_args(Reduction))
+    check_option("reduction", reduction, _REDUCTIONS)
 
 
 def _check_inputs(
@@ -260,30 +265,28 @@ def _check_inputs(
     """
     check_tensor("features", features, ndim=4, shape="(N, D, h, w)", floating=True)
     check_tensor("logits", logits, ndim=4, shape="(N, C, h, w)", floating=True)
-    check_tensor("labels", labels, ndim=3, shape="(N, h, w) or (N, H, W)", floating=False)
-    check_same_device(features=features, logits=logits, labels=labels)
+    check_same_device(features=features, logits=logits)
     n, channels, h, w = features.shape
     if logits.shape[2:] != features.shape[2:] or logits.shape[0] != n or logits.shape[1] < 1:
         remedy = "Pass the logits on the feature grid, before upsampling."
         raise ValueError(complain("logits", f"shape ({n}, C, {h}, {w}) to match the features", logits, remedy))
     if channels < 1:
         raise ValueError(complain("features", "at least one channel", features, "Pass the input of the classifier."))
-    if labels.shape[0] != n:
-        raise ValueError(complain("labels", f"{n} label maps, one per image", labels, "Pass those of the same images."))
+    looks = not torch.compiler.is_compiling() and (validate or logits.device.type == "cpu")
+    size = None if validate or n * h * w == 0 else (h, w)
+    labels = check_labels(labels, logits, ignore_index, values=looks, size=size)
+    logits = class_logits(logits)
     if n * h * w == 0:
         features = features.new_zeros(1, channels, 1, 1) + features.sum()
         logits = logits.new_zeros(1, logits.shape[1], 1, 1)
     if labels.numel() == 0 or n * h * w == 0:
-        void = labels.new_full((len(features), *features.shape[2:]), ignore_index, dtype=torch.int64)
-        return features, logits, void
-    on_grid = labels_on_grid(labels, (h, w))
-    if not torch.compiler.is_compiling() and (validate or labels.device.type == "cpu"):
-        check_labels_in_range(labels if validate else on_grid, logits.shape[1], ignore_index)
-        if validate:
-            valid = valid_mask(on_grid, ignore_index)
-            check_finite("features", features, valid)
-            check_finite("logits", logits, valid)
-    return features, logits, on_grid
+        return features, logits, labels.new_full((len(features), *features.shape[2:]), ignore_index)
+    labels = labels_on_grid(labels, (h, w))
+    if validate and looks:
+        valid = valid_mask(labels, ignore_index)
+        check_finite("features", features, valid)
+        check_finite("logits", logits, valid)
+    return features, logits, labels
 
 
 def _check_templates(templates: Tensor, features: Tensor, logits: Tensor) -> Tensor:

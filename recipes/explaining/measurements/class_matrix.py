@@ -96,14 +96,17 @@ class ClassContextMatrix(Measurement):
             matrix = PooledMatrix(results.measured[self.name], network)
             if matrix.pixels.any():
                 about = f"{self.subject}, {network}, {len(results.images)} images ({whose} classes)"
+                ends = torch.full((2, *matrix.pixels.shape), torch.nan, dtype=torch.float64)
+                for row in (r for r in results.tables["matrix"] if r["network"] == network):
+                    c, k = (self.images.classes.index(row[name]) for name in ("class", "hidden"))
+                    ends[:, c, k] = torch.tensor([row["excess_low"], row["excess_high"]], dtype=torch.float64)
                 figure = class_matrix_chart(
                     torch.from_numpy(matrix.loss),
                     torch.from_numpy(matrix.pixels),
                     classes=self.images.classes,
                     control=torch.from_numpy(matrix.control),
-                    meaning="mean loss of the row's logit",
+                    intervals=(ends[0], ends[1]),
                     title=f"Which class leans on which? {about}",
-                    note="grey: never seen together, or nothing left visible",
                 )
                 yield name, figure, f"the class-context matrix of the network, {network}, beside its control"
 

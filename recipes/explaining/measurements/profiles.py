@@ -67,6 +67,7 @@ class RadialProfiles(Measurement):
                 torch.tensor([trained[0]["from_pixels"], *(r["to_pixels"] for r in trained)], dtype=torch.float64),
                 {n: torch.tensor([r["share_percent"] for r in found]) / 100 for n, found in series.items()},
                 torch.tensor([r["area_percent"] for r in trained]) / 100,
+                controls=(RANDOM,),
                 title=f"{method}, {self.subject}: mean of {trained[0]['regions']} regions",
                 ylabel="share of what lies outside the region",
             )

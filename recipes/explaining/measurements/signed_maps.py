@@ -25,7 +25,7 @@ from recipes.explaining.statistics import (
 from recipes.kit.summary import Section
 from recipes.kit.tables import Row, add_verdicts, format_number, markdown_table
 
-EVIDENCE_COLOR = "#1f6fd0"
+EVIDENCE_COLOR = "#0a7d3c"
 OUTSIDE, REACH, ON, HIT = "outside_percent", "half_within_pixels", "on_evidence_percent", "highest_on_evidence_percent"
 CHANCE = "_if_even"  # column of shares.csv: what an evenly spread map gives
 
@@ -81,11 +81,11 @@ class SignedMaps(Measurement):
                     )
         if not panels:
             return
-        known = "; blue: what decides" if any(r.evidence is not None for r in image.regions) else ""
+        known = "; green: what decides" if any(r.evidence is not None for r in image.regions) else ""
         figure = signed_panels(
             panels,
             columns=1 + len(self.settings.maps.methods),
-            title=f"{image.name}: what speaks for (orange) and against (purple) the label",
+            title=f"{image.name}: what speaks for (orange) and against (blue) the label",
             note=f"black line: the region asked about{known}. Every map has a scale of its own.",
         )
         yield f"panels-{image.file_name}", figure, f"{image.name}: signed maps, trained and random weights"
@@ -242,6 +242,7 @@ class EvidenceShares(Measurement):
             figure = interval_chart(
                 [f"{kind}: {method}" for kind, method in pairs],
                 series,
+                controls=(RANDOM,),
                 marks={"chance: the evidence's share of the image": [random[pair]["chance"] for pair in pairs]},
                 xlabel="share of the positive values on the evidence (%)",
                 title=f"{self.subject}: do the maps find what decides?",
