@@ -23,7 +23,7 @@ li {{ margin: .25rem 0; }}
 a {{ color: {link}; }}
 blockquote {{ margin: .9rem 0; padding: .55rem .9rem; max-width: 46rem; border-left: 4px solid {accent};
   background: #faf7f5; }}
-blockquote p {{ margin: .2rem 0; }}
+blockquote p {{ margin: .2rem 0; font-size: 1.06rem; }}
 table {{ display: block; overflow-x: auto; border-collapse: collapse; margin: .9rem 0; font-size: .9rem;
   font-variant-numeric: tabular-nums; }}
 th, td {{ padding: .32rem .7rem; border-bottom: 1px solid {grid}; text-align: left; vertical-align: top; }}

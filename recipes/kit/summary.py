@@ -51,7 +51,7 @@ class Summary:
         """The whole in Markdown."""
         links = " · ".join(f"[{name}]({name})" for name in self.pages)
         lines = [f"**Begin here, with a click on any pixel:** {links}", ""] if links else []
-        lines += [f"# {self.title}", "", f"> **{self.verdict}**", "", self.about]
+        lines += [f"# {self.title}", "", f"> {self.verdict}", "", self.about]
         every = {**self.pages, **{n: w for s in self.sections for n, w in s.pictures.items()}, **self.files}
         listed = Section("Files", [f"- [{name}]({name}): {markdown_text(what)}" for name, what in every.items()])
         for section in (*self.sections, listed):

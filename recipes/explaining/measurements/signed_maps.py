@@ -243,8 +243,12 @@ class EvidenceShares(Measurement):
                 [f"{kind}: {method}" for kind, method in pairs],
                 series,
                 controls=(RANDOM,),
-                marks={"chance: the evidence's share of the image": [random[pair]["chance"] for pair in pairs]},
-                xlabel="share of the positive values on the evidence (%)",
+                marks={"chance: its share of the image": [random[pair]["chance"] for pair in pairs]},
+                xlabel="of what speaks for the label, on what decides (%)",
                 title=f"{self.subject}: do the maps find what decides?",
             )
-            yield "evidence", figure, "share of the positive values on the known evidence, beside controls"
+            yield (
+                "evidence",
+                figure,
+                "of what the maps say for the label, how much lies on what decides, beside controls",
+            )
