@@ -5,6 +5,7 @@ Binary networks give one channel z (N, 1, H, W). Everywhere it stands for two cl
 the foreground's margin is z, and the background is the foreground with the sign turned.
 """
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -19,9 +20,15 @@ from perpixel.reduction import labels_on_grid
 _SIZES: "WeakKeyDictionary[nn.Module, dict[torch.Size, tuple[int, int]]]" = WeakKeyDictionary()
 _SIZES_OF_A_MODEL = 256  # remembered at most
 _SHAPE = "(N, C, H, W)"
+_WHITE = 255
 _MULTI_LABEL = (
     "Turn one-hot or soft labels into .argmax(1). Give masks that overlap (multi-label) one channel at a time, each as "
     "a binary network of its own: logits[:, c:c+1] and labels[:, c]."
+)
+_QUERIES = (
+    "Put them together: torch.einsum('nqc,nqhw->nchw', output.class_queries_logits.softmax(-1)[..., :-1], "
+    "output.masks_queries_logits.sigmoid()), in a function call(model, images) that is passed as call=, or, to train, "
+    "in the forward of a module around the model."
 )
 _FORMS = f"logits {_SHAPE}: a tensor, a mapping with 'out' or 'logits', an object with .logits, or a tuple or list"
 
@@ -32,6 +39,7 @@ def dense_logits(output: object) -> Tensor:
     `output` is the tensor itself; a mapping with "out" or "logits" (torchvision, transformers); an object with
     `.logits`; or a tuple or list whose first 4-D tensor is meant. TypeError or ValueError for anything else.
     """
+    refuse_queries(output)
     found: object = None
     if isinstance(output, Tensor):
         found = output
@@ -44,6 +52,13 @@ def dense_logits(output: object) -> Tensor:
     if found is None:
         raise TypeError(complain("output", _FORMS, _contents(output), "Pass the logits themselves."))
     return check_tensor("output", found, ndim=4, shape=_SHAPE, floating=True)
+
+
+def refuse_queries(output: object) -> None:
+    """TypeError for masks of queries with classes of their own (as of MaskFormer), which are no map per class."""
+    if hasattr(output, "masks_queries_logits") or (isinstance(output, Mapping) and "masks_queries_logits" in output):
+        came = f"masks of queries and the classes of these ({type(output).__name__})"
+        raise TypeError(complain("output", f"a map per class {_SHAPE}", came, _QUERIES))
 
 
 def maps_in(output: object, *, floating: bool = True) -> list[Tensor]:
@@ -89,8 +104,19 @@ def class_logits(logits: Tensor) -> Tensor:
 
 
 def predicted_labels(logits: Tensor) -> Tensor:
-    """Logits (N, C, ...) -> int64 (N, ...): the arg-max; of one channel 1 where it is positive, else 0."""
-    return logits.argmax(1) if logits.shape[1] > 1 else (logits[:, 0] > 0).long()
+    """Logits (N, C, ...) -> int64 (N, ...): the arg-max; of one channel 1 where it is positive, else 0.
+
+    One that is all in [0, 1], as probabilities are, causes a warning.
+    """
+    if logits.shape[1] > 1:
+        return logits.argmax(1)
+    if logits.numel() and bool(((logits >= 0) & (logits <= 1)).all()):
+        warnings.warn(
+            "model: its one channel lies in [0, 1] everywhere, as probabilities do, so that all is foreground. Binary "
+            "networks are expected to give logits: if a sigmoid is at the end, take it off (smp: activation=None).",
+            stacklevel=3,
+        )
+    return (logits[:, 0] > 0).long()
 
 
 def whole_mask(argument: str, mask: Any) -> Any:
@@ -133,6 +159,8 @@ def check_labels(
     classes, whole = max(2, logits.shape[1]), labels.long()
     if values:
         check_labels_in_range(labels if floating else whole, classes, check_integer("ignore_index", ignore_index))
+        if logits.shape[1] == 1:
+            _warn_of_grey_masks(whole, ignore_index)
         return whole
     fits = (whole >= 0) & (whole < classes)
     return torch.where(fits & (whole == labels) if floating else fits, whole, ignore_index)
@@ -152,6 +180,16 @@ def output_size(model: nn.Module, images: Tensor, logits: Tensor) -> tuple[int, 
             known.clear()
         known[images.shape[1:]] = size
     return size
+
+
+def _warn_of_grey_masks(labels: Tensor, ignore_index: int) -> None:
+    """Masks that were stored as 0 and 255 have no foreground where 255 is void."""
+    if ignore_index == _WHITE and bool((labels == _WHITE).any()) and not bool((labels == 1).any()):
+        warnings.warn(
+            "labels: no pixel is 1, but some are ignore_index=255, which count nowhere. If the masks were stored as 0 "
+            "and 255, pass masks > 0.",
+            stacklevel=4,
+        )
 
 
 def _without_channel(labels: Any) -> Any:

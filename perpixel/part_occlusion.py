@@ -10,7 +10,7 @@ from perpixel.borrow import borrowed, dtype_of, unwrap
 from perpixel.checks import check_integer, check_same_device, check_tensor, complain
 from perpixel.fixations import FixationRules
 from perpixel.fixations.options import FixationOptions, K, Shift
-from perpixel.outputs import check_labels, class_logits, dense_logits, logits_at
+from perpixel.outputs import check_labels, class_logits, dense_logits, logits_at, predicted_labels
 from perpixel.report.charts.salient_parts import salient_sheet
 from perpixel.report.theme import Figure
 from perpixel.weighting.regions import Fill, Region, Regions, activation
@@ -173,7 +173,7 @@ def salient_parts(
         own = dense_logits(model(images))
         logits = class_logits(own)
         if labels is None:
-            labels = logits.argmax(1)
+            labels = predicted_labels(own)
         check_same_device(images=images, logits=logits)
         labels = check_labels(labels, own, ignore_index, values=True)
         check_label_size(labels, images, logits)

@@ -22,7 +22,7 @@ def start(recipe: str, arguments: list[str] | None = None, called: str | None = 
     try:
         entry = import_module(f"recipes.{recipe}")
         if asked := [option for option in given if option in HELP]:
-            parts = "recipes.kit.command_line:build_parser", "recipes.kit.command_line:help_text", entry.SETTINGS
+            parts = "recipes.kit.command_line:build_parser", "recipes.kit.help:help_text", entry.SETTINGS
             build_parser, help_text, kind = map(pkgutil.resolve_name, parts)
             print(help_text(build_parser(kind, called), None if "--help-all" in asked else kind))
             return 0

@@ -1,15 +1,12 @@
-"""A network with one channel z is, in every answer, the one of two classes whose last layer has the weights ∓w/2.
-
-Halves are exact in floating point, so that even choices among near values are the same.
-"""
+"""A network with one channel z is, in every answer, the one of two classes whose last layer has the weights ∓w/2."""
 
 import copy
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
+from binary_cases import doubled, same
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -37,16 +34,6 @@ class Net(nn.Module):
         return {"out": F.interpolate(self.head(self.body(images)), images.shape[-2:], mode="bilinear")}
 
 
-def doubled(net: Net) -> Net:
-    """The same network with a channel for each class."""
-    two, one = copy.deepcopy(net), net.head
-    two.head = nn.Conv2d(8, 2, 1).to(one.weight.dtype)
-    with torch.no_grad():
-        for new, old in ((two.head.weight, one.weight), (two.head.bias, one.bias)):
-            new.copy_(torch.cat([-old / 2, old / 2]))
-    return two
-
-
 @pytest.fixture
 def twins() -> tuple[Net, Net, Tensor, Tensor]:
     """One channel, two channels, images, and labels 0, 1 and void."""
@@ -59,34 +46,13 @@ def twins() -> tuple[Net, Net, Tensor, Tensor]:
         net.head.bias -= net(images)["out"].median()
     labels = torch.randint(2, (3, 4, 4)).repeat_interleave(5, 1).repeat_interleave(7, 2)[:, :, : SIZE[1]]
     labels[0, :3] = 255
-    return net, doubled(net), images, labels
-
-
-def same(found: Any, expected: Any, name: str = "", rtol: float = 1e-6) -> None:
-    """Equal down to the last field."""
-    if dataclasses.is_dataclass(found):
-        for field in dataclasses.fields(found):
-            same(getattr(found, field.name), getattr(expected, field.name), f"{name}.{field.name}", rtol)
-    elif isinstance(found, Tensor):
-        torch.testing.assert_close(
-            found, expected, rtol=rtol, atol=rtol / 1000, equal_nan=True, msg=lambda m: f"{name}: {m}"
-        )
-    elif isinstance(found, Mapping):
-        assert found.keys() == expected.keys(), name
-        for key in found:
-            same(found[key], expected[key], f"{name}[{key}]")
-    elif isinstance(found, (tuple, list)):
-        assert len(found) == len(expected), name
-        for one, other in zip(found, expected):
-            same(one, other, name)
-    elif not isinstance(found, nn.Module) and not callable(found):
-        assert found == expected or found != found, name
+    return net, doubled(net, "head"), images, labels
 
 
 def masks(labels: Tensor) -> list[Tensor]:
     """Every form in which a data set gives these labels."""
     forms = [labels, labels.to(torch.uint8), labels.float(), labels[:, None], labels[:, None].to(torch.bfloat16)]
-    return forms if bool((labels > 1).any()) else [*forms, labels.bool(), labels[:, None].bool()]
+    return forms if 255 in labels else [*forms, labels.bool(), labels[:, None].bool()]
 
 
 def test_template_similarity_is_that_of_two_classes(twins: Any) -> None:
@@ -195,15 +161,11 @@ def test_fixations_take_masks_of_any_form(twins: Any) -> None:
 def test_a_classifier_with_one_logit() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 1))
-    two = copy.deepcopy(net)
-    two[3] = nn.Linear(4, 2)
-    with torch.no_grad():
-        net[3].bias -= net(torch.zeros(1, 3, 8, 8))[0]
-        for new, old in zip(two[3].parameters(), net[3].parameters()):
-            new.copy_(torch.cat([-old / 2, old / 2]))
     images = torch.randn(6, 3, 8, 8)
+    with torch.no_grad():
+        net[3].bias -= net(images).mean()
     found = perpixel.fixations(net, images)
-    same(found, perpixel.fixations(two, images))
+    same(found, perpixel.fixations(doubled(net, "3"), images))
     assert set(found.points[:, 1].tolist()) == {0, 1}
     same(perpixel.fixations(net, images, start=torch.tensor([True] * 6)).points[:, 1], torch.ones(6).long())
 
@@ -238,7 +200,7 @@ def test_influence_is_that_of_two_classes(twins: Any, by: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["IntegratedGradients", "Occlusion", "LayerGradCam", "LRP", "DeepLift"])
-@pytest.mark.filterwarnings("ignore:.*not valid for this network")
+@pytest.mark.filterwarnings("ignore:LRP is not valid for this network", "error:DeepLift")
 def test_explanations_are_those_of_two_classes(twins: Any, method: str) -> None:
     one, two, images, labels = twins
     for label, score in ((1, "logit"), (0, "margin"), (torch.tensor([0, 1, 1]), "logit")):
@@ -289,6 +251,7 @@ def test_faithfulness_is_that_of_two_classes(twins: Any) -> None:
 
 
 def test_metrics_are_those_of_two_classes(twins: Any) -> None:
+    pytest.importorskip("torchmetrics")
     one, two, images, labels = twins
     predictions = predict_labels(one, images)
     same(predictions, predict_labels(two, images))
@@ -302,6 +265,20 @@ def test_metrics_are_those_of_two_classes(twins: Any) -> None:
         same(score_images(one, [(torch.arange(3), images, mask, None)], 2), expected)
     with pytest.raises(ValueError, match="labels: expected whole numbers"):
         confusion_matrices(predictions, labels / 2, 2)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_no_loss_waits_for_the_device(channels: int) -> None:
+    """Tensors on a device that has no values: whoever asks for one fails."""
+    shapes = (2, 6, 5, 7), (2, channels, 5, 7), (2, 10, 14)
+    features, logits, labels = (torch.empty(shape, device="meta") for shape in shapes)
+    of_binary = [labels, labels[:, None].bool()] if channels == 1 else []
+    for mask in (labels.long(), labels.byte(), *of_binary):
+        for options in ({}, {"template": "mean", "selective": True}):
+            assert template_similarity_loss(features, logits, mask, **options).shape == ()
+        assert weighted_cross_entropy(F.interpolate(logits, (10, 14)), mask, labels).shape == ()
+        with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
+            template_similarity_loss(features, logits, mask, validate=True)
 
 
 def test_masks_that_overlap_go_channel_by_channel(twins: Any) -> None:

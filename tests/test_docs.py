@@ -9,16 +9,16 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from recipe_jobs import settings_of
 
 import perpixel
 from recipes.explaining.job import ExplainJob
 from recipes.finetuning.job import FinetuneJob
+from recipes.kit.command_line import read_arguments
 from recipes.tracing.job import FixationJob
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-FENCE = re.compile(r"(?P<mark><!-- not run: .* -->\n)?^```(?P<kind>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```(?P<kind>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMANDS = ("git", "pip", "python", "perpixel", "mkdocs", "ruff", ".ci/run")
 INCLUDED = re.compile(r'^--8<-- "(?P<file>[\w./]+?)(?::(?P<section>\w+))?"$', re.MULTILINE)
 JOBS = {"finetune": FinetuneJob, "fixations": FixationJob, "explain": ExplainJob}
@@ -47,7 +47,7 @@ def test_snippets_run_from_the_first_to_the_last(page: Path, tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     for found in FENCE.finditer(page.read_text()):  # what is included runs where it is from
-        if found["kind"] == "python" and not found["mark"]:
+        if found["kind"] == "python":
             exec(compile(found["body"], f"{page.name}: {found['body'].splitlines()[0]}", "exec"), names)
 
 
@@ -56,9 +56,17 @@ def test_a_page_opens_with_an_example_that_is_run(page: Path) -> None:
     opening = text_of(page).split("\n## ")[0]
     found = next((found for found in FENCE.finditer(opening)), None)
     assert found is not None
-    assert not found["mark"]
     if found["kind"] != "python":  # then a command that .ci/run runs
         assert found["body"].strip() in (ROOT / ".ci/run").read_text()
+
+
+def test_settings_named_in_the_text_exist() -> None:
+    known = {"--help-all", "--dist", "--only"}  # the last two of pytest and of a benchmark
+    for job in JOBS.values():
+        known |= {option for action in job.build_parser()._actions for option in action.option_strings}
+    for page in PAGES:
+        words = {word for code in re.findall(r"`([^`\n]+)`", text_of(page)) for word in code.split()}
+        assert {word for word in words if re.match(r"--\w", word)} <= known, page.name
 
 
 @each_page
@@ -93,15 +101,15 @@ def test_commands_parse(command: str, tmp_path: Path, monkeypatch: pytest.Monkey
         (tmp_path / name).mkdir()
     for name in ("FILE", "my.jpg"):
         (tmp_path / name).touch()
-    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     monkeypatch.chdir(tmp_path)
     program, *words = shlex.split(re.sub(r"^python -m recipes\.", "perpixel ", command))
     if program == "perpixel":
         recipe, *given = words
+        parser = JOBS[recipe].build_parser()
         if given[:1] == ["--resume"]:
             assert len(given) == 2
         else:
-            settings_of(JOBS[recipe], given)
+            JOBS[recipe].read_settings(parser, read_arguments(parser, given)[0])
     elif words[:1] == ["-m"] and words[1].startswith("benchmarks."):
         source = (ROOT / words[1].replace(".", "/")).with_suffix(".py").read_text()
         assert all(f'"{word}"' in source for word in words[2:] if word.startswith("--"))
@@ -145,8 +153,9 @@ def test_the_api_page_has_every_public_name() -> None:
     files = [(ROOT / path.replace(".", "/")) for path in paths]
     assert not any(file.is_dir() or file.with_suffix(".py").is_file() for file in files)  # then the module was shown
     packages = [perpixel, *(importlib.import_module(f"perpixel.{name}") for name in perpixel._SUBPACKAGES)]
-    public = {name for package in packages for name in package.__all__ if not inspect.ismodule(getattr(package, name))}
-    assert {name for name in public if name not in listed and not name.isupper()} == set()
+    public = {name: getattr(package, name) for package in packages for name in package.__all__}
+    ours = {name for name, what in public.items() if getattr(what, "__module__", "").startswith("perpixel")}
+    assert ours - set(listed) == set()
 
 
 DOCSTRING = """Pulls what it is given.

@@ -64,9 +64,9 @@ def test_huggingface_trainer() -> None:
     assert not names["trainer"].criterion.attached
 
 
-def test_smp_training(capsys: pytest.CaptureFixture[str]) -> None:
+def test_smp_binary(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("segmentation_models_pytorch")
-    names = run("smp_training")
+    names = run("smp_binary")
     assert set(names["criterion"].terms) == {"base", "template_similarity"}
     assert names["fix"].mass.sum() + names["fix"].dropped == pytest.approx(names["images"][:, 0].numel())
     assert "Fixations" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from attach_cases import assert_one_line_works, batch
+from binary_cases import assert_binary_model_works
 
 from perpixel import TemplateSimilarityLoss
 from perpixel.attach.criterion import attach
@@ -15,6 +16,11 @@ def test_models(name: str) -> None:
     model = getattr(smp, name)("resnet18", encoder_weights=None, classes=5)
     criterion = assert_one_line_works(model, *batch(2, 64, 5), below="encoder.conv1.weight")
     assert criterion.head == "segmentation_head.0"
+
+
+def test_a_binary_model() -> None:
+    model = smp.Unet("resnet18", 3, encoder_weights=None, decoder_channels=(16, 8, 8), classes=1)
+    assert_binary_model_works(model, "segmentation_head.0", 32)
 
 
 def test_a_whole_head_block_can_be_named() -> None:

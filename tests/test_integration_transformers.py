@@ -3,6 +3,7 @@
 import pytest
 import torch
 from attach_cases import CLASSES, assert_one_line_works, batch, segformer
+from binary_cases import assert_binary_model_works
 
 from perpixel import TemplateSimilarityLoss
 from perpixel.attach.criterion import attach
@@ -28,6 +29,12 @@ def test_one_label_is_binary() -> None:
     assert_one_line_works(model, images, masks, below=below)
     output = model(pixel_values=images, labels=masks.long())
     torch.testing.assert_close(attach(model)(output, masks), output.loss)
+
+
+def test_binary_segformer(model: torch.nn.Module) -> None:
+    config = model.config
+    config.num_labels = 1
+    assert_binary_model_works(type(model)(config), "decode_head.classifier", 64)
 
 
 def test_segformer_loss_is_its_own_loss_when_nothing_is_added(model: torch.nn.Module) -> None:

@@ -3,7 +3,7 @@
 import copy
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -28,6 +28,7 @@ class Loss:
     leaf: str  # the argument that learns
     per_pixel: tuple[str, ...]  # arguments with a value for every pixel of `labels`
     constant: Arguments = field(default_factory=dict)  # options under which the loss is a plain function of its leaf
+    classes: int = CLASSES
     runs_model: bool = False  # then lower precision changes the weights, and no single graph can hold it
 
 
@@ -49,6 +50,17 @@ def logits_and_weights(dtype: torch.dtype) -> Arguments:
 def model_and_images(dtype: torch.dtype) -> Arguments:
     model, images, logits, labels = weight_map_cases.problem(dtype, size=8)
     return {"model": model, "images": images, "logits": logits.detach(), "labels": labels}
+
+
+def binary(batch: Callable[[torch.dtype], Arguments]) -> Callable[[torch.dtype], Arguments]:
+    """The same with one channel of logits and masks of floats."""
+
+    def of_two_classes(dtype: torch.dtype) -> Arguments:
+        found = batch(dtype)
+        mask = torch.where(found["labels"] == 255, 255, found["labels"] % 2)
+        return found | {"logits": found["logits"][:, :1], "labels": mask.float()}
+
+    return of_two_classes
 
 
 def template_similarity(**options: Any) -> Loss:
@@ -78,6 +90,15 @@ LOSSES = {
         logits_and_weights,
         "logits",
         ("logits", "weight_map"),
+    ),
+    "binary cosine": replace(template_similarity(), batch=binary(features_and_logits), classes=2),
+    "binary weighted cross-entropy": Loss(
+        lambda **options: partial(weighted_cross_entropy, **options),
+        weighted_cross_entropy,
+        binary(logits_and_weights),
+        "logits",
+        ("logits", "weight_map"),
+        classes=2,
     ),
     **{
         name: with_weight_map(make)
@@ -192,10 +213,10 @@ def test_no_label_is_an_attached_zero_whatever_the_features(name: str, content: 
 
 
 @every_loss
-@pytest.mark.parametrize("label", [0, CLASSES - 1])
-def test_all_other_classes_may_be_empty(loss: Loss, label: int) -> None:
+@pytest.mark.parametrize("last", [False, True])
+def test_all_other_classes_may_be_empty(loss: Loss, last: bool) -> None:
     batch = loss.batch(torch.float32)
-    batch["labels"] = batch["labels"].masked_fill(batch["labels"] != 255, label)
+    batch["labels"] = batch["labels"].masked_fill(batch["labels"] != 255, last * (loss.classes - 1))
     value, gradient = run(loss.make(), loss.leaf, batch)
     assert value.isfinite()
     assert gradient.isfinite().all()
@@ -238,7 +259,7 @@ def test_layout_does_not_matter(loss: Loss, layout: str) -> None:
     expected = run(loss.make(), loss.leaf, batch)
     labels = torch.stack((batch["labels"], batch["labels"]), -1)[..., 0]
     changed = {name: lay_out(t) if is_map(t) else t for name, t in batch.items()}
-    assert not changed[loss.leaf].is_contiguous()
+    assert not changed[loss.leaf].is_contiguous() or (layout == "channels_last" and changed[loss.leaf].shape[1] == 1)
     assert not labels.is_contiguous()
     check(loss, {**changed, "labels": labels}, expected, rtol=1e-12, atol=1e-14)
 
@@ -280,12 +301,17 @@ def test_copies_say_the_same(loss: Loss, how: str) -> None:
 @every_loss
 def test_bad_input_is_named(loss: Loss) -> None:
     batch = loss.batch(torch.float32)
-    call, labels, leaf = loss.make(), batch["labels"], batch[loss.leaf]
+    call, labels, leaf, classes = loss.make(), batch["labels"], batch[loss.leaf], loss.classes
     for name, value, error, named in (
-        ("labels", labels.double(), TypeError, "labels"),
+        ("labels", labels.double() + 0.5, (TypeError, ValueError), "labels"),
         ("labels", labels[:1], ValueError, "labels"),
-        ("labels", labels[:, None], ValueError, "labels"),
-        ("labels", torch.full_like(labels, CLASSES), ValueError, r"labels.*\[0, 4\).*4 at position \(0, 0, 0\)"),
+        ("labels", torch.stack([labels] * 2, 1), ValueError, "labels.*multi-label"),
+        (
+            "labels",
+            torch.full_like(labels, classes),
+            ValueError,
+            rf"labels.*\[0, {classes}\).*{classes}\S* at .*0, 0, 0",
+        ),
         ("labels", torch.full_like(labels, -1), ValueError, "labels"),
         ("labels", labels.to("meta"), ValueError, "labels.*device"),
         ("labels", None, TypeError, "labels"),

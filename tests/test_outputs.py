@@ -1,5 +1,6 @@
 """Outputs of every documented form, and refusals of everything else."""
 
+import warnings
 from collections import OrderedDict, namedtuple
 from types import SimpleNamespace
 from typing import Any
@@ -158,6 +159,26 @@ def test_one_channel_stands_for_two_classes() -> None:
     labels = torch.tensor([[1, 0, 1, 0]])
     bce = F.binary_cross_entropy_with_logits(z[:, 0, :4], labels.double())
     torch.testing.assert_close(F.cross_entropy(two[..., :4], labels), bce)
+
+
+def test_what_looks_like_a_mistake_with_one_channel_is_said() -> None:
+    for logits, warns in ((LOGITS[:, :1].sigmoid(), True), (LOGITS[:, :1], False), (LOGITS.softmax(1), False)):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            predicted_labels(logits)
+        assert [str(one.message)[:7] for one in said] == ["model: "] * warns
+    grey = torch.tensor([0, 255]).expand(2, 4, 2)
+    for labels, void, warns in (
+        (grey, 255, True),
+        (grey.float()[:, None], 255, True),
+        (grey.clamp(max=1), 255, False),
+        (torch.cat([grey, grey.clamp(max=1)], 2), 255, False),
+        (grey.clamp(max=0), 255, False),
+    ):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            check_labels(labels, LOGITS[:, :1], void, values=True)
+        assert ["masks > 0" in str(one.message) for one in said] == [True] * warns
 
 
 def test_maps_in_finds_every_map_however_deep() -> None:

@@ -9,7 +9,8 @@ from recipe_jobs import CONFIGS
 from recipes.__main__ import known_recipes, main, start
 from recipes.explaining.job import ExplainJob
 from recipes.finetuning.job import FinetuneJob
-from recipes.kit.command_line import GENERAL, help_text, read_arguments
+from recipes.kit.command_line import read_arguments
+from recipes.kit.help import GENERAL, help_text
 from recipes.kit.job import Job
 from recipes.tracing.job import FixationJob
 

@@ -105,6 +105,10 @@ def test_what_else_is_wrong_without_an_error_is_said(root: Path) -> None:
     for path in (root / "train/masks").iterdir():
         put_mask(path, np.where(labels() == 1, 255, 0))
     images(root, eval_split="train").check_labels(told.append)
+    (root / "classes.txt").unlink()
+    put_mask(root / "train/masks/0.png", labels(2) * 99)
+    images(root).check_labels(told.append)
+    assert told.pop() == "warning: 2 of 100 classes occur (0, 99): are these class numbers?"
     assert len(told) == 2
     assert "training masks are 'sky'; 255 is void, so an object painted in 255 is not learned" in told[0]
     assert f"4 of 4 evaluation images are trained on, first {root}/train/images/0.png" in told[1]
@@ -131,7 +135,7 @@ def test_binary_masks_are_two_classes_for_a_network_of_one_output(
         assert images(root).channels == 2
     else:
         with pytest.raises(
-            ValueError, match=r"^data: expected two classes or more in the masks, got class 0 alone.*--data.binary true"
+            ValueError, match=r"^data: expected two classes or more .* got class 0 alone.*--data.binary true"
         ):
             images(root)
 

@@ -24,7 +24,7 @@ from recipes.training.checkpoints import load_checkpoint
 
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FinetuneJob, "_draw", lambda *_: None)
+    monkeypatch.setattr(FinetuneJob, "_draw", lambda *_: {})
 
 
 @pytest.fixture(scope="module")
@@ -90,10 +90,10 @@ def test_killed_or_interrupted_in_any_part_it_continues_to_the_same_bits(
     signals = [line for line in killed.stdout.splitlines() if line.isdigit()]
     assert signals == [str(int(signal.SIGKILL))] * 2, killed.stdout + killed.stderr
     assert (folder / "seed0/loss/last.pt").is_file()
-    assert not (folder / "table.md").exists()
+    assert not (folder / "summary.md").exists()
     assert finetune(["--resume", str(folder)]) == 0
     assert_same_run(whole, folder)
-    assert (folder / "table.md").exists()
+    assert (folder / "summary.md").exists()
 
 
 @pytest.mark.slow

@@ -109,7 +109,7 @@ def test_matrix_shows_values_counts_in_words_and_gaps() -> None:
     assert texts == expected
     assert [t.get_text() for t in axis.get_yticklabels()] == classes
     behind, cells = axis.images
-    assert behind.get_array()[0, 0].max() < 0.9  # grey
+    assert behind.get_array()[0, 0].max() < 0.95  # grey
     assert np.isnan(cells.get_array().filled(np.nan)[0, 0])
     assert cells.get_clim() == (-1.5, 1.5)  # of the cells that are not from few pixels
     alpha = cells.get_alpha()

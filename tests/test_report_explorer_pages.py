@@ -113,6 +113,23 @@ def test_two_classes_one_patch_and_an_absent_class(opener: Any, tmp_path: Path) 
     assert tab.value("#margin") == 1
 
 
+def test_margins_of_very_many_pixels_are_taken_at_some_of_them_and_the_page_says_so(
+    opener: Any, tmp_path: Path
+) -> None:
+    given = cases.case(26, boxes=cases.boxes(cases.SIZE, 16, 4))
+    given["logits"][3] += 100  # one class has all pixels
+    tab = opener(context_explorer(tmp_path / "page.html", **given))
+    tab.press_button("#classes button")
+    assert tab.text("#measure") == "margin lost with each patch hidden, at one pixel in 2"
+    some = torch.zeros(cases.SIZE, dtype=torch.bool)
+    some.view(-1)[::2] = True
+    logits = cases.full_size(given["logits"])
+    before = cases.means(logits, some, 3)["margin"]
+    for patch, effect in tab.patches().items():
+        after = cases.means(logits - cases.full_size(given["effects"][patch]), some, 3)["margin"]
+        assert effect == pytest.approx(before - after, abs=2 * tab.error)
+
+
 def test_no_effect_at_all(opener: Any, tmp_path: Path) -> None:
     given = cases.case()
     given["effects"].zero_()

@@ -52,11 +52,14 @@ def test_backdrops_refuse_what_does_not_fit() -> None:
 def test_a_sheet_puts_every_point_in_its_place_and_colour() -> None:
     figure = sheet([panel(), panel("b", ())], title="sheet", note="small print")
     first, second = figure.axes
-    rings, dots = first.collections
-    assert (rings.get_sizes() > dots.get_sizes()).all()  # seen on their own colour
-    placed = {tuple(p): tuple(c[:3]) for p, c in zip(dots.get_offsets().tolist(), dots.get_facecolors().tolist())}
+    (dots,) = first.collections
+    dark, white, own = dots.get_sizes().reshape(-1, 3).T  # two rings: dots are seen on their own colour
+    assert (dark > white).all()
+    assert (white > own).all()
+    places, inks = dots.get_offsets()[2::3].tolist(), dots.get_facecolors()[2::3].tolist()
+    placed = {tuple(p): tuple(c[:3]) for p, c in zip(places, inks)}
     assert placed == {(1.0, 0.0): (0.0, 1.0, 0.0), (2.0, 1.0): (0.0, 0.0, 1.0)}
-    areas = dict(zip(map(tuple, dots.get_offsets().tolist()), dots.get_sizes()))
+    areas = dict(zip(map(tuple, places), own))
     assert areas[1.0, 0.0] - 1.5 == pytest.approx(2 * (areas[2.0, 1.0] - 1.5))  # root of the mass
     assert not second.collections
     assert [axis.get_title() for axis in figure.axes] == ["a", "b"]
@@ -68,7 +71,7 @@ def test_a_sheet_puts_every_point_in_its_place_and_colour() -> None:
 
 def test_dots_of_several_sheets_can_share_a_scale() -> None:
     axes = [sheet([panel(masses=(mass,))], heaviest=100.0).axes[0] for mass in (1.0, 100.0)]
-    light, heavy = (axis.collections[-1].get_sizes()[0] for axis in axes)
+    light, heavy = (axis.collections[-1].get_sizes()[2] for axis in axes)
     assert (heavy - 1.5) / (light - 1.5) == pytest.approx(10)
 
 
@@ -85,7 +88,7 @@ def test_heat_and_outlines_are_drawn_and_legends_left_out() -> None:
     assert warm[2, 3] == warm.sum() == 5
     assert bar.get_xlim() == (0, 5)  # the scale says how much
     assert "pixels that rest on a pixel" in bar.get_xlabel()
-    assert len(axis.collections) == 3  # one contour, the empty mask has none; and the dots in their rings
+    assert len(axis.collections) == 2  # one contour, the empty mask has none; and the dots
     assert sheet([panel("b", ())], note="small print")._supxlabel.get_text() == "small print"  # without a legend too
     cold = sheet([panel(heat=torch.zeros(3, 4))])
     assert cold.axes[0].images[1].get_alpha().max() == 0

@@ -84,7 +84,7 @@ def finished(figure: Figure, title: str = "", note: str = "") -> Figure:
     for axis in shown:
         side, spec = axis.yaxis.label, axis.get_subplotspec()
         rows = spec.get_gridspec().nrows if spec else 1
-        side.set_text(wrapped(side.get_text(), 0.7 * figure.get_figheight() / rows, side.get_fontsize()))
+        side.set_text(wrapped(side.get_text(), 0.7 * figure.get_figheight() / rows, float(side.get_fontsize())))
     _show_names_as_they_are(figure)
     figure.draw_without_rendering()
     lines: dict[tuple[str, int], float] = {}
@@ -103,7 +103,7 @@ def _heighten(figure: Figure, points: float) -> None:
     figure.set_figheight(figure.get_figheight() + 1.35 * points / 72)
 
 
-def _texts(figure: Figure, axis: Axes) -> Iterator[tuple[tuple[str, int], Any, float]]:
+def _texts(figure: Figure, axis: Any) -> Iterator[tuple[tuple[str, int], Any, float]]:
     """Titles and label of an axis: what stands beside them in one row of the figure, the text, its room in inches."""
     width = figure.get_figwidth()
     box, spec = axis.get_position(), axis.get_subplotspec()

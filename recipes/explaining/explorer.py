@@ -14,8 +14,8 @@ from recipes.kit.run_folder import write_atomically
 
 def write_explorer(
     folder: Path, explanation: Explanation, settings: ExplainSettings, images: Images, weights: str
-) -> None:
-    """The page of one image; weights: where those of the network are from."""
+) -> Path:
+    """Where the page of one image was written; weights: where those of the network are from."""
     image, effects = explanation.image, explanation.effects
     display = image.display.clamp(0, 1)
     if settings.backdrop != "photograph":
@@ -39,3 +39,4 @@ def write_explorer(
             ignore_index=images.ignore_index,
         )
         write_atomically(folder / page.name, page.read_bytes())
+    return folder / page.name

@@ -115,15 +115,15 @@ class DataSetSettings(MeasureSettings):
     Args:
         images: Evaluation images measured, evenly spread over those with a label that is asked about (0: only those
             that are drawn).
-        methods: The maps that are measured there, of maps.methods (null: those that take few passes: Influence, Layer
-            methods; and IntegratedGradients for synthetic data).
+        methods: The maps that are measured there, of maps.methods (null: those that take few passes,
+            Influence and Layer methods).
         truth: Whether the classes of the class-context matrix are those of the labels (true) or of the prediction.
         least: A patch belongs to a class of the matrix where more than this share of its pixels does (0: any pixel).
         controls: Random choices of as many pixels, per class and image of the matrix.
         bins: Bins of the radial profiles.
     """
 
-    images: int = 8
+    images: int = 40
     methods: list[str] | None = None
     truth: bool = True
     least: float = 0.25
@@ -190,5 +190,4 @@ class ExplainSettings(AnalysisSettings):
         """The methods whose maps are measured over the data."""
         if self.measure.methods is not None:
             return self.measure.methods
-        cheap = ("IntegratedGradients",) if self.data.name == "synthetic" else ()
-        return [m for m in self.maps.methods if m == INFLUENCE or m.startswith("Layer") or m in cheap]
+        return [m for m in self.maps.methods if m == INFLUENCE or m.startswith("Layer")]

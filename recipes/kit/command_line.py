@@ -6,9 +6,7 @@ import difflib
 import itertools
 import json
 import re
-import shutil
 import sys
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -19,16 +17,10 @@ from jsonargparse import ArgumentParser, Namespace
 
 from perpixel.checks import complain
 from recipes.kit.checks import is_plain
+from recipes.kit.help import CONFIGS, GENERAL, help_text, kind_in_words
 from recipes.kit.run_folder import CONFIG
 from recipes.kit.settings import RunSettings
 
-CONFIGS = Path(__file__).parents[1] / "configs"  # files of settings that come along
-_COME_ALONG = ", ".join(sorted(path.name for path in CONFIGS.glob("*.yaml")))
-GENERAL = {  # what is no setting of the run
-    "config": f"File of settings (YAML), or one of those that come along: {_COME_ALONG}. Later arguments win.",
-    "print_config": "Print all settings as they were given, for such a file, and end.",
-    "resume": "Run folder to continue, as it was begun: no other setting beside it.",
-}
 OWN_SETTING = {"finetune": "train", "explain": "ask", "fixations": "trace"}  # one that no other recipe has
 Settings = TypeVar("Settings")
 
@@ -36,7 +28,14 @@ Settings = TypeVar("Settings")
 class SettingsParser(ArgumentParser):
     """One value stands for a list of one, one number for a square of that side. Its help is `help_text`."""
 
-    kinds: Mapping[str, Any] = {}  # the type of every setting that may be abbreviated so
+    def __init__(self, *rest: Any, **options: Any) -> None:
+        self.kinds: dict[str, Any] = {}  # the type of every setting, by its option
+        super().__init__(*rest, **options)
+
+    def add_class_arguments(self, theclass: Any, nested_key: str | None = None, *rest: Any, **options: Any) -> Any:
+        hints = theclass if is_dataclass(theclass) else theclass.__init__
+        self.kinds |= dict(_kinds(hints, f"--{nested_key}." if nested_key else "--"))
+        return super().add_class_arguments(theclass, nested_key, *rest, **options)
 
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
         """The settings given as arguments."""
@@ -60,72 +59,12 @@ def build_parser(kind: type[RunSettings], command: str) -> SettingsParser:
     parser.add_argument("--config", action="config")
     parser.add_argument("--resume", type=str | None, default=None)
     kind.add_to(parser)
-    parser.kinds = dict(_kinds(kind, "--"))
     return parser
 
 
 def _kinds(kind: Any, prefix: str) -> Iterator[tuple[str, Any]]:
     for name, hint in get_type_hints(kind).items():
         yield from _kinds(hint, f"{prefix}{name}.") if is_dataclass(hint) else [(prefix + name, hint)]
-
-
-def help_text(parser: ArgumentParser, kind: type[RunSettings] | None = None) -> str:
-    """What --help shows of a recipe with settings of this kind; without, all settings, as --help-all does."""
-    settings = [name for name, _ in known_settings(parser).items() if name not in GENERAL]
-    parts = [f"{parser.prog} [--config FILE] [--SETTING VALUE ...]", _filled(parser.description or "")]
-    if kind is not None:
-        examples = [f"  # {what}\n{_command(parser.prog, given)}" for what, given in kind.examples.items()]
-        parts += ["\n".join(["Examples:", *examples])]
-        parts += [_section(parser, "The settings that matter most:", kind.matter)]
-        parts += [_section(parser, "Besides:", [*GENERAL])]
-        parts += [f"All {len(settings)} settings: {parser.prog} --help-all"]
-        return "\n\n".join(parts)
-    parts += [_section(parser, "General:", [*GENERAL])]
-    top = next(iter(parser.groups))
-    for group, described in parser.groups.items():
-        own = [name for name in settings if (name.rpartition(".")[0] or top) == group]
-        parts += [_section(parser, f"{described.title}:", own)]
-    return "\n\n".join(parts)
-
-
-def _section(parser: ArgumentParser, title: str, names: Sequence[str]) -> str:
-    """A title, and under it settings with their texts and defaults."""
-    texts = {action.dest: folded(action.help or "") for action in parser._actions} | GENERAL
-    column = max(len(name) for name in names) + 6
-    lines = [_filled(title)]
-    for name in names:
-        default = "" if name in GENERAL else f" Default: {_typed(parser.get_default(name))}."
-        text = _filled(texts[name] + default, column)
-        lines.append(f"  --{name}".ljust(column) + text[column:])
-    return "\n".join(lines)
-
-
-def _width() -> int:
-    """That of the terminal, at most 100 columns, less one."""
-    return max(60, min(shutil.get_terminal_size((100, 24)).columns, 100)) - 1
-
-
-def _filled(text: str, column: int = 0) -> str:
-    """The text in lines that begin at `column`."""
-    indent = " " * column
-    return textwrap.fill(text, _width(), initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
-
-
-def _command(prog: str, given: str) -> str:
-    """A command in lines that a shell joins, each option beside its value."""
-    parts = [prog, *re.split(r" (?=--)", given)] if given else [prog]
-    lines = [""]
-    for part in parts:
-        fits = len(f"{lines[-1]} {part} \\") <= _width()
-        lines = [*lines[:-1], f"{lines[-1]} {part}"] if fits else [*lines, f"    {part}"]
-    return " \\\n".join(f" {line}" for line in lines)
-
-
-def _typed(value: Any) -> str:
-    """A value as one types it."""
-    if isinstance(value, list | tuple):
-        return f"[{','.join(map(_typed, value))}]"
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _several(value: str, kind: Any) -> str:
@@ -161,7 +100,7 @@ def read_arguments(parser: ArgumentParser, arguments: list[str]) -> tuple[Namesp
             raise ValueError(complain(option, f"{option}.SETTING", f"{option} {value}", remedy))
         if option == "--config" and value:
             read_document(known, Path(value), "config")
-    with _one_line(known):
+    with _one_line(parser, known):
         return parser.parse_args(arguments), None
 
 
@@ -185,14 +124,14 @@ def known_settings(parser: ArgumentParser) -> Namespace:
 def parse_run(parser: ArgumentParser, folder: Path, option: str, parts: tuple[str, ...] = ()) -> Namespace:
     """The settings in a run folder (of those `parts`, the rest by default); nothing is downloaded on their behalf."""
     if not (folder / CONFIG).is_file():
-        came = f"{folder}, without {CONFIG}"
+        came = f"{folder}, {f'without {CONFIG}' if folder.is_dir() else 'not there'}"
         expected = "a run folder of recipes.finetune" if parts else "a run folder"
         raise FileNotFoundError(complain(option, expected, came, "Check the path."))
     known = known_settings(parser)
     if not parts:
         _check_recipe(parser, folder)
     document = read_document(known, folder / CONFIG, option, parts)
-    with _one_line(known):
+    with _one_line(parser, known):
         parsed = parser.parse_object(document)
     parsed.data.options.pop("download", None)
     return parsed
@@ -218,11 +157,15 @@ def read_document(known: Namespace, path: Path, option: str, parts: tuple[str, .
     The file may be anyone's: what is not a setting, or could name a class or another file of settings, ends here.
     """
     if not path.is_file():
-        raise FileNotFoundError(complain(option, "a YAML file", f"{path}, not there", "Check the path."))
+        came = f"{path}, {'no file' if path.exists() else 'not there'}"
+        raise FileNotFoundError(complain(option, "a YAML file", came, "Check the path."))
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(complain(option, "a YAML file", f"{path} ({folded(str(error))})", "Mend it.")) from error
+        place, text = getattr(error, "problem_mark", None), str(getattr(error, "problem", error))
+        came = f"{path} ({f'line {place.line + 1}: ' if place else ''}{folded(text)})"
+        remedy = "Indent with spaces, not with a tab." if "'\\t'" in text else "Mend it."
+        raise ValueError(complain(option, "a YAML file", came, remedy)) from error
     document = _only(document, parts) if parts else document
     _check_settings(document, known, f"{path}", "")
     return document
@@ -283,21 +226,28 @@ def named(prefix: str, **names: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _one_line(known: Namespace) -> Iterator[None]:
+def _one_line(parser: ArgumentParser, known: Namespace) -> Iterator[None]:
     """Mistakes that the parser finds, as a ValueError of one line that names the option as it is typed."""
     try:
         yield
     except argparse.ArgumentError as error:
-        unknown = re.match(r"unrecognized arguments: --([\w.-]+)", str(error))
-        if unknown:
-            close = difflib.get_close_matches(unknown[1], list(known.keys()), 1)
-            remedy = f"Did you mean --{close[0]}?" if close else "See --help-all."
-            raise ValueError(complain(f"--{unknown[1]}", "a setting", "none of that name", remedy)) from error
-        text = re.sub(
-            r"(?:argument |Parser key )\"?([\w.-]+)\"?:", lambda m: f"--{m[1].removeprefix('--')}:", str(error)
-        )
-        text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("typing.", "")
-        raise ValueError(f"{folded(text)}. See --help-all.") from error
+        text, remedy = folded(str(error)), "See --help-all."
+        if unknown := re.match(r"unrecognized arguments: (-*)([^ =]+)(.*)", text):
+            close = difflib.get_close_matches(unknown[2], list(known.keys()), 1)
+            if close:
+                remedy = f"Did you mean --{close[0]}?"
+            elif "]" in text or "}" in text:
+                remedy = "Write [1,2] without spaces, or in quotes: '[1, 2]'."
+            came = "none of that name" if unknown[1] else "a word of its own"
+            raise ValueError(complain(f"{unknown[1]}{unknown[2]}", "a setting", came, remedy)) from error
+        found = re.match(r"(?:argument |Parser key )\"?-{0,2}([\w.]+)\S*: (.*)", text)
+        if found is None:
+            raise ValueError(f"{text}. {remedy}") from error
+        option, value = f"--{found[1]}", re.search(r"(?:Got|Given) value: (.*)", found[2])
+        if option in parser.kinds and (value or "expected one argument" in found[2]):
+            came = value[1] if value else "nothing after it"
+            raise ValueError(complain(option, kind_in_words(parser.kinds[option]), came, remedy)) from error
+        raise ValueError(f"{option}: {found[2]}. {remedy}") from error
 
 
 def folded(text: str) -> str:

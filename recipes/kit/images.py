@@ -174,6 +174,11 @@ class Images:
                 only = f"all labelled pixels of the training masks are {self.classes[present[0]]!r}"
                 remedy = "; is it? --data.binary true" if self.num_classes == 2 and not self.settings.binary else ""
                 report(f"warning: {only}; {void} is void, so an object painted in {void} is not learned{remedy}")
+            if part == "training" and len(present) < self.num_classes / 2 and self.classes[0] == "class 0":
+                some = ", ".join(map(str, present[:8])) + (", ..." if len(present) > 8 else "")
+                report(
+                    f"warning: {len(present)} of {self.num_classes} classes occur ({some}): are these class numbers?"
+                )
             if turned:
                 unknown = "turned by their EXIF data, their masks are taken as upright already"
                 report(f"warning: {len(turned)} {part} images are {unknown}; first {source.names(turned[0])[0]}")

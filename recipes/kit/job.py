@@ -257,9 +257,15 @@ def resolve_hardware(hardware: Namespace, fabric: Fabric) -> None:
 
 
 def _data_needed(settings: RunSettings) -> DataSettings:
-    """The data of the run; the training part need not exist where a network is only examined."""
-    data, model = settings.data, settings.model
-    if isinstance(settings, AnalysisSettings) and (settings.run is not None or model.checkpoint or model.weights):
+    """The data of the run; the training part need not exist where a network is only examined.
+
+    FileNotFoundError where the folder that another run names is not there.
+    """
+    data, model, run = settings.data, settings.model, getattr(settings, "run", None)
+    if run is not None and data.root is not None and not Path(data.root).exists():
+        remedy = f"Give --data.root, or go to where {run} was begun."
+        raise FileNotFoundError(complain("data.root", "an existing folder", f"{data.root}, not there", remedy))
+    if isinstance(settings, AnalysisSettings) and (run is not None or model.checkpoint or model.weights):
         return replace(data, train_split=data.eval_split, train_images=data.eval_images)
     return data
 

@@ -314,6 +314,6 @@ class MeasureSettings:
         check_number("measure.level", self.level, low=0, high=1, open_low=True, open_high=True)
         check_integer("measure.resamples", self.resamples, low=100)
 
-    def interval(self, statistic: Callable[[Any], Any], images: int) -> BootstrapInterval:
+    def interval(self, statistic: Callable[[Any], Any], images: int, null: float = 0.0) -> BootstrapInterval:
         """`bootstrap_images` of a statistic of the weights of the images."""
-        return bootstrap_images(statistic, images, level=self.level, resamples=self.resamples)
+        return bootstrap_images(statistic, images, level=self.level, resamples=self.resamples, null=null)

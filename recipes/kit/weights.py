@@ -51,7 +51,8 @@ def read_archive(path: Path) -> Any:
             raise DamagedCheckpoint(f"of format {tag!r} without its digest: damaged, or saved again by other means")
     except Exception as error:  # whatever zipfile, pickle or torch make of damaged bytes
         kind = "" if isinstance(error, DamagedCheckpoint) else f"{type(error).__name__}: "
-        raise DamagedCheckpoint(f"{path}: not readable ({kind}{str(error).split(chr(10))[0]})") from error
+        reason = str(error).split("\n")[0].split(". ")[0]
+        raise DamagedCheckpoint(f"{path}: not readable ({kind}{reason})") from error
     return content
 
 

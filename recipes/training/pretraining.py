@@ -7,8 +7,7 @@ from torch import nn
 
 from perpixel.checks import complain
 from recipes.kit.job import Job
-from recipes.kit.networks import build_network
-from recipes.kit.randomness import seed_everything
+from recipes.kit.networks import build_network, seed_everything
 from recipes.kit.settings import AnalysisSettings
 from recipes.kit.weights import load_weights, starting_weights, unwrap_weights
 from recipes.training.checkpoints import LAST, load_checkpoint
@@ -29,7 +28,11 @@ def load_network(
         path = Path(settings.run) / settings.part / LAST
         if not path.is_file():
             known = [str(p.parent.relative_to(settings.run)) for p in sorted(Path(settings.run).rglob(LAST))]
-            raise FileNotFoundError(complain("part", f"one of {', '.join(known) or 'none'}", settings.part, "Choose."))
+            if not known:
+                remedy = "Give one of recipes.finetune, or a file of weights as --model.checkpoint."
+                came = f"{settings.run}, which holds none"
+                raise FileNotFoundError(complain("run", "a run folder with trained networks", came, remedy))
+            raise FileNotFoundError(complain("part", f"one of {', '.join(known)}", settings.part, "Choose."))
         checkpoint, source = load_checkpoint(path, any_format=True), f"{settings.part} of {settings.run}"
         _check_same_task(checkpoint.get("origin", {}), settings, classes, source)
         weights = unwrap_weights(checkpoint, str(path))
@@ -58,4 +61,5 @@ def train_network(job: Job, folder: Path) -> tuple[nn.Module, str]:
     scores, weights = train(job, Training(folder, "training", job.settings.seed, schedule))
     network = build_network(job.settings.model, job.images.channels).to(job.fabric.device)
     network.load_state_dict(weights)
-    return network, f"a training of {schedule.epochs} epochs with cross-entropy, {100 * scores.miou:.1f} mIoU"
+    epochs = "1 epoch" if schedule.epochs == 1 else f"{schedule.epochs} epochs"
+    return network, f"a training of {epochs} with cross-entropy, {100 * scores.miou:.1f} mIoU"

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from perpixel.borrow import hooked
+from perpixel.outputs import dense_logits
 
 # ATen operations, without the underscores around their names: values moved about; linear; a product of two arguments
 _MOVES = (
@@ -47,13 +48,14 @@ class Operations:
     """A forward pass' operations that depend on the image.
 
     nonlinear: neither linear nor a product. products: of two things that both depend on the image. sums: likewise.
-    runs: how often each leaf layer ran.
+    runs: how often each leaf layer ran. channels: of the logits.
     """
 
     nonlinear: list[Operation] = field(default_factory=list)
     products: list[Operation] = field(default_factory=list)
     sums: list[Operation] = field(default_factory=list)
     runs: Counter[nn.Module] = field(default_factory=Counter)
+    channels: int = 0
 
 
 @torch.no_grad()
@@ -63,7 +65,7 @@ def operations_of(model: nn.Module, images: Tensor) -> Operations:
     image = images[:1].clone()
     image._follows_image = True  # type: ignore[attr-defined]
     with hooked(dict(model.named_modules()), before=recorder.enter, after=recorder.leave), recorder:
-        model(image)
+        recorder.found.channels = dense_logits(model(image)).shape[1]
     return recorder.found
 
 

@@ -31,7 +31,7 @@ def reasons(method: str, found: Operations, score: str = "logit") -> list[str]:
 
         what = "has no rule, and gets its plain gradient"
         listed = _unsupported(found, lambda layer: type(layer) in SUPPORTED_NON_LINEAR, what, what)
-        if score == "margin":
+        if score == "margin" and found.channels not in (1, 2):
             listed.append("score='margin' has a maximum over the classes, which gets its plain gradient")
         return listed
     if method in GUIDED:

@@ -26,6 +26,7 @@ from perpixel.data.files.samples import (
 )
 
 EXTENSIONS = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"))
+_TWO_COLORS = ((44, 48, 56), (64, 186, 150))  # background and foreground: apart from red for errors
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
@@ -45,7 +46,7 @@ class FolderSegmentation(FileSegmentation):
         transforms: see `perpixel.data.transforms`.
         num_classes, classes: how many classes there are, or their names in order of id. With neither, and no
             `classes.txt`, every mask under `root` is read once for the highest id: give one of them for big data.
-        colors: (num_classes, 3) RGB for pictures; default the palette of PASCAL VOC.
+        colors: (num_classes, 3) RGB for pictures; default the palette of PASCAL VOC (beside `foreground` another).
         ignore_index: the value of void in the masks.
         foreground: of masks of two classes, the value that is class 1; 0 is class 0. Where it is also `ignore_index`,
             there is no void. "found": the only value besides 0 in the masks, so 255 in those of 0 and 255; in those of
@@ -86,7 +87,8 @@ class FolderSegmentation(FileSegmentation):
         self.stems = tuple(stem for stem, _, _ in self.items)
         self.foreground = None if foreground is None else self._check_foreground(foreground)
         self.classes = self._name_classes(num_classes, classes)
-        table = palette(self.num_classes) if colors is None else torch.as_tensor(colors)
+        usual = palette(self.num_classes) if self.foreground is None else torch.tensor(_TWO_COLORS)
+        table = usual if colors is None else torch.as_tensor(colors)
         if table.shape != (self.num_classes, 3) or table.min() < 0 or table.max() > 255:
             expected = f"{self.num_classes} rows of R, G, B in 0 to 255"
             raise ValueError(complain("colors", expected, table, "Give one per class."))
@@ -147,7 +149,11 @@ class FolderSegmentation(FileSegmentation):
         found = sorted(p.name for p in self.root.iterdir() if (p / "images").is_dir())
         expected = f"{self.root / self.split}/images, or images/ and masks/ with {self.split}.txt"
         came = f"neither (splits found: {', '.join(found) or 'none'})"
-        raise FileNotFoundError(complain("split", expected, came, "Name an existing split, or make these folders."))
+        remedy = "Name an existing split, or make these folders."
+        if (self.root / "images").is_dir():
+            came = f"images/ without {self.split}.txt"
+            remedy = f"Name the images of that split in {self.root / self.split}.txt, one in a line."
+        raise FileNotFoundError(complain("split", expected, came, remedy))
 
     def _name_classes(self, num_classes: int | None, classes: Sequence[str] | None) -> tuple[str, ...]:
         file = self.root / "classes.txt"

@@ -250,13 +250,13 @@ def find_foreground(masks: Iterable[Path], ignore_index: int) -> int:
         remedy = "Check the masks, or name the foreground by the option foreground."
         raise ValueError(complain("foreground", "a value besides 0 in some mask", "0 in all of them", remedy))
     expected = f"0 and one other value in the masks, or 0, 1 and {ignore_index} for void"
-    remedy = "Leave foreground (data.binary) out for class ids; else say which value it is by the option foreground: "
+    remedy = "Leave foreground (data.binary) out for class ids; else say which value it is by the option foreground"
     if set(first) != {1, ignore_index}:
         came = ", ".join(f"{value} in {first[value]}" for value in sorted(first)[:4])
-        raise ValueError(complain("foreground", expected, came, f"{remedy}{max(first)}."))
+        raise ValueError(complain("foreground", expected, came, f"{remedy}."))
     if doubtful is not None:
         came = f"1 in {first[1]}, and {ignore_index} without 1 in {doubtful}"
-        raise ValueError(complain("foreground", expected, came, f"{remedy}1 ({ignore_index} is void then)."))
+        raise ValueError(complain("foreground", expected, came, f"{remedy}: 1 ({ignore_index} is void then)."))
     return 1
 
 

@@ -33,6 +33,7 @@ Similarity = Literal["cosine", "correlation"]
 Objective = Literal["similarity", "contrast"]
 Template = Literal["peak", "mean"] | TemplateFunction
 Reduction = Literal["mean", "sum"]
+_SIMILARITIES, _OBJECTIVES, _REDUCTIONS = get_args(Similarity), get_args(Objective), get_args(Reduction)
 _OPTIONS = ["similarity", "selective", "objective", "temperature", "detach_templates", "reduction"]
 _OPTIONS += ["ignore_index", "validate"]
 
@@ -247,12 +248,12 @@ class _Batch:
 
 
 def _check_options(similarity: str, objective: str, temperature: float, template: Template, reduction: str) -> None:
-    check_option("similarity", similarity, get_args(Similarity))
-    check_option("objective", objective, get_args(Objective))
+    check_option("similarity", similarity, _SIMILARITIES)
+    check_option("objective", objective, _OBJECTIVES)
     check_number("temperature", temperature, low=0.0, open_low=True)
     if not callable(template):
         check_option("template", template, ("peak", "mean"))
-    check_option("reduction", reduction, get_args(Reduction))
+    check_option("reduction", reduction, _REDUCTIONS)
 
 
 def _check_inputs(

@@ -66,7 +66,7 @@ def _draw_matrix(table: Any, cells: Mapping[str, Any], names: Sequence[str], few
     side, down = max(0.92 * count, 2.8), max(0.58 * count, 1.9)
     figure = theme.new_figure(side + longest + 1.9, down + 0.75 * longest + 1.35)
     axis = figure.subplots()
-    axis.imshow(np.where(known[..., None], (1.0,) * 3, theme.VOID), aspect="auto")
+    axis.imshow(np.where(known[..., None], 1.0, 0.93).repeat(3, axis=-1), aspect="auto")
     scale: dict[str, Any] = {"cmap": theme.signed_colors(), "vmin": -limit, "vmax": limit}
     drawn = axis.imshow(table, aspect="auto", alpha=np.where(strong, 1.0, np.where(known, 0.3, 0.0)), **scale)
     axis.set_xticks(range(count), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=9)

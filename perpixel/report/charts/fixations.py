@@ -116,10 +116,12 @@ def _draw_panel(axis: Axes, panel: PointPanel, colors: Tensor, heaviest: float, 
         order = order[of_class[panel.labels[order].long()].argsort(descending=True, stable=True)]
         share = (panel.mass / max(heaviest, 1e-12))[order].double().clamp(0, 1).sqrt().numpy()
         ink = (colors.double() / 255)[panel.labels[order].long()].numpy()
-        area = scale * (1.5 + 44 * share)
-        x, y = panel.x[order].numpy(), panel.y[order].numpy()
-        axis.scatter(x, y, s=(np.sqrt(area) + 2.4) ** 2, c="#202020", linewidths=0)  # a dark and a white ring: dots
-        axis.scatter(x, y, s=area, c=ink, linewidths=0.9, edgecolors="white")  # are seen on their own colour, and apart
+        side = np.sqrt(scale * (1.5 + 44 * share))
+        rings = [side + np.minimum(0.6 * side, 2.2), side + np.minimum(0.35 * side, 1.2), side]
+        inks = [np.full_like(ink, 0.12), np.ones_like(ink), ink]  # a dark and a white ring: seen on their own colour,
+        x, y = (np.repeat(place[order].numpy(), 3) for place in (panel.x, panel.y))  # dot by dot: seen apart
+        area = np.stack(rings, 1).ravel() ** 2
+        axis.scatter(x, y, s=area, c=np.stack(inks, 1).reshape(-1, 3), linewidths=0)
     axis.set_xlim(-0.5, width - 0.5)
     axis.set_ylim(height - 0.5, -0.5)
     theme.picture_axis(axis, panel.title)

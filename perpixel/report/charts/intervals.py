@@ -96,7 +96,8 @@ def count_chart(
         axis.tick_params(labelbottom=True)
     for axis in axes[::columns]:
         axis.set_ylabel("inputs needed (K)")
-    legend(figure, *axes[0].get_legend_handles_labels())
+    said = "share that the inputs hold together (line: median of the units; band: between the quartiles)"
+    legend(figure, axes[0].get_legend_handles_labels()[0], note=said)
     return finished(figure, title)
 
 

@@ -92,7 +92,7 @@ def _draw_bar(figure: Figure, axis: Axes, drawn: Any, meaning: str) -> None:
     bar.set_ticks([-limit, 0, limit], labels=[number(-limit), "0", number(limit)])
     bar.ax.tick_params(labelsize=8, length=2)
     for text, side in zip(bar.ax.get_xticklabels(), ("left", "center", "right")):  # beside the next bar's
-        text.set_horizontalalignment(side)
+        text.set(horizontalalignment=side)
     bar.outline.set_edgecolor(theme.FRAME)
     if meaning:
         bar.set_label(meaning, fontsize=8)

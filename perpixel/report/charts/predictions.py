@@ -35,7 +35,7 @@ def prediction_sheet(
         check_tensor("images", image, ndim=3, shape="(3, H, W)", floating=True)
     columns, cell = 2 + 2 * len(predictions), 2.5
     height, width = images[0].shape[1:]
-    figure = theme.new_figure(cell * columns, (cell * height / width + 0.36) * len(images) + 1.3)
+    figure = theme.new_figure(cell * columns + 0.4, (cell * height / width + 0.3) * len(images) + 0.6)
     axes = figure.subplots(len(images), columns, squeeze=False)
     seen: set[int] = set()
     for row, (image, truth) in enumerate(zip(images, labels)):

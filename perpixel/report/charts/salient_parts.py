@@ -40,7 +40,7 @@ def salient_sheet(
     colors = colors.cpu() if colors is not None else _palette(1 + int(max(each.max() for each in labels)))
     height, width = change.shape[-2:]
     place = theme.extent(height, width)
-    figure = theme.new_figure(4 * _CELL + 0.9, (_CELL * height / width + 0.62) * len(rows) + 0.5 + 0.3 * bool(title))
+    figure = theme.new_figure(4 * _CELL + 0.9, (_CELL * height / width + 0.32) * len(rows) + 0.4 + 0.3 * bool(title))
     axes = figure.subplots(len(rows), 4, squeeze=False)
     limit = float(change.abs().flatten().kthvalue(max(1, int(0.995 * change.numel()))).values) or 1.0
     scale: dict[str, Any] = {"cmap": theme.signed_colors(), "vmin": -limit, "vmax": limit}

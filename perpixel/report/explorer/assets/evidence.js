@@ -1,6 +1,6 @@
 // What the numbers say: the answer to one question. No drawing here.
 
-const AFFORDABLE = 2e8; // products for one answer: well under a second
+const AFFORDABLE = 6e7; // products for one answer: well under a second
 
 class Evidence {
   static async unpack(data) {

@@ -156,8 +156,8 @@ class Explorer {
 
   buildSelects() {
     $("rival").append(
-      element("option", { value: "" }, "the best other class"),
-      element("option", { value: "logit" }, "nothing: its logit alone"),
+      element("option", { value: "" }, "best other class"),
+      element("option", { value: "logit" }, "its logit alone"),
     );
     $("rival").parentElement.hidden = this.data.classes.length === 2; // the other class is the rival
     this.data.classes.forEach((name, c) => {

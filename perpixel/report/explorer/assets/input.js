@@ -42,7 +42,10 @@ class PictureInput {
         stage.setPointerCapture(event.pointerId);
       });
       stage.addEventListener("pointermove", (event) => this.move(event));
-      stage.addEventListener("pointerleave", () => this.explorer.peek(null));
+      stage.addEventListener("pointerleave", () => {
+        this.settle();
+        this.explorer.peek(null);
+      });
       stage.addEventListener("keydown", (event) => this.key(event));
       stage.addEventListener("pointerup", (event) => this.drop(event));
       stage.addEventListener("pointercancel", () => {
@@ -61,6 +64,8 @@ class PictureInput {
       return;
     }
     if (event.pointerType === "touch") return;
+    if (this.clicked && Math.hypot(event.clientX - this.clicked[0], event.clientY - this.clicked[1]) < 8) return;
+    this.clicked = null;
     this.next = this.inside(this.at(event));
     if (this.waiting) return;
     this.waiting = requestAnimationFrame(() => {
@@ -71,6 +76,13 @@ class PictureInput {
       this.explorer.cursor = this.next;
       this.explorer.ask(this.explorer.pixel(...this.explorer.cursor));
     });
+  }
+
+  // Forget where the pointer was; after a click or drop only one that moves on points at a patch.
+  settle(event = null) {
+    cancelAnimationFrame(this.waiting);
+    this.waiting = 0;
+    this.clicked = event && [event.clientX, event.clientY];
   }
 
   polygon() {
@@ -96,6 +108,7 @@ class PictureInput {
     const drag = this.drag;
     if (drag && drag.far) {
       this.drag.points.push(this.at(event));
+      this.settle(event);
       this.dropped = true; // the click that follows belongs to the drag
       this.askPolygon(this.polygon(), drag.tool === "lasso" ? "drawn region" : "rectangle");
     }
@@ -104,6 +117,7 @@ class PictureInput {
 
   click(event) {
     if (this.dropped) return;
+    this.settle(event);
     const [y, x] = this.inside(this.at(event));
     const { question, pinned } = this.explorer;
     const near =
