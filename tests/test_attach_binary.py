@@ -112,6 +112,23 @@ def test_a_base_of_ones_own_gets_the_masks_as_they_are(form: str) -> None:
     assert given[0].shape == (2, 1, 8, 8)
 
 
+def test_a_term_of_ones_own_is_given_both_classes() -> None:
+    class Margin:
+        weight = 1.0
+
+        def __call__(self, features: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+            assert labels.dtype == torch.int64
+            assert labels.shape == (2, 16, 16)
+            return (logits[:, 1] - logits[:, 0]).mean()
+
+    model, (images, masks) = Binary(), images_and_masks()
+    criterion = attach(model, Margin())
+    grids: list[Tensor] = []
+    model.classifier.register_forward_hook(lambda layer, inputs, output: grids.append(output))
+    criterion(model(images), masks.float()[:, None])
+    torch.testing.assert_close(criterion.terms["Margin"], grids[0].mean().detach())
+
+
 def test_what_fits_no_binary_network_is_refused() -> None:
     model, images, _, criterion = attached(Binary(), TemplateSimilarityLoss())
     for labels, message in (
