@@ -23,13 +23,14 @@ from lightning_fabric import Fabric
 from rich.console import Console
 from torch import Tensor, nn
 
+from recipes.kit.evidence import FAR, FAR_OTHER
 from recipes.kit.images import Images
 from recipes.kit.job import Interrupt
 from recipes.kit.networks import random_network
 from recipes.kit.progress import Progress
 from recipes.kit.settings import pretraining
 from recipes.kit.tables import format_cell
-from recipes.tracing.evidence import SWAPPED, evidence_rows, measure_evidence, pool_networks
+from recipes.tracing.evidence import CHANGE, FACTOR, OWN, RANDOM, evidence_rows, measure_evidence, pool_networks
 from recipes.tracing.job import FixationJob
 from recipes.tracing.network import TracedNetwork, known_rivals
 from recipes.tracing.settings import FixationMeasureSettings, FixationSettings, TraceSettings
@@ -44,7 +45,7 @@ VARIANTS = {
     "modern, shift partial": TraceSettings(shift="partial"),
     "seg-unravel": TraceSettings(rules="seg-unravel"),
 }
-KINDS = ("far body", "far body, right", "far body, mistaken", "local", "context", "whole mask")
+COLUMNS = {"share": "on_evidence_percent", "lift": "times_chance", "factor": FACTOR, "change": CHANGE, "swap": OWN}
 
 
 def networks_of(options: argparse.Namespace, images: Images) -> list[nn.Module]:
@@ -71,7 +72,7 @@ def measure_networks(
     """Sums of a trained network, and of networks with random weights, pooled."""
     device, rivals = torch.device("cpu"), known_rivals(images, trace)
     trained = TracedNetwork(network, trace, device)
-    traced = {"trained": trained} | {f"random#{k}": TracedNetwork(one, trace, device) for k, one in enumerate(random)}
+    traced = {"trained": trained} | {f"{RANDOM}#{k}": TracedNetwork(one, trace, device) for k, one in enumerate(random)}
     measure = FixationMeasureSettings(batch_size=16)
     return pool_networks(
         {name: measure_evidence(one, rivals, images, indices, measure, trained=trained) for name, one in traced.items()}
@@ -88,13 +89,13 @@ def report(variant: str, per_seed: list[dict[str, Tensor]], settings: FixationMe
     rows = evidence_rows(pooled(per_seed), settings)
     for row in rows:
         row["variant"] = variant
-        if row["kind"] not in KINDS:
+        if row["pixels_asked"] == FAR_OTHER:
             continue
-        text = f"{variant:30s}{row['network']:9s}{row['question']:7s}{row['kind']:20s}"
-        for name, digits in (("share", 1), ("lift", 2), ("factor", 2), ("change", 2), ("swap", 2)):
-            if row[name] == row[name]:
-                text += f"  {name} {format_cell(row, name, digits)}"
-        if row["kind"] == "far body":
+        text = f"{variant:30s}{row['network']:15s}{row['question']:7s}{row['pixels_asked']:53s}"
+        for name, column in COLUMNS.items():
+            if row[column] == row[column]:
+                text += f"  {name} {format_cell(row, column, 1 if name == 'share' else 2)}"
+        if row["pixels_asked"] == FAR:
             row["swap_by_network"] = [_swap(sums, row) for sums in per_seed]
             text += "  by network " + " ".join(f"{swap:.2f}" for swap in row["swap_by_network"])
         print(text, flush=True)
@@ -103,7 +104,7 @@ def report(variant: str, per_seed: list[dict[str, Tensor]], settings: FixationMe
 
 def _swap(sums: Mapping[str, Tensor], row: Mapping[str, Any]) -> float:
     """Share on the head, asked for the own class, over that asked for the relative; NaN where that is nothing."""
-    own, relative = (sums[f"{row['network']}|{row['question']}|{kind}"].sum(0) for kind in ("far body", SWAPPED))
+    own, relative = (sums[f"{row['network']}|{row['question']}|{kind}"].sum(0) for kind in (FAR, FAR_OTHER))
     shares = float(own[2] / own[1]), float(relative[2] / relative[1])
     return shares[0] / shares[1] if shares[1] else float("nan")
 

@@ -25,6 +25,11 @@ _MULTI_LABEL = (
     "Turn one-hot or soft labels into .argmax(1). Give masks that overlap (multi-label) one channel at a time, each as "
     "a binary network of its own: logits[:, c:c+1] and labels[:, c]."
 )
+_QUERIES = (
+    "Put them together: torch.einsum('nqc,nqhw->nchw', output.class_queries_logits.softmax(-1)[..., :-1], "
+    "output.masks_queries_logits.sigmoid()), in a function call(model, images) that is passed as call=, or, to train, "
+    "in the forward of a module around the model."
+)
 _FORMS = f"logits {_SHAPE}: a tensor, a mapping with 'out' or 'logits', an object with .logits, or a tuple or list"
 
 
@@ -34,6 +39,7 @@ def dense_logits(output: object) -> Tensor:
     `output` is the tensor itself; a mapping with "out" or "logits" (torchvision, transformers); an object with
     `.logits`; or a tuple or list whose first 4-D tensor is meant. TypeError or ValueError for anything else.
     """
+    refuse_queries(output)
     found: object = None
     if isinstance(output, Tensor):
         found = output
@@ -46,6 +52,13 @@ def dense_logits(output: object) -> Tensor:
     if found is None:
         raise TypeError(complain("output", _FORMS, _contents(output), "Pass the logits themselves."))
     return check_tensor("output", found, ndim=4, shape=_SHAPE, floating=True)
+
+
+def refuse_queries(output: object) -> None:
+    """TypeError for masks of queries with classes of their own (as of MaskFormer), which are no map per class."""
+    if hasattr(output, "masks_queries_logits") or (isinstance(output, Mapping) and "masks_queries_logits" in output):
+        came = f"masks of queries and the classes of these ({type(output).__name__})"
+        raise TypeError(complain("output", f"a map per class {_SHAPE}", came, _QUERIES))
 
 
 def maps_in(output: object, *, floating: bool = True) -> list[Tensor]:

@@ -1,9 +1,10 @@
-"""python -m recipes.explain: which context decides which labels, beside what a network with random weights shows?"""
+"""Which context decides which labels, beside what a network with random weights shows?"""
 
 import sys
 
-from recipes.explaining.job import ExplainJob
-from recipes.kit.job import run_recipe
+from recipes.__main__ import start
+
+SETTINGS, JOB = "recipes.explaining.settings:ExplainSettings", "recipes.explaining.job:ExplainJob"
 
 if __name__ == "__main__":
-    sys.exit(run_recipe(ExplainJob))
+    sys.exit(start("explain"))

@@ -1,9 +1,10 @@
-"""python -m recipes.finetune: did the template-similarity loss help, against a control that differs in nothing else?"""
+"""Did the template-similarity loss help, against a control that differs in nothing else?"""
 
 import sys
 
-from recipes.finetuning.job import FinetuneJob
-from recipes.kit.job import run_recipe
+from recipes.__main__ import start
+
+SETTINGS, JOB = "recipes.finetuning.settings:FinetuneSettings", "recipes.finetuning.job:FinetuneJob"
 
 if __name__ == "__main__":
-    sys.exit(run_recipe(FinetuneJob))
+    sys.exit(start("finetune"))

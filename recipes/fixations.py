@@ -1,9 +1,10 @@
-"""python -m recipes.fixations: from every labelled pixel back to the image points it rests on, drawn and counted."""
+"""From every labelled pixel back to the image points it rests on, drawn and counted."""
 
 import sys
 
-from recipes.kit.job import run_recipe
-from recipes.tracing.job import FixationJob
+from recipes.__main__ import start
+
+SETTINGS, JOB = "recipes.tracing.settings:FixationSettings", "recipes.tracing.job:FixationJob"
 
 if __name__ == "__main__":
-    sys.exit(run_recipe(FixationJob))
+    sys.exit(start("fixations"))

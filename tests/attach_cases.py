@@ -48,7 +48,18 @@ class ThroughNumpy(Net):
         return super().forward(torch.from_numpy(np.ascontiguousarray(images.numpy())))
 
 
-def segformer() -> nn.Module:
+class Whole(nn.Module):
+    """The whole network in one checkpoint."""
+
+    def __init__(self, net: nn.Module, reentrant: bool) -> None:
+        super().__init__()
+        self.net, self.reentrant = net, reentrant
+
+    def forward(self, images: Tensor) -> Any:
+        return checkpoint(self.net, images, use_reentrant=self.reentrant)
+
+
+def segformer(labels: int = CLASSES) -> nn.Module:
     """transformers' SegFormer, tiny and with random weights."""
     transformers = pytest.importorskip("transformers")
     config = transformers.SegformerConfig(
@@ -61,7 +72,7 @@ def segformer() -> nn.Module:
         num_attention_heads=[1, 1],
         mlp_ratios=[2, 2],
         decoder_hidden_size=8,
-        num_labels=CLASSES,
+        num_labels=labels,
     )
     return transformers.SegformerForSemanticSegmentation(config)
 
@@ -146,10 +157,12 @@ def step(
 
 def assert_holds_nothing(criterion: Feedback) -> None:
     kept = criterion._recorder.kept
-    assert not kept.records
-    assert not kept.records_outside
-    assert kept.call is None
-    assert kept.output is None
+    for one in (kept.last, kept.before):
+        assert one.call is one.output is None
+        assert not one.records
+        assert not one.outside
+    assert not kept.tied
+    assert not kept.made_of
 
 
 def reference(

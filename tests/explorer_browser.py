@@ -135,19 +135,21 @@ class ExplorerTab:
     def pinned(self) -> bool:
         return self.run("document.body.dataset.pinned") == "true"
 
-    def check_answer(self, region: Tensor, why: int | None = None, rival: int | None = None) -> None:
+    def check_answer(self, region: Tensor, why: int | None = None, rival: int | str = "") -> None:
         """Everything shown about the pixels of `region` equals the arrays, up to the quantisation.
 
-        why: the class asked about; None: the label most of them have.
+        why: the class asked about; None: the label most of them have. rival: "" for the margin, "logit", or a class.
         """
         bound, logits, effects = self.error, cases.LOGITS, cases.EFFECTS
         why = int(cases.LABELS[region].bincount().argmax()) if why is None else why
-        own = logits[why][region]
-        others = logits.index_fill(0, torch.tensor(why), -torch.inf).amax(0)[region]
-        assert self.value("#logit") == pytest.approx(float(own.mean()), abs=1e-5)
-        assert self.value("#margin") == pytest.approx(float((own - others).mean()), abs=1e-5)
+        now = cases.means(logits, region, why)
+        for name, value in now.items():
+            assert float(self.run(f"document.querySelector('#{name}').value")) == pytest.approx(value, abs=1e-5)
+        each = [cases.means(logits - effect, region, why) for effect in effects]
         means = effects[:, why][:, region].mean(1)
-        if rival is not None:
+        if rival == "":
+            means, bound = torch.tensor([now["margin"] - without["margin"] for without in each]), 2 * bound
+        elif rival != "logit":
             means, bound = means - effects[:, rival][:, region].mean(1), 2 * bound
         shown = self.patches()
         for patch, effect in shown.items():
@@ -165,7 +167,10 @@ class ExplorerTab:
         parts = self.run("[...document.querySelectorAll('#verdict data')].map(d => Number(d.value))")
         for c, part in zip(named, parts):
             assert part * int(region.sum()) == pytest.approx(int(counts[c]), abs=doubtful + 1e-6)
-        assert self.value("#logit-after") == pytest.approx(float(hidden[why].mean()), abs=bound + 1e-5)
+        for name, value in each[next(iter(shown))].items():
+            assert float(self.run(f"document.querySelector('#{name}-after').value")) == pytest.approx(
+                value, abs=bound + 1e-5
+            )
 
 
 @pytest.fixture(scope="module")

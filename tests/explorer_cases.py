@@ -98,5 +98,13 @@ def pixel(y: int, x: int) -> Tensor:
     return mask
 
 
+def means(logits: Tensor, region: Tensor, c: int) -> dict[str, float]:
+    """Mean logit, margin (over the best other class) and softmax probability of class `c` over a region."""
+    inside = logits[:, region]
+    margin = inside[c] - inside.index_fill(0, torch.tensor(c), -torch.inf).amax(0)
+    found = {"logit": inside[c], "margin": margin, "probability": inside.softmax(0)[c]}
+    return {name: float(values.mean()) for name, values in found.items()}
+
+
 LOGITS, EFFECTS = (full_size(case()[name]) for name in ("logits", "effects"))
 LABELS = LOGITS.argmax(0)

@@ -16,13 +16,13 @@ from weight_map_cases import EVERY_TERM, LOSSES, StubLoss
 
 from perpixel import TemplateSimilarityLoss
 from perpixel.attach.criterion import attach
-from perpixel.attach.recorder import _Hook
+from perpixel.attach.hooks import Hook
 
 
 def assert_copies_keep_nothing(model: nn.Module) -> None:
-    kept = [hook.kept for hook in hooks(model) if isinstance(hook, _Hook)]
+    kept = [hook.kept for hook in hooks(model) if isinstance(hook, Hook)]
     assert kept
-    assert all(one.call is one.output is None and not one.records for one in kept)
+    assert all(one.last.call is one.last.output is None and not one.last.records and not one.tied for one in kept)
 
 
 @EVERY_TERM

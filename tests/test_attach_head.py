@@ -241,7 +241,7 @@ def test_looking_for_the_head_holds_no_more_than_what_may_be_it(grad: bool) -> N
         output = model(images)
         alive = [ref() is not None for ref in held.values()]
         assert grad or alive == [False, False, True, False]  # the third is the auxiliary head's input
-        records = criterion._recorder.kept.records
+        records = criterion._recorder.kept.last.records
         assert [records[name].output.is_meta for name in ("body.0", "neck", "classifier")] == [True, True, False]
         criterion(output, labels)
     assert criterion.head == "classifier"

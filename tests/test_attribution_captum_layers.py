@@ -128,16 +128,46 @@ class Pooled(nn.Module):
         return F.avg_pool2d(x, 2), x.shape[-2:]
 
 
+class Pools(nn.Module):
+    """A backbone on tokens, of another name; a pyramid of pooled maps coarser than its grid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.deep = nn.Conv2d(3, 8, 2, 2), nn.Conv2d(8, 8, 2, 2)
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Conv2d(8, 8, 1))
+        self.fine, self.head = nn.Conv2d(16, 8, 1), nn.Conv2d(8, 4, 1)
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.stem(x)
+        deep = self.deep(first)
+        deep, pooled = (F.interpolate(each, first.shape[-2:]) for each in (deep, self.pool(deep)))
+        return F.interpolate(self.head(self.fine(torch.cat([deep, pooled], 1)) + first), size=x.shape[-2:])
+
+
+def test_a_pyramid_of_pooled_maps_is_no_feature_map() -> None:
+    assert explain(Pools(), images(), 1, region=regions(), method="LayerGradCam").layer == "deep"
+
+
 def test_the_layer_is_one_that_can_be_explained() -> None:
     found = explain(SideMaps(), images(), 1, region=regions(), method="LayerGradCam")
     assert found.layer == "stem"
 
 
-@pytest.mark.parametrize("name", ["dpt", "swin", "mit_b0"])
+SPATIAL = {  # the last layer on the coarsest grid, not of pyramid pooling
+    "Unet": "decoder.center",  # passes the encoder's last map on
+    "FPN": "decoder.seg_blocks.0.block.0.block",
+    "Segformer": "decoder.mlp_stage.0",
+    "dpt": "neck.fusion_stage.layers.0.residual_layer2",
+    "swin": "decode_head.bottleneck",
+}
+
+
+@pytest.mark.parametrize("name", SPATIAL)
 def test_transformers_have_a_spatial_layer(name: str) -> None:
-    if name == "mit_b0":
+    if name[0].isupper():
         smp = pytest.importorskip("segmentation_models_pytorch")
-        net = smp.FPN("mit_b0", encoder_weights=None, classes=4)
+        net = getattr(smp, name)("mit_b0", encoder_weights=None, classes=4)
     else:
         hf = pytest.importorskip("transformers")
         if name == "dpt":
@@ -151,8 +181,12 @@ def test_transformers_have_a_spatial_layer(name: str) -> None:
             head = {"num_labels": 4, "hidden_size": 16, "auxiliary_in_channels": 32}
             net = hf.UperNetForSemanticSegmentation(hf.UperNetConfig(backbone_config=stages, **head))
     region = torch.ones(64, 64, dtype=torch.bool)
+    grids: list[torch.Size] = []
+    hook = net.get_submodule(SPATIAL[name]).register_forward_hook(lambda *_: grids.append(_[2].shape[-2:]))
     found = explain(net, torch.randn(1, 3, 64, 64), 1, region=region, method="LayerGradCam")
-    assert found.layer
+    assert found.layer == SPATIAL[name]
+    assert set(grids) == {(2, 2)}
+    hook.remove()
     assert float(found.values.abs().max()) > 0
 
 

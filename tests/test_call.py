@@ -4,6 +4,8 @@ import copy
 import gc
 import pickle
 import weakref
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from attribution_cases import Net, images
 from model_state import assert_same, snapshot
 from torch import Tensor, nn
 
+from perpixel.attach.criterion import attach
 from perpixel.attribution import RegionTarget, explain, faithfulness, influence, object_alone, randomised_weights
 from perpixel.borrow import borrowed, called
 from perpixel.fixations import fixations
@@ -115,3 +118,58 @@ def test_graphs_are_kept_for_functions_made_anew_and_let_go_with_the_model() -> 
     dropped = use()
     gc.collect()
     assert dropped() is None
+
+
+class Queries(nn.Module):
+    """Four queries, with three classes (and none) and a mask each, as MaskFormer gives them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pixels, self.queries = nn.Conv2d(3, 5, 3, padding=1), nn.Parameter(torch.randn(4, 5))
+        self.classes = nn.Linear(5, 4)
+        self.double()
+
+    def forward(self, images: Tensor) -> SimpleNamespace:
+        pixels = self.pixels(images)
+        queries = self.queries * pixels.mean((2, 3))[:, None]
+        masks = torch.einsum("nqd,ndhw->nqhw", queries, pixels)
+        return SimpleNamespace(class_queries_logits=self.classes(queries), masks_queries_logits=masks)
+
+
+def put_together(model: nn.Module, x: Tensor) -> Tensor:
+    output = model(x)
+    shares = output.class_queries_logits.softmax(-1)[..., :-1]
+    return torch.einsum("nqc,nqhw->nchw", shares, output.masks_queries_logits.sigmoid())
+
+
+def test_masks_of_queries_are_refused_until_call_puts_them_together() -> None:
+    model, x = Queries(), images(2)
+    region = torch.ones(2, *x.shape[-2:], dtype=torch.bool)
+    whole = Around(model)
+    entries: list[Callable[..., Any]] = [
+        lambda **how: fixations(model, x, **how),
+        lambda **how: influence(model, x, patch=4, **how),
+        lambda **how: explain(model, x, 1, region=region, method="Saliency", **how),
+        lambda **how: RegionTarget(model, 1, region[0], **how)(x),
+    ]
+    for entry in entries:
+        with pytest.raises(TypeError, match=r"output: .*masks of queries.*torch\.einsum.*call="):
+            entry()
+        entry(call=put_together)
+    with pytest.raises(TypeError, match="in the forward of a module around"):
+        attach(model)(model(x), torch.zeros(2, *x.shape[-2:], dtype=torch.long))
+    attach(whole)(whole(x), torch.zeros(2, *x.shape[-2:], dtype=torch.long)).backward()
+    assert model.queries.grad is not None
+    one, two = influence(model, x, patch=4, call=put_together), influence(whole, x, patch=4)
+    assert torch.equal(one.values, two.values)
+    fix = fixations(model, x, call=put_together, strict=True)
+    assert float(fix.mass.sum()) + fix.dropped == fix.started == region.numel()
+
+
+class Around(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return put_together(self.model, x)

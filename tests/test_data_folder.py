@@ -296,6 +296,76 @@ def test_labels_alone_meet_the_errors_of_whole_pairs(root: Path) -> None:
 
 
 @pytest.mark.skipif(not CAMVID.is_dir(), reason="CamVid is not here")
+def put_binary(root: Path, **masks: object) -> None:
+    """Masks a, b, c, d, e with these values, 0 and 1 where none are given."""
+    for split, stems in (("train", "abc"), ("val", "de")):
+        for stem in stems:
+            values = np.asarray(masks.get(stem, (0, 1)))
+            put_mask(root / split / "masks" / f"{stem}.png", np.resize(values, (6, 8)))
+
+
+@pytest.mark.parametrize(
+    ("values", "foreground", "labels"),
+    [
+        ((0, 1), 1, (0, 1)),
+        ((0, 255), 255, (0, 1)),
+        ((0, 1, 255), 1, (0, 1, 255)),
+        ((0, 38), 38, (0, 1)),
+    ],
+)
+def test_the_foreground_of_binary_masks_is_found(
+    root: Path, values: tuple[int, ...], foreground: int, labels: tuple[int, ...]
+) -> None:
+    put_binary(root, **dict.fromkeys("abde", values), c=(0,))
+    for split in ("train", "val"):
+        data = FolderSegmentation(root, split, foreground="found")
+        assert (data.foreground, data.classes) == (foreground, ("background", "foreground"))
+        expected = torch.from_numpy(np.resize(np.array(labels), (6, 8)))
+        assert torch.equal(data[0][1], expected)
+        assert np.array_equal(data.read_labels(0), expected.numpy())
+    assert torch.equal(FolderSegmentation(root, foreground=foreground)[2][1], torch.zeros(6, 8).long())
+
+
+def test_masks_stored_as_bits_are_binary(root: Path) -> None:
+    for path in root.rglob("masks/*.png"):
+        Image.fromarray(ids(high=2).astype(bool)).save(path)
+    data = FolderSegmentation(root, foreground="found")
+    assert torch.equal(data[0][1], torch.from_numpy(ids(high=2)))
+
+
+@pytest.mark.parametrize(
+    ("masks", "words"),
+    [
+        ({"b": (0, 255)}, r"^foreground: .*1 in .*a\.png, and 255 without 1 in .*b\.png.* foreground: 1 \(255 is void"),
+        ({"d": (255,)}, r"255 without 1 in .*val/masks/d\.png"),
+        ({"b": (0, 2)}, r"got 1 in .*a\.png, 2 in .*b\.png"),
+        (dict.fromkeys("abcde", (0, 128, 255)), r"got 128 in .*a\.png, 255 in .*a\.png.*by the option foreground"),
+        (dict.fromkeys("abcde", (0,)), "a value besides 0 in some mask, got 0 in all"),
+    ],
+)
+def test_masks_whose_foreground_is_not_clear_are_refused_by_name(root: Path, masks: dict, words: str) -> None:
+    put_binary(root, **masks)
+    refused(root, words, foreground="found")
+
+
+def test_a_named_foreground_is_held_to(root: Path) -> None:
+    put_binary(root, b=(0, 255), c=(0, 7))
+    assert FolderSegmentation(root, foreground=1)[1][1].unique().tolist() == [0, 255]
+    refused(
+        root, r"a\.png: expected 0 \(background\), 255 \(foreground\), got 1 at row 0, column 1", foreground=255, read=0
+    )
+    refused(root, r"c\.png: expected 0 .*, 1 \(foreground\) or ignore_index=255, got 7", foreground=1, read=2)
+    for options, words in (
+        ({"foreground": 0}, "foreground: expected another value than 0"),
+        ({"foreground": "255"}, "foreground: expected one of 'found'"),
+        ({"foreground": 255, "ignore_index": 1}, "ignore_index: expected neither 0 nor 1 beside foreground"),
+        ({"foreground": 1, "num_classes": 3}, "classes: expected two beside foreground, got 3 classes"),
+        ({"foreground": 1, "classes": ["a", "b", "c"]}, "classes: expected two"),
+    ):
+        refused(root, words, **options)
+    assert FolderSegmentation(root, foreground=1, classes=["no", "yes"]).classes == ("no", "yes")
+
+
 def test_camvid() -> None:
     for split in ("train", "val"):
         data = build("camvid", CAMVID, split)

@@ -8,19 +8,27 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from model_state import assert_same, snapshot
+from scipy.stats import t, ttest_1samp
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from perpixel.evaluation import (
+    IMAGES,
+    BootstrapInterval,
     bootstrap_images,
     boundary_f_scores,
     class_iou,
     confusion_matrices,
+    difference,
+    holm,
     mean_iou,
     pixel_accuracy,
     predict_labels,
     ratio,
+    ratio_of_sums,
     score_images,
+    verdicts,
 )
+from perpixel.evaluation.statistics import _jackknife_test
 
 
 def blobs(seed: int, images: int = 2, classes: int = 3, size: tuple[int, int] = (13, 17), void: float = 0.1):
@@ -172,7 +180,14 @@ def test_scores_of_a_network_are_those_of_its_images_in_their_order():
         assert float(scores.boundary[n]) == pytest.approx(float(one))
         counted = far[n] & (labels[n] != 255)
         assert scores.far[n].tolist() == [int((counted & (predictions[n] == labels[n])).sum()), int(counted.sum())]
-    assert scores.row("ab").keys() == {"miou", "pixel_accuracy", "boundary_f", "far_body", "iou/a", "iou/b"}
+    assert scores.row("ab").keys() == {
+        "miou",
+        "pixel_accuracy",
+        "boundary_f",
+        "accuracy_far_from_head",
+        "iou/a",
+        "iou/b",
+    }
     plain = score_images(model, [(i, images[i], labels[i], None) for i in order.split(2)], 4)
     assert plain.far is None
     assert math.isnan(plain.far_body)
@@ -191,7 +206,7 @@ def test_bootstrap_interval_of_a_mean_is_near_the_textbook_one():
     assert interval.value == pytest.approx(values.mean())
     assert interval.low == pytest.approx(values.mean() - reach, abs=0.2 * reach)
     assert interval.high == pytest.approx(values.mean() + reach, abs=0.2 * reach)
-    assert interval.excludes_zero
+    assert interval.excludes_null
     assert interval == bootstrap_images(mean_of(values), 400)  # seeded
     assert interval != bootstrap_images(mean_of(values), 400, seed=1)
 
@@ -226,10 +241,10 @@ def test_bootstrap_of_the_dataset_iou_sums_confusion_matrices_first():
 
 def test_bootstrap_without_variation_or_value():
     same = bootstrap_images(lambda w: np.zeros(len(w)), 10)
-    assert (same.value, same.low, same.high, same.excludes_zero) == (0, 0, 0, False)
+    assert (same.value, same.low, same.high, same.excludes_null) == (0, 0, 0, False)
     nothing = bootstrap_images(lambda w: np.full(len(w), np.nan), 10)
     assert math.isnan(nothing.value)
-    assert not nothing.excludes_zero
+    assert not nothing.excludes_null
 
 
 def test_bootstrap_survives_statistics_that_are_undefined_on_some_draws():
@@ -245,3 +260,85 @@ def test_bootstrap_refuses_bad_arguments():
         bootstrap_images(lambda w: w, 5)
     with pytest.raises(ValueError, match="level"):
         bootstrap_images(mean_of(np.ones(5)), 5, level=1.0)
+
+
+def slow_holm(p_values, alpha):
+    """Which tests Holm's procedure rejects: the smallest first, until one is above alpha over those that are left."""
+    rejected, left = set(), sorted(range(len(p_values)), key=p_values.__getitem__)
+    while left and p_values[left[0]] <= alpha / len(left):
+        rejected.add(left.pop(0))
+    return rejected
+
+
+@given(p_values=st.lists(st.floats(0, 1), max_size=12), alpha=st.sampled_from([0.01, 0.05, 0.2]))
+def test_holm_rejects_what_the_procedure_does(p_values, alpha):
+    adjusted = holm(p_values)
+    assert {i for i, p in enumerate(adjusted) if p <= alpha * (1 - 1e-9)} <= slow_holm(p_values, alpha)
+    assert slow_holm(p_values, alpha) <= {i for i, p in enumerate(adjusted) if p <= alpha * (1 + 1e-9)}
+    with_unknown = holm([math.nan, *p_values])
+    assert math.isnan(with_unknown[0])
+    assert with_unknown[1:] == adjusted
+
+
+def test_p_value_of_a_mean_is_at_most_students_and_ignores_images_without_a_say():
+    values = np.random.default_rng(3).normal(0.5, 1.0, 30)
+    student = ttest_1samp(values, 0)
+    own = bootstrap_images(mean_of(values), 30, resamples=100)
+    kurtosis = ((values - values.mean()) ** 4).mean() / values.var() ** 2
+    assert own.p_value == pytest.approx(2 * t.sf(abs(student.statistic), min(29, 2 * 29 / (kurtosis - 1))))
+    assert own.images == 30
+    part, whole = np.r_[values, np.zeros(9)], np.r_[np.ones(30), np.zeros(9)]
+    padded = bootstrap_images(ratio_of_sums(part, whole), 39, resamples=100)
+    assert (padded.p_value, padded.images) == (pytest.approx(own.p_value), 30)
+    shifted = bootstrap_images(mean_of(values + 2), 30, resamples=100, null=2.0)
+    assert shifted.p_value == pytest.approx(own.p_value)
+    assert shifted.excludes_null == own.excludes_null
+
+
+def test_certain_differences_of_few_images_are_no_more_certain_than_a_coin_would_be():
+    for n in (2, 8, 12):
+        found = bootstrap_images(mean_of(np.ones(n)), n, resamples=100)
+        assert (found.p_value, found.images) == (2.0 ** (1 - n), n)
+    assert bootstrap_images(mean_of(np.zeros(12)), 12, resamples=100).p_value == 1
+    alone = bootstrap_images(ratio_of_sums(np.eye(9)[0], np.eye(9)[0]), 9, resamples=100)
+    assert (alone.p_value, alone.images) == (1.0, 1)
+
+
+def interval(value, low, high, p_value, images=40, null=0.0):
+    return BootstrapInterval(value, low, high, 0.95, null, p_value, images)
+
+
+def test_words_claim_only_what_outlasts_its_table():
+    table = [
+        interval(1, 0.5, 1.5, 0.0001),
+        interval(-1, -1.5, -0.5, 0.0002),
+        interval(1, 0.1, 2.0, 0.03),  # alone it would do
+        interval(1, -0.1, 2.0, 0.0001),  # a p value without its interval does not
+        interval(1, 0.5, 1.5, 0.0001, images=IMAGES - 1),
+        interval(math.nan, math.nan, math.nan, math.nan),
+        interval(0, -1, 1, 0.9),
+    ]
+    expected = ["more", "less", "more on these images", "undecided", "too few images", "undefined", "undecided"]
+    assert verdicts(table) == expected
+    assert verdicts(table[2:3], "above") == ["above"]
+    assert verdicts([interval(0.9, 0.8, 0.95, 0.001, null=1.0)], less="below") == ["below"]
+    assert verdicts([interval(1, 0.5, 1.5, 0.0078, images=8)] * 70) == ["more on these images"] * 70
+    assert verdicts([]) == []
+
+
+def test_tables_without_effects_rarely_claim_one():
+    """Differences of ratios of images of very different size, which all have no effect: tables of 20, 24 images."""
+    generator, claimed, single, tables = np.random.default_rng(0), 0, 0, 60
+    for _ in range(tables):
+        found = []
+        for _ in range(20):
+            size = generator.lognormal(0, 1, 24)
+            other = size * generator.uniform(0.5, 1, 24)
+            sums = [part * generator.exponential(1, 24) for part in (size, other)]
+            statistic = difference(ratio_of_sums(sums[0], size), ratio_of_sums(sums[1], other))
+            p, images = _jackknife_test(statistic, 24, 0.0)
+            single += p <= 0.05
+            found.append(interval(1.0, 0.5, 1.5, p, images))
+        claimed += "more" in verdicts(found)
+    assert 0.02 <= single / (20 * tables) <= 0.08
+    assert claimed / tables <= 0.15

@@ -56,6 +56,23 @@ class Causal(Functional):
     how: ClassVar = {"is_causal": True}
 
 
+class Einsum(Attention):
+    """The tokens before the heads, as many write it; the scores with dots for what is common."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        p = (torch.einsum("...id,...jd", q, k) / math.sqrt(WIDTH)).softmax(-1)
+        return torch.einsum("bhij, bjhd -> bihd", p, v.transpose(1, 2)).transpose(1, 2)
+
+
+class EinsumOfOneImage(Attention):
+    """Values on the left, channels in two parts, and operands in a list."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        p = torch.einsum("nhid,nhjd->nhij", q, k / math.sqrt(WIDTH)).softmax(3)
+        parts = v.reshape(v.shape[0], HEADS, 4, 5, WIDTH)
+        return torch.einsum("nhyxd,nhiyx->dinh", [parts, p.unflatten(3, (4, 5))]).permute(2, 3, 1, 0)
+
+
 class HeadsInTheBatch(Attention):
     """bmm over (N * heads), with the values on the left, and a stack cut into queries, keys and values."""
 
@@ -76,7 +93,7 @@ class TokensFirst(Functional):
         return out.flatten(2).permute(1, 2, 0).reshape(x.shape)
 
 
-NETS = [Attention, Functional, Masked, Biased, Causal, HeadsInTheBatch, TokensFirst]
+NETS = [Attention, Einsum, EinsumOfOneImage, Functional, Masked, Biased, Causal, HeadsInTheBatch, TokensFirst]
 
 
 def slow(model: Attention, images: Tensor, start: Tensor) -> tuple[Counter, Counter]:
@@ -212,6 +229,36 @@ def _expanded(context: Tensor, x: Tensor) -> Tensor:
     return context.expand_as(x)
 
 
+def test_values_may_be_broadcast_to_the_probabilities() -> None:
+    images = torch.randn(2, 4, 3, 3, dtype=D)
+    of_one = Net(lambda x, w: x.softmax(-1) @ x[:, :1])
+    written_out = Net(lambda x, w: x.softmax(-1) @ (x[:, :1].expand_as(x) * 1))
+    one, other = (fixations(model, images, strict=True) for model in (of_one, written_out))
+    assert torch.equal(one.points, other.points)
+    assert torch.equal(one.mass, other.mass)
+
+
+def test_linear_attention_goes_through_the_state_to_its_values() -> None:
+    """relu(q) (relu(k)^T v): to the channel of the state that gives most, and there to the token that gives most."""
+    images = torch.randn(1, 3, 2, 4, dtype=D)
+    model = Net(lambda x, w: (x.flatten(2).mT.relu() @ (x.flatten(2).relu() @ x.flatten(2).mT)).mT.view(x.shape))
+    start = torch.randint(0, 3, (1, 2, 4))
+    fix = fixations(model, images, start=start, strict=True)
+    tokens = images[0].flatten(1)
+    state = tokens.relu() @ tokens.T
+    expected: Counter = Counter()
+    for i, c in enumerate(start.flatten().tolist()):
+        e = max(range(3), key=lambda e: float(tokens[e, i].relu() * state[e, c]) if tokens[e, i] > 0 else -math.inf)
+        if tokens[:, i].max() <= 0:
+            continue
+        sign = -1 if state[e, c] < 0 else 1
+        seen = [j for j in range(8) if tokens[e, j] > 0]
+        j = max(seen, key=lambda j: sign * float(tokens[e, j] * tokens[c, j]))
+        expected[0, c, c, j // 4, j % 4] += 1
+    assert dict(zip(map(tuple, fix.points.tolist()), fix.mass.tolist())) == expected
+    assert fix.dropped == 8 - sum(expected.values())
+
+
 @pytest.mark.parametrize("kind", [Attention, Functional, HeadsInTheBatch])
 def test_attention_does_not_change_the_resolution(kind: type[Attention]) -> None:
     model, images = kind().eval(), torch.randn(2, HEADS * WIDTH, 4, 5, dtype=D)
@@ -245,8 +292,10 @@ REFUSED = {
     "places from the images": (lambda x, w: x[:, x.argmax(1)[0, 0]], "says where its elements go"),
     "two plain tensors": (lambda x, w: x @ x.transpose(2, 3), "comes out of a softmax"),
     "two softmaxes": (lambda x, w: x.softmax(-1) @ x.softmax(-1), "comes out of a softmax"),
-    "broadcast": (lambda x, w: x.softmax(-1) @ x[:, :1], "are broadcast"),
-    "largest along a dimension": (lambda x, w: x.max(1, keepdim=True)[0] + x, "not parts of one"),
+    "places of the largest": (lambda x, w: x.sort(1)[0] + x, "there is no rule"),
+    "diagonal": (lambda x, w: torch.einsum("nchh,cd->ndh", x, w)[..., None], "whose diagonal is taken"),
+    "three factors": (lambda x, w: torch.einsum("nchw,cd,de->nehw", x, w, w), "two operands"),
+    "largest of all images": (lambda x, w: x.amax(0, keepdim=True).expand_as(x) * 1, "over the images of a batch"),
     "images mixed": (lambda x, w: x.flip(0), "mixes the images of a batch"),
     "attention over images": (
         lambda x, w: (

@@ -168,16 +168,13 @@ def test_labels_on_one_unit_part_again_at_the_end() -> None:
     assert fix.mass.tolist() == [6.0, 3.0]
 
 
-@pytest.mark.parametrize("dims", [1, 3])
-def test_convolutions_over_other_dimensions_are_named(dims: int) -> None:
+def test_convolutions_over_other_dimensions_are_named() -> None:
     class Other(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.conv = nn.Conv1d(3, 2, 3, padding=1) if dims == 1 else nn.Conv3d(3, 2, 1)
+            self.conv = nn.Conv3d(3, 2, 1)
 
         def forward(self, x: Tensor) -> Tensor:
-            if dims == 1:
-                return self.conv(x.flatten(2)).unflatten(2, (6, 5))
             return self.conv(x.unsqueeze(2)).squeeze(2)
 
     with pytest.raises(NotImplementedError, match=r"node 'conv'.*FixationRules\(extra=\{operation: rule\}\)"):

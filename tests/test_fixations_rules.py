@@ -1,11 +1,15 @@
 """Every rule against plain loops written from its definition, and what must not change the points."""
 
+import itertools
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from fixation_oracles import folded, trace_chain
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from perpixel.fixations import FixationRules, Fixations, fixations
 
@@ -146,3 +150,170 @@ def test_folding_batch_norm_gives_the_same_points() -> None:
         one, other = fixations(model, image), fixations(plain, image)
         assert torch.equal(one.points, other.points)
         assert torch.equal(one.mass, other.mass)
+
+
+class Function(nn.Module):
+    """A function of the images as a network."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def found_by_loop(
+    function: Callable[[Tensor], Tensor], images: Tensor, origin: Callable[[tuple[int, ...]], Any]
+) -> None:
+    """Every output element in turn: what `origin(n, c, y, x)` says, (c, y, x), None, or with a sign."""
+    start = torch.randint(0, function(images).shape[1], (len(images), *function(images).shape[2:]))
+    fix = fixations(Function(function), images, start=start, strict=True)
+    expected: Counter = Counter()
+    signs = {}
+    for n, y, x in itertools.product(*(range(size) for size in start.shape)):
+        label = int(start[n, y, x])
+        place = origin((n, label, y, x))
+        if place is not None:
+            key = (n, label, *place[:3])
+            expected[key] += 1
+            signs[key] = place[3] if len(place) > 3 else 1
+    assert masses(fix) == expected
+    assert dict(zip(map(tuple, fix.points.tolist()), fix.sign.tolist())) == signs
+    assert fix.dropped == start.numel() - sum(expected.values())
+
+
+ALONG: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...], int]] = {
+    "mean of channels": (lambda x: x.mean(1, keepdim=True).expand(-1, 2, -1, -1), (1,), 1),
+    "sum of rows": (lambda x: torch.sum(x, dim=2, keepdim=True), (2,), 1),
+    "largest column": (lambda x: x.max(3, keepdim=True)[0], (3,), 1),
+    "largest, its places unused": (lambda x: torch.max(x, 3).values.unsqueeze(3), (3,), 1),
+    "smallest": (lambda x: x.amin((-1, 1), keepdim=True).expand(-1, 2, -1, -1), (1, 3), -1),
+    "smallest of the map": (lambda x: x.amin((2, 3), keepdim=True), (2, 3), -1),
+    "smallest, without its dimension": (lambda x: x.min(2)[0][:, :, None], (2,), -1),
+}
+
+
+@pytest.mark.parametrize("name", ALONG)
+def test_reductions_go_to_the_strongest_along_their_dimensions(name: str) -> None:
+    function, dims, sign = ALONG[name]
+    images = torch.randn(2, 3, 4, 5, dtype=D)
+
+    def origin(at: tuple[int, ...]) -> tuple[int, ...]:
+        ranges = [range(size) if dim in dims else [at[dim]] for dim, size in list(enumerate(images.shape))[1:]]
+        return max(itertools.product(*ranges), key=lambda place: sign * float(images[(at[0], *place)]))
+
+    found_by_loop(function, images, origin)
+
+
+def test_a_minimum_goes_to_the_smaller_branch() -> None:
+    images = torch.randn(2, 3, 4, 5, dtype=D)
+
+    def origin(at: tuple[int, ...]) -> tuple[int, ...]:
+        n, c, y, x = at
+        return (c, y, x) if images[at] <= images[n, c, y, x - 1] else (c, y, (x - 1) % 5)
+
+    for smaller in (torch.minimum, torch.min):
+        found_by_loop(lambda x, smaller=smaller: smaller(x, x.roll(1, 3)), images, origin)
+
+
+def test_what_is_gated_filled_and_squared() -> None:
+    images = torch.randn(2, 4, 3, 5, dtype=D)
+    found_by_loop(lambda x: F.glu(x, 1), images, lambda at: at[1:])
+    found_by_loop(lambda x: nn.GLU(2)(x.transpose(2, 3)).transpose(2, 3), images[..., :4], lambda at: at[1:])
+    mask = torch.rand(2, 1, 3, 5) > 0.5
+    kept = lambda at: None if mask[at[0], 0, at[2], at[3]] else at[1:]  # noqa: E731
+    found_by_loop(lambda x: x.masked_fill(mask, 9.0), images, kept)
+    found_by_loop(lambda x: torch.masked_fill(x, mask, value=torch.tensor(9.0, dtype=D)), images, kept)
+    signed = lambda at: (*at[1:], -1 if images[at] < 0 else 1)  # noqa: E731
+    for even in (torch.square, torch.abs, lambda x: x**2, lambda x: torch.pow(x, 4.0)):
+        found_by_loop(even, images, signed)
+    found_by_loop(lambda x: x**3, images, lambda at: at[1:])
+    found_by_loop(lambda x: F.normalize(x, dim=1), images, lambda at: at[1:])
+    with pytest.raises(NotImplementedError, match="exponent is a positive number"):
+        fixations(Function(lambda x: x**-1), images)
+
+
+def test_activations_that_gate_another_branch() -> None:
+    images = torch.randn(2, 4, 3, 5, dtype=D)
+    for activation in (F.silu, F.gelu, F.relu6, torch.tanh):
+
+        def gated(x: Tensor, activation: Any = activation) -> Tensor:
+            return activation(x.roll(1, 1)) * x
+
+        turned = lambda at: (*at[1:], -1 if activation(images.roll(1, 1))[at] < 0 else 1)  # noqa: B023, E731
+        found_by_loop(gated, images, turned)
+    found_by_loop(lambda x: x / x.norm(dim=1, keepdim=True), images, lambda at: at[1:])
+    with pytest.raises(NotImplementedError, match="out of a sigmoid"):
+        fixations(Function(lambda x: x.relu() * x.roll(1, 1).relu()), images)
+
+
+def test_unpooling_puts_points_back_where_the_largest_was() -> None:
+    images = torch.randn(2, 3, 6, 8, dtype=D)
+    pool = nn.MaxPool2d(2, return_indices=True)
+    place = pool(images)[1]
+
+    def origin(at: tuple[int, ...]) -> tuple[int, ...] | None:
+        n, c, y, x = at
+        return (c, y, x) if int(place[n, c, y // 2, x // 2]) == y * 8 + x else None
+
+    found_by_loop(lambda x: nn.MaxUnpool2d(2)(*pool(x)), images, origin)
+    found_by_loop(lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2), images, origin)
+
+
+@pytest.mark.parametrize("align", [False, True])
+@pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
+@pytest.mark.parametrize("mode", ["bilinear", "nearest", "bicubic"])
+def test_sampling_goes_to_the_heaviest_pixel(mode: str, padding: str, align: bool) -> None:
+    images = torch.randn(2, 2, 5, 6, dtype=D)
+    grid = torch.rand(2, 4, 3, 2, dtype=D) * 2.6 - 1.3
+    if mode == "bicubic":
+        grid = grid * 0.8  # far outside all weights are negative
+    how = {"mode": mode, "padding_mode": padding, "align_corners": align}
+    ones = torch.eye(30, dtype=D).view(30, 1, 5, 6)
+
+    def origin(at: tuple[int, ...]) -> tuple[int, ...] | None:
+        n, c, y, x = at
+        weights = F.grid_sample(ones, grid[n : n + 1, y : y + 1, x : x + 1].expand(30, 1, 1, 2), **how).flatten()
+        best = int(weights.argmax())
+        return (c, best // 6, best % 6) if weights[best] > 0 else None
+
+    found_by_loop(lambda x: F.grid_sample(x, grid + x.sum() * 0, **how), images, origin)
+
+
+ROWS: dict[str, Callable[[], tuple[nn.Module, nn.Module]]] = {
+    "conv": lambda: (nn.Conv1d(2, 3, 3, 2, 1), nn.Conv2d(2, 3, (1, 3), (1, 2), (0, 1))),
+    "dilation": lambda: (
+        nn.Conv1d(2, 4, 3, padding="same", dilation=2, groups=2),
+        nn.Conv2d(2, 4, (1, 3), padding="same", dilation=2, groups=2),
+    ),
+    "transposed": lambda: (nn.ConvTranspose1d(2, 3, 3, 2, 1), nn.ConvTranspose2d(2, 3, (1, 3), (1, 2), (0, 1))),
+    "max pool": lambda: (nn.MaxPool1d(3, 2, 1), nn.MaxPool2d((1, 3), (1, 2), (0, 1))),
+    "mean pool": lambda: (nn.AvgPool1d(2), nn.AvgPool2d((1, 2))),
+    "cells": lambda: (nn.AdaptiveAvgPool1d(4), nn.AdaptiveAvgPool2d((1, 4))),
+    "norm": lambda: (nn.BatchNorm1d(2), nn.BatchNorm2d(2)),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_layers_of_one_dimension_are_those_of_two_on_maps_one_row_high(name: str) -> None:
+    one, two = (layer.to(D).eval() for layer in ROWS[name]())
+    two.load_state_dict({key: v.view(two.state_dict()[key].shape) for key, v in one.state_dict().items()})
+    row, plane = (net([nn.Conv2d(2, 2, 1), layer, nn.Hardswish()]) for layer in (one, two))
+    for weight in one.parameters():
+        weight.data.normal_()
+    two.load_state_dict({key: v.view(two.state_dict()[key].shape) for key, v in one.state_dict().items()})
+    row.insert(1, nn.Flatten(2))
+    row.append(nn.Unflatten(2, (1, -1)))
+    row[0].load_state_dict(plane[0].state_dict())
+    images = torch.randn(2, 2, 1, 12, dtype=D)
+    for shift in ("full", "none"):
+        fix, expected = (fixations(model, images, shift=shift, strict=True) for model in (row, plane))
+        assert masses(fix) == masses(expected)
+        assert torch.equal(fix.sign, expected.sign)
+
+
+def test_maps_without_a_batch_dimension_are_refused() -> None:
+    for layer in (nn.Conv2d(2, 2, 1), nn.MaxPool2d(1)):
+        with pytest.raises(NotImplementedError, match="batch dimension"):
+            fixations(Function(lambda x, layer=layer: layer.double()(x[0])[None]), torch.randn(1, 2, 3, 3, dtype=D))

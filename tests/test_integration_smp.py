@@ -44,3 +44,15 @@ def test_usual_loop_with_its_own_loss_as_base() -> None:
         loss.backward()
         optimizer.step()
     assert criterion.head == "segmentation_head.0"
+
+
+def test_binary_loop_as_in_its_examples() -> None:
+    model = smp.Unet("resnet18", encoder_weights=None, classes=1)
+    dice = smp.losses.DiceLoss(smp.losses.BINARY_MODE, from_logits=True)
+    images, masks = torch.randn(2, 3, 64, 64), torch.rand(2, 1, 64, 64) > 0.6
+    criterion = attach(model, TemplateSimilarityLoss(weight=0.05), base=dice)
+    logits = model(images)
+    criterion(logits, masks).backward()
+    torch.testing.assert_close(criterion.terms["base"], dice(logits, masks).detach())
+    assert criterion.head == "segmentation_head.0"
+    assert model.encoder.conv1.weight.grad.any()

@@ -77,19 +77,32 @@ def test_models(name: str, how: dict[str, bool], head: str, below: str) -> None:
     assert assert_one_line_works(model, *batch(2, 64, 5), below=below).head == head
 
 
-@pytest.mark.parametrize("head", ["classifier.high_classifier", "classifier.low_classifier"])
-def test_lraspp_adds_two_classifiers_so_the_head_is_named(head: str) -> None:
+def test_one_class_is_binary() -> None:
+    model = segmentation.deeplabv3_mobilenet_v3_large(**WITHOUT_WEIGHTS | {"num_classes": 1}, aux_loss=True)
+    images, masks = torch.randn(2, 3, 64, 64), (torch.rand(2, 1, 64, 64) > 0.6).float()
+    assert assert_one_line_works(model, images, masks, below="backbone.0.0.weight").head == "classifier.4"
+
+
+@pytest.mark.parametrize("head", [None, "classifier.low_classifier"])
+def test_lraspp_adds_two_classifiers_of_which_one_is_taken(head: str | None) -> None:
     model = segmentation.lraspp_mobilenet_v3_large(**WITHOUT_WEIGHTS)
-    images, labels = batch(2, 64, 5)
-    criterion = attach(model, TemplateSimilarityLoss())
-    with pytest.raises(ValueError, match=r"(?s)head=.*classifier\.low_classifier.*classifier\.high_classifier"):
-        criterion(model(images), labels)
-    assert_one_line_works(model, images, labels, below="backbone.0.0.weight", head=head)
+    criterion = assert_one_line_works(model, *batch(2, 64, 5), below="backbone.0.0.weight", head=head)
+    assert criterion.head == (head or "classifier.high_classifier")
+
+
+def test_lraspp_with_another_classifier_is_any_network() -> None:
+    class Low(nn.Module):
+        def forward(self, features: dict[str, Tensor]) -> Tensor:
+            return features["low"]
+
+    model = segmentation.lraspp_mobilenet_v3_large(**WITHOUT_WEIGHTS)
+    model.classifier = nn.Sequential(Low(), nn.Conv2d(40, 5, 1))
+    assert assert_one_line_works(model, *batch(2, 64, 5), below="backbone.0.0.weight").head == "classifier.1"
 
 
 def test_lraspp_validates_outputs_resized_by_hand() -> None:
     model = segmentation.lraspp_mobilenet_v3_large(**WITHOUT_WEIGHTS).eval()
-    criterion = attach(model, TemplateSimilarityLoss(), head="classifier.high_classifier")
+    criterion = attach(model, TemplateSimilarityLoss())
     images, labels = batch(2, 64, 5)
     with torch.no_grad():
         halved = F.interpolate(model(images)["out"], size=(32, 32), mode="bilinear", align_corners=False)

@@ -29,6 +29,14 @@ def test_binary_segformer(model: torch.nn.Module) -> None:
     assert_binary_model_works(type(model)(config), "decode_head.classifier", 64)
 
 
+def test_one_label_is_binary() -> None:
+    model, images, masks = segformer(labels=1), torch.randn(2, 3, 64, 64), torch.rand(2, 64, 64) > 0.6
+    below = next(name for name, p in model.named_parameters() if p.ndim == 4)
+    assert_one_line_works(model, images, masks, below=below)
+    output = model(pixel_values=images, labels=masks.long())
+    torch.testing.assert_close(attach(model)(output, masks), output.loss)
+
+
 def test_segformer_loss_is_its_own_loss_when_nothing_is_added(model: torch.nn.Module) -> None:
     images, labels = batch(2, 64)
     criterion = attach(model)

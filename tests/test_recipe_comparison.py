@@ -1,19 +1,25 @@
 """The table's numbers and words, and the images behind them."""
 
+import html
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from perpixel.evaluation import SegmentationScores, compare_scores, mean_iou, t_interval
 from recipes.finetuning.pictures import select_examples
 from recipes.finetuning.results import Results
 from recipes.kit.images import Images
+from recipes.kit.progress import Progress
 from recipes.kit.settings import DataSettings, EvaluationSettings
+from recipes.kit.summary import Section, Summary
+from recipes.kit.tables import markdown_table, markdown_text
 
 
-def scores(accuracy: float, images: int = 40, seed: int = 0, far: bool = False) -> SegmentationScores:
+def scores(accuracy: float, images: int = 40, seed: int = 0, far: int = False) -> SegmentationScores:
     """Two classes, 1000 pixels an image, about `accuracy` of them right, more or less so by image."""
     generator = torch.Generator().manual_seed(seed)
     right = (1000 * (accuracy + 0.05 * torch.randn(images, generator=generator))).long().clamp(0, 1000)
@@ -26,7 +32,7 @@ def scores(accuracy: float, images: int = 40, seed: int = 0, far: bool = False) 
     )
 
 
-def compared(control: list[float], loss: list[float], **options: bool) -> Results:
+def compared(control: list[float], loss: list[float], **options: int) -> Results:
     arms = {
         arm: {seed: scores(accuracy, **options) for seed, accuracy in enumerate(accuracies)}
         for arm, accuracies in (("control", control), ("loss", loss))
@@ -72,10 +78,25 @@ def test_an_effect_is_claimed_from_five_seeds_that_agree(losses: list[float], ve
     assert verdict in results.sentences()[0]
 
 
+def test_seeds_that_agree_claim_nothing_from_few_images() -> None:
+    results = compared([0.6] * 5, [0.7, 0.71, 0.69, 0.7, 0.7], images=7)
+    assert results.differences[0].verdict == "too few images"
+    assert results.sentences()[0].endswith("excludes zero: too few images.")
+
+
+def test_claims_are_corrected_for_the_metrics_of_the_table() -> None:
+    losses = [0.62, 0.601, 0.615, 0.604, 0.61]  # p = 0.04 over these seeds: not enough for one of three metrics
+    (miou, *_) = compared([0.6] * 5, losses).differences
+    low, high = miou.seed_interval or (0, 0)
+    assert 0 < low < high
+    assert miou.interval.excludes_null
+    assert miou.verdict == "better on these images"
+
+
 def test_far_body_only_where_there_is_evidence() -> None:
     assert [d.metric for d in compared([0.6], [0.7]).differences] == ["mIoU", "pixel accuracy", "boundary F"]
     far = compared([0.6], [0.7], far=True).differences[-1]
-    assert far.metric == "far-body accuracy"
+    assert far.metric == "accuracy far from the head"
     assert far.interval.value == pytest.approx(far.treatment - far.control)
 
 
@@ -101,12 +122,37 @@ def test_scores_of_other_images_are_not_compared() -> None:
             compare_scores(control, treatment)
 
 
-def test_table_and_json_are_written(tmp_path: Path) -> None:
-    compared([0.6], [0.7]).save(tmp_path)
-    table = (tmp_path / "table.md").read_text()
-    assert "| mIoU | " in table
-    assert "| seconds per epoch |  | 2.00 | 4.00 | +2.00 |" in table
+def test_summary_and_json_are_written(tmp_path: Path) -> None:
+    results = compared([0.6], [0.7])
+    results.save(tmp_path)
+    pictures = {"curves.png": "loss terms <by> epoch"}
+    summary = results.summary("mine: did the loss help?", "small_fcn on x", pictures, {"results.json": "all numbers"})
+    summary.save(tmp_path, Progress(Console()))
+    text, page = ((tmp_path / name).read_text() for name in ("summary.md", "index.html"))
+    assert "| mIoU | " in text
+    assert "| seconds per epoch |  | 2.00 | 4.00 | +2.00 |" in text
+    assert "Better on these images; whether the loss helps is not shown. mIoU: +" in text
+    for part in ("<td>mIoU</td>", '<a href="curves.png"><img src="curves.png"', 'href="results.json"'):
+        assert part in page
+    assert "loss terms &lt;by&gt; epoch" in page
+    assert "<title>mine: did the loss help?</title>" in page
     assert json.loads((tmp_path / "results.json").read_text())["lines"][0]["verdict"] == "better on these images"
+
+
+def test_names_of_anyone_are_text_in_the_page(tmp_path: Path) -> None:
+    name = "<script>alert(1)</script> [x](javascript:alert(2)) ![y](http://z/y.png) `a|b`"
+    table = markdown_table(("class", "IoU"), [(name, "1")])
+    pictures = {"p.png": name}
+    summary = Summary(
+        markdown_text(name), markdown_text(name), markdown_text(name), [Section("s", table, "", pictures)], {}
+    )
+    summary.save(tmp_path, Progress(Console(), shown=False))
+    page = (tmp_path / "index.html").read_text()
+    assert re.findall(r"<(?:script|iframe|link|object)|\son\w+=", page) == []
+    assert set(re.findall(r'(?:src|href)="([^"]*)"', page)) == {"p.png"}
+    assert html.unescape(re.findall(r"<td>(.*?)</td>", page)[0]) == name
+    assert "alert(1)" in re.findall(r"<title>(.*?)</title>", page)[0]
+    (tmp_path / "summary.md").unlink()
 
 
 @pytest.mark.parametrize(

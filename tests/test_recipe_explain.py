@@ -24,9 +24,11 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from perpixel.attribution import Influence, context_share, evidence_share, influence
+from perpixel.evaluation import IMAGES
 from perpixel.models import small_fcn
 from recipes.explaining import explorer
 from recipes.explaining.images import (
+    ALL_OF_LABEL,
     ExplainedImage,
     ImageReader,
     count_predicted,
@@ -38,9 +40,10 @@ from recipes.explaining.job import ExplainJob
 from recipes.explaining.maps import RANDOM, TRAINED, Explainer
 from recipes.explaining.measurements import MEASUREMENTS, Rows
 from recipes.explaining.measurements.class_matrix import PooledMatrix, matrix_rows
-from recipes.explaining.measurements.signed_maps import SignedMaps, mean_rows
+from recipes.explaining.measurements.signed_maps import CHANCE, OUTSIDE, REACH, SignedMaps, mean_rows
 from recipes.explaining.settings import DataSetSettings, ExplainSettings
-from recipes.explaining.statistics import FEWEST, Means
+from recipes.explaining.statistics import Means
+from recipes.kit.evidence import BLOSSOM
 from recipes.kit.images import Images
 from recipes.kit.job import Interrupt, run_recipe
 from recipes.kit.progress import Progress
@@ -121,7 +124,7 @@ def effects(loaded: Loaded) -> list[tuple[Tensor, Influence]]:
 
 def rows_of_influence(folder: Path, kind: str) -> Rows:
     """Those of shares.csv about the trained network on the measured images."""
-    wanted = {"kind": kind, "network": TRAINED, "method": "Influence", "set": "measured"}
+    wanted = {"pixels_asked": kind, "network": TRAINED, "method": "Influence", "image_is": "measured"}
     return [row for row in rows(folder, "shares") if wanted.items() <= row.items()]
 
 
@@ -152,29 +155,36 @@ def test_summary_says_what_was_found_and_what_was_not(whole: Path) -> None:
     text = (whole / "summary.md").read_text()
     for title in ("Which context decides", "keep its label alone", "Do the maps find", "What this does not say"):
         assert title in text
-    for name in re.findall(r"`([^`]+\.(?:png|csv|json|html))`", text):
+    first = next(whole.glob("explorer-*.html")).name
+    assert text.splitlines()[0] == f"**Begin here, with a click on any pixel:** [{first}]({first})"
+    page = (whole / "index.html").read_text()
+    files = set(re.findall(r"\]\(([^)]+)\)", text))
+    assert {first, "matrix.csv", "matrix.png", "numbers.json", "profiles-Influence.png", "salient.csv"} <= files
+    assert files == set(re.findall(r'(?:src|href)="([^"]+)"', page))
+    for name in files:
         assert (whole / name).is_file(), name
+    assert not re.search(r"\bnan\b", page)
     assert not re.search(r"\bnan\b", text)
     assert "random weights" in text
 
 
 @pytest.mark.slow
 def test_shares_are_those_of_the_maps(whole: Path, loaded: Loaded, effects: list[tuple[Tensor, Influence]]) -> None:
-    found = rows_of_influence(whole, "label")
+    found = rows_of_influence(whole, ALL_OF_LABEL)
     assert len(found) >= 6
     for row in found:
         label, (predicted, of_patches) = loaded[1].classes.index(row["label"]), effects[int(row["image"].split()[1])]
         region = predicted == label
-        assert row["pixels"] == int(region.sum())
+        assert row["region_pixels"] == int(region.sum())
         values = of_patches.of(label, region, "margin", pixels=True)
         share = context_share(values, region, exclude_border=6)
-        assert row["context_share"] == pytest.approx(100 * float(share), rel=1e-4)
-        assert row["positive"] == pytest.approx(float(values.clamp(min=0).sum()), rel=1e-4)
+        assert row["outside_percent"] == pytest.approx(100 * float(share), rel=1e-4)
+        assert row["sum_for"] == pytest.approx(float(values.clamp(min=0).sum()), rel=1e-4)
 
 
 @pytest.mark.slow
 def test_evidence_is_that_of_the_data(whole: Path, loaded: Loaded, effects: list[tuple[Tensor, Influence]]) -> None:
-    found, images = rows_of_influence(whole, "local"), loaded[1]
+    found, images = rows_of_influence(whole, BLOSSOM), loaded[1]
     assert found
     for row in found:
         index, label = int(row["image"].split()[1]), images.classes.index(row["label"])
@@ -184,8 +194,8 @@ def test_evidence_is_that_of_the_data(whole: Path, loaded: Loaded, effects: list
         for region in (m for m in blossoms if int(sample.labels[m][0]) == label):
             values = effects[index][1].of(label, region[None], "margin", pixels=True)
             possible.append(100 * float(evidence_share(values, region[None], part="positive").share))
-        assert any(row["evidence"] == pytest.approx(value, rel=1e-4) for value in possible)
-        assert row["evidence_chance"] == pytest.approx(100 * row["pixels"] / (48 * 64))
+        assert any(row["on_evidence_percent"] == pytest.approx(value, rel=1e-4) for value in possible)
+        assert row["on_evidence_percent_if_even"] == pytest.approx(100 * row["region_pixels"] / (48 * 64), rel=1e-5)
 
 
 @pytest.mark.slow
@@ -200,23 +210,23 @@ def test_matrix_pools_the_images(whole: Path, loaded: Loaded) -> None:
     for row in found:
         c, k = images.classes.index(row["class"]), images.classes.index(row["hidden"])
         assert row["pixels"] == int(expected.counts[c, k])
-        assert row["loss"] == pytest.approx(float(expected.values[c, k]), rel=1e-3, abs=1e-4)
-        assert (row["excess_low"] != row["excess_low"]) == (row["images"] < FEWEST)
+        assert row["logit_fall"] == pytest.approx(float(expected.values[c, k]), rel=1e-3, abs=1e-4)
+        assert (row["excess_low"] != row["excess_low"]) == (row["images"] < IMAGES)
 
 
 @pytest.mark.slow
 def test_means_and_areas_follow_from_the_tables_beside_them(whole: Path) -> None:
-    shares = [r for r in rows(whole, "shares") if r["set"] == "measured"]
+    shares = [r for r in rows(whole, "shares") if r["image_is"] == "measured"]
     for row in rows(whole, "means"):
         mine = [
             r[row["quantity"]]
             for r in shares
-            if (r["kind"], r["method"]) == (row["kind"], row["method"])
+            if (r["pixels_asked"], r["method"]) == (row["pixels_asked"], row["method"])
             and r["network"].startswith(row["network"])
-            and row["label"] in ("all", r["label"])
+            and row["label"] in ("all labels", r["label"])
         ]
         mine = [v for v in mine if v == v]
-        assert row["value"] == pytest.approx(np.mean(mine) if mine else float("nan"), rel=1e-6, nan_ok=True)
+        assert row["value"] == pytest.approx(np.mean(mine) if mine else float("nan"), rel=1e-5, nan_ok=True)
     points = rows(whole, "curves")
     for row in rows(whole, "faithfulness"):
         keys = ("image", "label", "method", "curve", "score")
@@ -225,7 +235,7 @@ def test_means_and_areas_follow_from_the_tables_beside_them(whole: Path) -> None
         random = np.trapezoid([p["random"] for p in line], [p["fraction"] for p in line])
         assert row["area"] == pytest.approx(area, rel=1e-4, abs=1e-5, nan_ok=True)
         gain = area - random if row["curve"] == "insertion" else random - area
-        assert row["gain"] == pytest.approx(gain, rel=1e-3, abs=1e-4, nan_ok=True)
+        assert row["gain_over_random"] == pytest.approx(gain, rel=1e-3, abs=1e-4, nan_ok=True)
 
 
 @pytest.mark.slow
@@ -295,9 +305,9 @@ def test_an_image_file_is_explained_and_a_label_that_is_not_there_is_said_to_be_
     changes |= {"curves__draw": "false", "measure__images": "0", "maps__methods": "[Influence]", "explorer": "false"}
     assert run_recipe(ExplainJob, given(folder, weights, **changes)) == 0
     assert [path.name for path in folder.glob("panels*")] == ["panels-my-picture-1-png.png"]
-    assert not list(folder.glob("*.html"))
+    assert [path.name for path in folder.glob("*.html")] == ["index.html"]
     assert not (folder / "curves.csv").exists()
-    assert {row["image"] for row in rows(folder, "shares") if row["kind"] == "label"} == {file.name}
+    assert {row["image"] for row in rows(folder, "shares") if row["pixels_asked"] == ALL_OF_LABEL} == {file.name}
     text = (folder / "summary.md").read_text()
     assert "too few" in text
     assert f"image {without}: none of the labels asked about is predicted on 12 pixels" in text
@@ -363,9 +373,9 @@ def test_excess_is_loss_minus_control_over_images_with_both() -> None:
     found = matrix_rows(parts + random, "abc", DataSetSettings(resamples=100))
     assert {row["network"] for row in found} == {TRAINED, RANDOM}
     for row in found:
-        assert (row["excess_low"] != row["excess_low"]) == (row["images"] < FEWEST)
+        assert (row["excess_low"] != row["excess_low"]) == (row["images"] < IMAGES)
         if row["network"] == RANDOM:
-            assert row["loss"] == 0
+            assert row["logit_fall"] == 0
 
 
 def test_means_count_regions_not_images_and_skip_what_is_unknown() -> None:
@@ -373,15 +383,15 @@ def test_means_count_regions_not_images_and_skip_what_is_unknown() -> None:
     for network, shift in ((TRAINED, 0.0), (f"{RANDOM} 0", 10.0), (f"{RANDOM} 1", 20.0)):
         for image, values in (("a", [1.0, 2.0]), ("b", [6.0]), ("c", [float("nan")])):
             for value in values:
-                common = {"image": image, "network": network, "kind": "label", "label": "x", "method": "M"}
+                common = {"image": image, "network": network, "pixels_asked": ALL_OF_LABEL, "label": "x", "method": "M"}
                 table.append(
-                    {**common, "context_share": value + shift, "context_area": 50.0, "r50": 1.0, "r50_area": 2.0}
+                    {**common, OUTSIDE: value + shift, OUTSIDE + CHANCE: 50.0, REACH: 1.0, REACH + CHANCE: 2.0}
                 )
     found = mean_rows(table, "abc", DataSetSettings(resamples=100))
-    row = next(r for r in found if (r["network"], r["quantity"], r["label"]) == (TRAINED, "context_share", "all"))
-    assert (row["value"], row["chance"], row["minus_random"]) == (3.0, 50.0, -15.0)
+    row = next(r for r in found if (r["network"], r["quantity"], r["label"]) == (TRAINED, OUTSIDE, "all labels"))
+    assert (row["value"], row["chance"], row["minus_random_weights"]) == (3.0, 50.0, -15.0)
     assert row["value_low"] != row["value_low"]  # three images are too few
-    assert float(Means(table, "abc").of("context_share", {"network": TRAINED})(np.array([[0.0, 2.0, 1.0]]))[0]) == 6.0
+    assert float(Means(table, "abc").of(OUTSIDE, {"network": TRAINED})(np.array([[0.0, 2.0, 1.0]]))[0]) == 6.0
 
 
 def test_each_label_is_drawn_where_most_of_it_is_right(loaded: Loaded) -> None:

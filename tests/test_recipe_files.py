@@ -18,7 +18,6 @@ import torch
 from markdown_it import MarkdownIt
 from model_state import assert_same
 
-from recipes.kit.randomness import random_state, set_random_state
 from recipes.kit.run_folder import DamagedCheckpoint, write_atomically
 from recipes.kit.tables import format_cell, format_interval, markdown_table, markdown_text, save_csv, save_json
 from recipes.kit.weights import read_weights
@@ -32,6 +31,7 @@ from recipes.training.checkpoints import (
     save_checkpoint,
 )
 from recipes.training.history import History, read_json_lines
+from recipes.training.state import random_state, set_random_state
 
 STATE = {"step": 3, "model": {"weight": torch.arange(1000.0)}, "note": "text"}
 
@@ -150,6 +150,8 @@ def test_tables_as_files_and_as_text(tmp_path: Path) -> None:
     nan, inf = float("nan"), float("inf")
     save_csv(tmp_path / "t.csv", [{"a": 1, "b": nan}, {"a": inf, "c": "x, y"}])
     assert (tmp_path / "t.csv").read_text().splitlines() == ["a,b,c", "1,,", 'inf,,"x, y"']
+    save_csv(tmp_path / "d.csv", [{"a": 1 / 3, "b": -0.0, "c": 1234567.0, "d": 12345678.9, "e": 1e-7 / 3, "f": True}])
+    assert (tmp_path / "d.csv").read_text().splitlines()[1] == "0.333333,0,1234567,1.23457e+07,3.33333e-08,True"
     save_json(tmp_path / "t.json", {"a": [nan, (1.5, -inf)], "b": {"c": nan}})
     assert json.loads((tmp_path / "t.json").read_text()) == {"a": [None, [1.5, None]], "b": {"c": None}}
     assert markdown_table(("", "x"), [("a", "1")]) == ["|  | x |", "|---|---:|", "| a | 1 |"]
@@ -174,7 +176,7 @@ def test_names_are_shown_as_they_stand(tmp_path: Path) -> None:
         assert html.unescape(cell) == " ".join(name.split())
     save_csv(tmp_path / "t.csv", [{"class": "=1+1", "v": -1.0}, {"class": 'a,"b"\udce9', "v": 2}])
     with (tmp_path / "t.csv").open() as file:
-        assert list(csv.reader(file)) == [["class", "v"], ["'=1+1", "-1.0"], ['a,"b"\\udce9', "2"]]
+        assert list(csv.reader(file)) == [["class", "v"], ["'=1+1", "-1"], ['a,"b"\\udce9', "2"]]
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])

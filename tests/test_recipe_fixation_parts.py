@@ -11,7 +11,7 @@ from torch import nn
 import perpixel
 from perpixel.fixations import FixationRules, Share
 from perpixel.models import small_fcn
-from recipes.kit.evidence import EvidenceRegion, find_evidence_regions
+from recipes.kit.evidence import FAR, EvidenceRegion, find_evidence_regions
 from recipes.kit.images import Images
 from recipes.kit.networks import random_network
 from recipes.kit.settings import DataSettings, ModelSettings
@@ -155,12 +155,12 @@ def test_the_example_shows_two_creatures_under_both_questions(monkeypatch: pytes
     images, network = Images(DataSettings(train_images=1, eval_images=4, size=(32, 48))), traced(small_fcn(11, width=8))
     truth = (labels for _, _, labels, _ in images.evaluation(batch_size=1, far=0.0))
     monkeypatch.setattr(TracedNetwork, "predict", lambda *_: next(truth))
-    settings, networks = FixationMeasureSettings(far=4, view=None), {"trained": network, "random#0": network}
+    settings, networks = FixationMeasureSettings(far=4, view=None), {"trained": network, "random weights#0": network}
     figure = evidence_example(networks, known_rivals(images, TraceSettings()), images, range(4), settings)
     assert figure is not None
     titles = [axis.get_title() for axis in figure.axes]
     assert titles[::4] == ["white: pixels asked; black: head"] * 2
-    assert sum("random: not " in title for title in titles) == 2
+    assert sum("random weights: not " in title for title in titles) == 2
     assert figure.legends[0].get_title().get_text().startswith("the larger a dot")
 
 
@@ -172,7 +172,7 @@ def test_evidence_lies_where_a_built_network_looks() -> None:
         conv.weight[1, 0, 0, 8] = 1.0
     start, evidence = torch.zeros(6, 20, dtype=torch.bool), torch.zeros(6, 20, dtype=torch.bool)
     start[2, 3:6], evidence[2, 7:9] = True, True
-    region = EvidenceRegion("far body", 0, 1, start, evidence, start)
+    region = EvidenceRegion(FAR, 0, 1, start, evidence, start)
     (found,) = trace_regions(traced(nn.Sequential(conv)), {0: torch.rand(3, 6, 20) + 0.1}, [region], 1)
     assert found.tolist() == [3.0, 3.0, 2.0, 0.0]
 

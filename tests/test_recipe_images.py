@@ -105,9 +105,54 @@ def test_what_else_is_wrong_without_an_error_is_said(root: Path) -> None:
     for path in (root / "train/masks").iterdir():
         put_mask(path, np.where(labels() == 1, 255, 0))
     images(root, eval_split="train").check_labels(told.append)
+    (root / "classes.txt").unlink()
+    put_mask(root / "train/masks/0.png", labels(2) * 99)
+    images(root).check_labels(told.append)
+    assert told.pop() == "warning: 2 of 100 classes occur (0, 99): are these class numbers?"
     assert len(told) == 2
     assert "training masks are 'sky'; 255 is void, so an object painted in 255 is not learned" in told[0]
     assert f"4 of 4 evaluation images are trained on, first {root}/train/images/0.png" in told[1]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [((0, 1), "1 is foreground, 255 is void"), ((0, 255), "255 is foreground, there is no void")],
+)
+def test_binary_masks_are_two_classes_for_a_network_of_one_output(
+    values: tuple[int, int], said: str, root: Path
+) -> None:
+    (root / "classes.txt").unlink()
+    for path in root.rglob("masks/*.png"):
+        put_mask(path, np.where(labels() == 1, values[1], values[0]))
+    told: list[str] = []
+    found = images(root, binary=True)
+    found.check_labels(told.append)
+    assert told == [f"masks: 0 is background, {said}"]
+    assert (found.classes, found.num_classes, found.channels) == (("background", "foreground"), 2, 1)
+    _, truth = next(found.training(seed=0, epoch=0, batch_size=2))
+    assert truth.unique().tolist() == [0, 1]
+    if values[1] == 1:
+        assert images(root).channels == 2
+    else:
+        with pytest.raises(
+            ValueError, match=r"^data: expected two classes or more .* got class 0 alone.*--data.binary true"
+        ):
+            images(root)
+
+
+def test_binary_masks_that_contradict_each_other_are_refused_before_training(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root / "classes.txt").unlink()
+    for path in root.rglob("masks/*.png"):
+        put_mask(path, labels(2))
+    put_mask(root / "val/masks/1.png", labels(2) * 255)
+    given = tiny(root / "run", data__root=str(root), data__binary="true", **OPTIONS)
+    message = "error: data.binary: expected 0 and one other value in the masks, or 0, 1 and 255 for void, got 1 in"
+    check_mistake(FinetuneJob, given, message, root / "run", capsys)
+    check_mistake(FinetuneJob, given, f"255 without 1 in {root}/val/masks/1.png", root / "run", capsys)
+    with pytest.raises(ValueError, match=r"data.binary: expected data of two classes, got those of background, "):
+        Images(DataSettings(binary=True))
 
 
 def test_another_void_in_the_data_set_than_in_training_is_refused(root: Path) -> None:

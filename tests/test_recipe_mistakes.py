@@ -40,8 +40,55 @@ def test_one_value_stands_for_a_list_and_one_number_for_a_square() -> None:
 )
 def test_the_setting_that_was_meant_is_named(typed: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
     line = told(FinetuneJob, [typed] if "=" in typed else [typed, "x"], capsys)
-    remedy = f"Did you mean --{meant}?" if meant else "See --help."
+    remedy = f"Did you mean --{meant}?" if meant else "See --help-all."
     assert line == f"{typed.split('=')[0]}: expected a setting, got none of that name. {remedy}"
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["--train.epochs", "three"], "--train.epochs: expected a whole number, got three. "),
+        (["--train.epochs=1.5"], "--train.epochs: expected a whole number, got 1.5. "),
+        (["--train.lr", "big"], "--train.lr: expected a number, got big. "),
+        (["--data.flip", "maybe"], "--data.flip: expected true or false, got maybe. "),
+        (["--train.layers", "last"], "--train.layers: expected one of last-3, head, all, got last. "),
+        (["--loss.similarity", "cosin"], "--loss.similarity: expected one of cosine, correlation, got cosin. "),
+        (["--data.size", "[1,2,3]"], "--data.size: expected 2 numbers such as [1,2] or null, got [1, 2, 3]. "),
+        (["--model.options", "{width:8}"], "--model.options: expected a mapping such as '{name: value}', with a space"),
+        (["--seeds", "[0,", "1]"], "--seeds: expected a list such as [a,b], without spaces, got [0,. "),
+        (["--seeds"], "--seeds: expected a list such as [a,b], without spaces, got nothing after it. "),
+        (["data.root=x"], "data.root: expected a setting, got a word of its own. Did you mean --data.root?"),
+        (
+            ["--name", "a", "b]"],
+            "b]: expected a setting, got a word of its own. Write [1,2] without spaces, or in quot",
+        ),
+        (["--config", "tab.yaml"], "config: expected a YAML file, got tab.yaml (line 2: found character '\\t' that"),
+        (["--config", "."], "config: expected a YAML file, got ., no file. Check the path."),
+        (["--config", "x.yaml"], "config: expected a YAML file, got x.yaml, not there. Check the path."),
+        (["--resume", "x"], "resume: expected a run folder, got x, not there. Check the path."),
+        (["--folder", "tab.yaml"], "folder: expected a new or empty folder, got the file tab.yaml. Choose another."),
+        (
+            ["--data.root", "x"],
+            "data.root: expected None for 'synthetic', got x. It is drawn, not read: leave root out, ",
+        ),
+        (["--data.name=folder", "--data.root=flat"], "data.train_split, data.eval_split: expected flat/train/images, "),
+        (["--model.options={width: 0}"], "model.options.width: expected an integer >= 2, got int 0. "),
+        (["--model.checkpoint", "tab.yaml"], "model.checkpoint: expected a safetensors file or a state dict of torch."),
+    ],
+)
+def test_what_was_expected_is_said_in_words(
+    typed: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tab.yaml").write_text("train:\n\tepochs: 3\n")
+    (tmp_path / "flat/images").mkdir(parents=True)
+    line = told(FinetuneJob, typed, capsys)
+    assert line[: len(message)] == message
+    assert "weights_only` set" not in line  # torch's advice, which would run what a file holds
+    if "flat" in line:
+        assert line.endswith(
+            "got images/ without train.txt. Name the images of that split in flat/train.txt, one in a line."
+        )
 
 
 @pytest.mark.parametrize(

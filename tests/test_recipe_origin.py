@@ -78,12 +78,12 @@ def test_a_setting_changed_since_a_training_is_refused_by_name(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = edited(whole, tmp_path / "run", (setting, value))
-    table = (folder / "table.md").read_bytes()
+    table = (folder / "summary.md").read_bytes()
     assert finetune(["--resume", str(folder)]) == 1
     error = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("error: "))
     assert error.startswith(f"error: {setting}: expected {before}, with which {by} was computed, got {value}"), error
     assert "Put it back, or begin a new run in another folder" in error
-    assert (folder / "table.md").read_bytes() == table
+    assert (folder / "summary.md").read_bytes() == table
     (folder / "seed0/loss/scores.pt").unlink()  # from a checkpoint too
     (folder / "seed0/control/scores.pt").unlink()
     (folder / "start/scores.pt").unlink()

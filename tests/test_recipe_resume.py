@@ -90,10 +90,10 @@ def test_killed_or_interrupted_in_any_part_it_continues_to_the_same_bits(
     signals = [line for line in killed.stdout.splitlines() if line.isdigit()]
     assert signals == [str(int(signal.SIGKILL))] * 2, killed.stdout + killed.stderr
     assert (folder / "seed0/loss/last.pt").is_file()
-    assert not (folder / "table.md").exists()
+    assert not (folder / "summary.md").exists()
     assert finetune(["--resume", str(folder)]) == 0
     assert_same_run(whole, folder)
-    assert (folder / "table.md").exists()
+    assert (folder / "summary.md").exists()
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_run_folder_holds_what_was_promised(whole: Path) -> None:
-    for name in ("config.yaml", "table.md", "results.json"):
+    for name in ("config.yaml", "summary.md", "index.html", "results.json"):
         assert (whole / name).stat().st_size > 0
     assert "crop: null" in (whole / "config.yaml").read_text()
     for name in ("curves.png", "predictions.png"):
@@ -38,16 +38,18 @@ def test_run_folder_holds_what_was_promised(whole: Path) -> None:
         folder = whole / stretch
         rows = list(csv.DictReader((folder / "metrics.csv").open()))
         assert [row["epoch"] for row in rows] == ["1", "2"]
-        assert {"miou", "pixel_accuracy", "boundary_f", "far_body", "iou/background", "seconds"} <= set(rows[0])
+        assert {"miou", "pixel_accuracy", "boundary_f", "accuracy_far_from_head", "iou/background", "seconds"} <= set(
+            rows[0]
+        )
         assert len((folder / "steps.jsonl").read_text().splitlines()) == 6
         assert {"last.pt", "previous.pt", "best.pt"} <= {p.name for p in folder.iterdir()}
         assert not list(folder.glob(".*writing"))
     row = read_json_lines(whole / "seed0/loss/steps.jsonl")[0]
     assert row["total"] == pytest.approx(row["base"] + 0.5 * row["template_similarity"], abs=1e-5)
     results = json.loads((whole / "results.json").read_text())
-    metrics = ["mIoU", "pixel accuracy", "boundary F", "far-body accuracy"]
+    metrics = ["mIoU", "pixel accuracy", "boundary F", "accuracy far from the head"]
     assert [line["metric"] for line in results["lines"]] == metrics
-    assert "undecided" in (whole / "table.md").read_text() or "excludes zero" in (whole / "table.md").read_text()
+    assert "undecided" in (whole / "summary.md").read_text() or "excludes zero" in (whole / "summary.md").read_text()
 
 
 @pytest.mark.slow

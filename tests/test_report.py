@@ -1,13 +1,33 @@
 """Figures: what they refuse, and that they show what they are given."""
 
+import itertools
 import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
-from perpixel.report import count_chart, interval_chart, picture_bytes, prediction_sheet, training_curves
+from perpixel.report import (
+    CurvePanel,
+    MapPanel,
+    PointPanel,
+    class_matrix_chart,
+    count_chart,
+    interval_chart,
+    picture_bytes,
+    point_sheet,
+    prediction_sheet,
+    profile_chart,
+    removal_chart,
+    signed_panels,
+    training_curves,
+)
+from perpixel.report.charts.salient_parts import salient_sheet
 
 NAN = math.nan
 ROWS = [{"epoch": 1, "miou": 0.5}, {"epoch": 2, "miou": None}, {"epoch": 3, "miou": 0.7, "other": NAN}]
@@ -82,6 +102,80 @@ def test_count_chart_has_a_line_per_share_and_a_panel_per_way_and_no_empty_panel
     assert names(figure) == ["10 %", "50 %"]
     with pytest.raises(ValueError, match="layers, panels"):
         count_chart([], {})
+
+
+def test_a_single_epoch_can_be_seen() -> None:
+    figure = training_curves({"control": ROWS[:1], "loss": ROWS}, {"miou": "mIoU"})
+    (axis,) = figure.axes
+    alone, line = axis.lines
+    assert alone.get_markersize() > 2 * line.get_markersize()
+    (axis,) = training_curves({"control": ROWS[:1]}, {"miou": "mIoU"}).axes
+    low, high = axis.get_xlim()
+    assert low < 1 < high
+    assert [t for t in axis.get_xticks() if low <= t <= high] == [1]
+
+
+LONG = "a name of a class, a network or a data set that goes on and on, with_a_word_that_does_not_end_where_a_line_does"
+WORDY = [f"{LONG} {i}" for i in range(3)]
+SMALL = torch.eye(3)
+
+
+def one_of_each_chart() -> dict[str, Figure]:
+    """Every chart of the library, with texts that are too long for it."""
+    counts = torch.full((3, 3), 1234567)
+    intervals = [(1.0, 0.5, 2.0)] * 3
+    line = torch.linspace(0, 1, 5)
+    points = PointPanel(LONG, np.ones((6, 8, 3)), torch.arange(3), torch.arange(3.0), torch.arange(3.0), torch.ones(3))
+    palette = torch.tensor([[0, 0, 0], [0, 255, 0], [0, 0, 255]], dtype=torch.uint8)
+    labels, image = torch.tensor([[0, 1, 2]] * 3), torch.rand(3, 3, 3)
+    said: dict[str, Any] = {"title": 3 * LONG, "note": 3 * LONG}
+    removal = CurvePanel(LONG, line, line, line, line, line, {LONG: line}, gain=0.5, xlabel=LONG, ylabel=LONG)
+    part = {"label": 0.0, "held": 1.0, "lost": 1.0, "iou_before": 0.5, "iou_after": 0.4}
+    mask = SMALL[None] > 0
+    maps = [MapPanel(LONG, -1e-5 * SMALL, note=LONG, meaning=LONG)] * 3
+    named = {"classes": WORDY, "colors": palette}
+    return {
+        "curves": training_curves({LONG: ROWS, WORDY[1]: ROWS}, {"miou": LONG, "other": LONG}, title=3 * LONG),
+        "intervals": interval_chart(WORDY, {LONG: intervals}, marks={WORDY[0]: [1.0] * 3}, xlabel=LONG, title=3 * LONG),
+        "counts": count_chart(["stem", LONG], {LONG: {LONG: intervals[:2]}}, title=3 * LONG),
+        "matrix": class_matrix_chart(
+            SMALL, counts, classes=WORDY, control=0.5 * SMALL, intervals=(SMALL, SMALL), **said
+        ),
+        "profile": profile_chart(torch.arange(6.0), {LONG: line}, line, ylabel=LONG, r50={LONG: 1.0}, **said),
+        "removal": removal_chart([removal] * 2, **said),
+        "maps": signed_panels(maps, **said),
+        "points": point_sheet([points, replace(points, heat=torch.rand(6, 8))], **named, **said),
+        "predictions": prediction_sheet([image], [labels], {LONG: [labels]}, captions=[LONG], title=3 * LONG, **named),
+        "parts": salient_sheet(
+            image[None], mask, [labels[None]] * 2, SMALL[None], mask, rows=[part], title=LONG, **named
+        ),
+    }
+
+
+def texts_of(figure: Figure) -> Iterator[Text]:
+    """What is written in the figure: ticks beyond the ends of their axis are not."""
+    axes = [axis for axis in figure.axes if axis.get_visible()]
+    ticks = [text for axis in axes for of in (axis.xaxis, axis.yaxis) for text in of.get_ticklabels(which="both")]
+    drawn = [tick.label1 for axis in axes for of in (axis.xaxis, axis.yaxis) for tick in of._update_ticks()]
+    unseen = {id(text) for text in ticks} - {id(text) for text in drawn}
+    for text in figure.findobj(Text):
+        hidden = text.axes is not None and not text.axes.get_visible()
+        if text.get_visible() and text.get_text().strip() and not hidden and id(text) not in unseen:
+            yield text
+
+
+def test_no_text_is_cut_off_or_over_another() -> None:
+    for name, figure in one_of_each_chart().items():
+        picture_bytes(figure)
+        boxes = {id(text): text.get_window_extent().padded(-1) for text in texts_of(figure)}
+        for text in texts_of(figure):
+            box, whole = boxes[id(text)], figure.bbox
+            inside = box.x0 >= 0 and box.y0 >= 0 and box.x1 <= whole.x1 and box.y1 <= whole.y1
+            assert inside, f"{name}: {text.get_text()!r} at {box} of {whole}"
+        heads = [t for axis in figure.axes for t in (axis.title, axis._left_title, axis._right_title)]
+        for one, other in itertools.combinations([text for text in heads if id(text) in boxes], 2):
+            over = one.axes is not other.axes and boxes[id(one)].overlaps(boxes[id(other)])
+            assert not over, f"{name}: {one.get_text()!r} over {other.get_text()!r}"
 
 
 def test_a_dollar_in_a_name_is_no_formula() -> None:

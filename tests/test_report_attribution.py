@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -32,9 +31,9 @@ def test_maps_keep_sign_and_scale() -> None:
     assert np.allclose(first.get_array(), values)
     assert first.get_clim() == (-3.0, 3.0)
     assert second.get_clim() == (-6.0, 6.0)
-    for value, purple in ((3.0, False), (-3.0, True)):
+    for value, against in ((3.0, False), (-3.0, True)):
         red, _, blue, _ = first.cmap(first.norm(value))
-        assert (blue > red) == purple
+        assert (blue > red) == against
     assert min(first.cmap(first.norm(0.0))) > 0.95
     bar = next(axis for axis in figure.axes if axis.get_xlim() == (-3.0, 3.0))
     assert [t.get_text() for t in bar.get_xticklabels()] == ["-3", "0", "3"]
@@ -100,32 +99,49 @@ def matrix() -> tuple[Tensor, Tensor]:
     return values, torch.tensor([[0, 1500, 7], [42, 0, 0], [0, 0, 0]])
 
 
-def test_matrix_shows_values_counts_and_gaps() -> None:
+def test_matrix_shows_values_counts_in_words_and_gaps() -> None:
     values, counts = matrix()
-    figure = drawn(class_matrix_chart(values, counts, classes=["sky", "<road>", "tree"], title="who leans on whom"))
+    classes = ["sky", "<road>", "tree"]
+    figure = drawn(class_matrix_chart(values, counts, classes=classes, few=50, title="who leans on whom"))
     axis = figure.axes[0]
     texts = [t.get_text() for t in axis.texts]
-    assert texts == ["–", "1.50", "1.5k px", "0", "7 px", "-3.00", "42 px", "–", "–", "–", "–", "–"]
-    assert [t.get_text() for t in axis.get_yticklabels()] == ["sky", "<road>", "tree"]
-    assert axis.images[0].get_clim() == (-3.0, 3.0)
-    assert np.isnan(axis.images[0].get_array().filled(np.nan)[0, 0])
-    assert to_rgb(axis.get_facecolor()) != (1, 1, 1)
+    expected = ["–", "1.50", "1,500 pixels", "0", "7 pixels", "-3.00", "42 pixels", "–", "–", "–", "–", "–"]
+    assert texts == expected
+    assert [t.get_text() for t in axis.get_yticklabels()] == classes
+    behind, cells = axis.images
+    assert behind.get_array()[0, 0].max() < 0.9  # grey
+    assert np.isnan(cells.get_array().filled(np.nan)[0, 0])
+    assert cells.get_clim() == (-1.5, 1.5)  # of the cells that are not from few pixels
+    alpha = cells.get_alpha()
+    assert alpha[0, 1] == 1
+    assert 0 < alpha[1, 0] == alpha[0, 2] < 0.5  # faint
+    assert alpha[2, 2] == 0
+    assert "faint: fewer than 50 pixels" in figure._supxlabel.get_text()
 
 
-def test_matrix_leaves_out_absent_classes_and_shares_its_scale_with_the_control() -> None:
+def test_matrix_shows_the_excess_over_its_control_with_a_dot_where_the_interval_excludes_zero() -> None:
     values, counts = matrix()
-    values, counts = values[:2, :2], counts[:2, :2]
     wider, more = torch.full((4, 4), math.nan), torch.zeros(4, 4, dtype=torch.int64)
-    wider[1:3, 1:3], more[1:3, 1:3] = values, counts
-    figure = class_matrix_chart(
-        wider, more, classes=list("abcd"), control=torch.full((4, 4), 9.0), control_counts=torch.full((4, 4), 5)
-    )
-    real, control = figure.axes[:2]
-    assert [t.get_text() for t in real.get_yticklabels()] == ["b", "c"]
-    assert real.images[0].get_clim() == control.images[0].get_clim() == (-9.0, 9.0)
-    assert [t.get_text() for t in control.texts][:2] == ["9.00", "5 px"]
-    bare = class_matrix_chart(wider, more, classes=list("abcd"), control=torch.full((4, 4), 9.0)).axes[1]
-    assert [t.get_text() for t in bare.texts] == ["9.00"] * 4
+    wider[1:3, 1:3], more[1:3, 1:3] = values[:2, :2], counts[:2, :2]
+    control = torch.full((4, 4), 0.5)
+    low, high = wider - control - 1.2, wider - control + 1.2
+    low[1, 2] = 0.1
+    given = {"classes": list("abcd"), "control": control, "few": 1}
+    figure = class_matrix_chart(wider, more, intervals=(low, high), **given)
+    axis = figure.axes[0]
+    assert [t.get_text() for t in axis.get_yticklabels()] == ["b", "c"]
+    shown = axis.images[1].get_array().filled(np.nan)
+    assert shown[0, 1] == 1.0
+    assert shown[1, 0] == -3.5
+    dots = [(round(line.get_ydata()[0]), round(line.get_xdata()[0])) for line in axis.lines]
+    assert dots == [(0, 1), (1, 0)]
+    assert "0.10 to 2.20" in [t.get_text() for t in axis.texts]
+    low[1, 2] = -0.1
+    assert len(class_matrix_chart(wider, more, intervals=(low, high), **given).axes[0].lines) == 1
+    marked = torch.zeros(4, 4, dtype=torch.bool)
+    assert not class_matrix_chart(wider, more, intervals=(low, high), marked=marked, **given).axes[0].lines
+    with pytest.raises(ValueError, match="low: expected shape"):
+        class_matrix_chart(wider, more, intervals=(low[:2], high), **given)
 
 
 def test_matrix_refuses_what_does_not_fit() -> None:

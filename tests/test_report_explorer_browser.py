@@ -7,8 +7,9 @@ import explorer_cases as cases
 import pytest
 import torch
 from explorer_cases import EFFECTS, LABELS, LOGITS, pixel
+from matplotlib.colors import to_rgb
 
-from perpixel.report import ExplorerPage
+from perpixel.report import ExplorerPage, theme
 
 if TYPE_CHECKING:
     from explorer_browser import ExplorerTab
@@ -30,23 +31,27 @@ def test_hovering_shows_logit_margin_patches_and_the_label_without_the_strongest
         assert not tab.pinned()
 
 
-def test_labels_and_patches_are_painted_blue_in_support_and_orange_against(tab: "ExplorerTab") -> None:
+def test_labels_and_patches_are_painted_orange_in_support_and_blue_against(tab: "ExplorerTab") -> None:
     assert torch.equal(tab.labels(), LABELS)
     tab.hover(10, 33)
-    effects = EFFECTS[:, LABELS[10, 33], 10, 33]
+    margin = cases.means(LOGITS, pixel(10, 33), int(LABELS[10, 33]))["margin"]
+    effects = torch.tensor(
+        [margin - cases.means(LOGITS - e, pixel(10, 33), int(LABELS[10, 33]))["margin"] for e in EFFECTS]
+    )
     top = tab.value("#high")
-    assert top == pytest.approx(float(effects.abs().max()), abs=tab.error)
+    assert top == pytest.approx(float(effects.abs().max()), abs=2 * tab.error)
     assert tab.value("#low") == -top
     picture = tab.pixels("#context").float()
     bar = tab.pixels("#gradient")[0].float()
-    assert bar[0].tolist() == pytest.approx([223, 100, 11], abs=2)  # orange against, blue towards
-    assert bar[-1].tolist() == pytest.approx([11, 101, 199], abs=2)
+    ends = (255 * torch.tensor([to_rgb(theme.AGAINST), to_rgb(theme.FOR)]) - 140) * 0.92 + 140  # as in the charts
+    assert bar[0].tolist() == pytest.approx(ends[0].tolist(), abs=2)
+    assert bar[-1].tolist() == pytest.approx(ends[1].tolist(), abs=2)
     assert torch.equal(bar[120], torch.full((3,), 140.0))
     for (y0, x0, y1, x1), effect in zip(cases.boxes().tolist(), effects.tolist()):
         inside = picture[y0:y1, x0:x1].mean((0, 1))
-        blueness = float(inside[2] - inside[0])
-        expected = 0.92 * abs(effect) / top * (204 if effect > 0 else -230)
-        assert blueness == pytest.approx(expected, abs=3)
+        warmth = float(inside[0] - inside[2])
+        expected = 0.92 * abs(effect) / top * (230 if effect > 0 else -204)
+        assert warmth == pytest.approx(expected, abs=3 + 204 * 2 * tab.error / top)
 
 
 def test_a_click_keeps_the_answer_until_released(tab: "ExplorerTab") -> None:
@@ -69,7 +74,7 @@ def test_a_class_asks_about_all_its_pixels(tab: "ExplorerTab") -> None:
     for c in LABELS.unique().tolist():
         tab.press_button(f"#classes [data-class='{c}']")
         tab.check_answer(c == LABELS, c)
-        assert tab.text("#context-caption") == f"Context: why {cases.CLASSES[c]}?"
+        assert tab.text("#context-caption") == f"Why {cases.CLASSES[c]}?"
     pressed = "[...document.querySelectorAll('#classes [aria-pressed=true]')].map(b => Number(b.dataset.class))"
     assert tab.run(pressed) == [c]
     tab.press_button(f"#classes [data-class='{c}']")
@@ -88,7 +93,7 @@ def test_dragging_asks_about_a_rectangle(tab: "ExplorerTab") -> None:
 
 def test_a_lasso_asks_about_the_pixels_inside(tab: "ExplorerTab") -> None:
     tab.press_button("#tools label:nth-of-type(3)")
-    corners = [(8, 10), (6, 50), (40, 45), (20, 30), (44, 12)]
+    corners = [(8.2, 10.3), (6.1, 50.2), (40.3, 45.1), (20.2, 30.4), (44.1, 12.3)]  # no edge through a centre
     points = [tab.point(*corner) for corner in corners]
     tab.drag(*points)
     left, top = tab.point(-0.5, -0.5)
@@ -110,12 +115,35 @@ def test_another_class_and_a_rival_can_be_asked_for(tab: "ExplorerTab") -> None:
     assert tab.value("#margin") < 0
     tab.page.select_option("#rival", value=str(rival))
     tab.check_answer(pixel(10, 33), why, rival)
-    tab.page.select_option("#rival", value="runner-up")
-    tab.check_answer(pixel(10, 33), why, label)
-    assert tab.text("#context-caption") == f"Context: why {cases.CLASSES[why]} rather than {cases.CLASSES[label]}?"
-    assert tab.run("document.querySelector('#rival').value") == "runner-up"
+    assert tab.text("#context-caption") == f"Why {cases.CLASSES[why]} rather than {cases.CLASSES[rival]}?"
+    tab.page.select_option("#rival", value="logit")
+    tab.check_answer(pixel(10, 33), why, "logit")
+    assert tab.text("#measure") == "logit lost with each patch hidden"
     tab.page.select_option("#rival", value="")
     tab.check_answer(pixel(10, 33), why)
+    assert tab.text("#measure") == "margin lost with each patch hidden"
+
+
+def test_with_an_answer_kept_the_patch_under_the_pointer_is_hidden(tab: "ExplorerTab") -> None:
+    tab.click(10, 33)
+    label = int(LABELS[10, 33])
+    shown = tab.patches()
+    for y, x, stage in ((40, 5, "#stage"), (20, 60, "#context-stage")):
+        tab.hover(y, x, stage)
+        patch = next(i for i, (a, b, c, d) in enumerate(cases.boxes().tolist()) if a <= y < c and b <= x < d)
+        after = cases.means(LOGITS - EFFECTS[patch], pixel(10, 33), label)
+        assert tab.value("#margin-after") == pytest.approx(after["margin"], abs=2 * tab.error)
+        assert int(tab.run("JSON.parse(document.querySelector('#verdict').dataset.classes)[0]")) == int(
+            (LOGITS - EFFECTS[patch])[:, 10, 33].argmax()
+        )
+        assert tab.patches() == shown
+        badge = "ABC"[list(shown).index(patch) - 3] if patch in list(shown)[3:] else None
+        expected = f"patch {badge or list(shown).index(patch) + 1}" if patch in shown else "this patch"
+        assert tab.text("#hidden-title") == f"if {expected} is hidden"
+    tab.page.mouse.move(1, 1)
+    tab.settle()
+    assert tab.text("#hidden-title") == "if patch 1 is hidden"
+    tab.check_answer(pixel(10, 33), label)
 
 
 def test_the_picture_can_be_seen_with_a_patch_hidden(tab: "ExplorerTab") -> None:
@@ -164,20 +192,20 @@ def test_the_scale_can_be_held(tab: "ExplorerTab") -> None:
     assert tab.value("#high") != held
 
 
-def test_keys_alone_reach_everything(tab: "ExplorerTab") -> None:
+def test_keys_alone_reach_everything(tab: "ExplorerTab", page: ExplorerPage) -> None:
     tab.press("Tab")
     assert tab.run("document.activeElement.id") == "stage"
     assert tab.run("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     step_y, step_x = round(HEIGHT / cases.GRID[0]), round(WIDTH / cases.GRID[1])
-    y, x = HEIGHT // 2, WIDTH // 2
+    y, x = cases.payload(page.path)["start"]
     moves = {"ArrowLeft": (0, -step_x), "ArrowUp": (-step_y, 0), "Alt+ArrowRight": (0, 1), "Alt+ArrowDown": (1, 0)}
     for key, (dy, dx) in moves.items():
         tab.press(key)
         y, x = y + dy, x + dx
         assert tab.text("#headline").endswith(f"column {x}, row {y}")
     label = cases.CLASSES[int(LABELS[y, x])]
-    assert tab.text("#live").startswith(f"Column {x}, row {y}: {label}. Why {label}: logit ")
-    assert "If patch 1 is hidden: it " in tab.text("#live")
+    assert tab.text("#live").startswith(f"Column {x}, row {y}: {label}. Why {label}: probability ")
+    assert "If patch 1 is hidden: " in tab.text("#live")
     tab.press("Enter")
     assert tab.pinned()
     tab.press("h")
@@ -200,7 +228,7 @@ def test_keys_alone_reach_everything(tab: "ExplorerTab") -> None:
         assert control in order
     assert order.index("why") < order.index("preview") < order.index("SUMMARY")
     tab.run("document.querySelector('#stage').focus()")
-    for _ in range(7):
+    for _ in range(9):
         tab.press("ArrowUp")
         tab.press("ArrowLeft")
     assert tab.text("#headline").endswith("column 0, row 0")  # the cursor stays on the picture
@@ -210,22 +238,41 @@ def test_keys_alone_reach_everything(tab: "ExplorerTab") -> None:
 def test_a_phone_needs_no_sideways_scrolling_and_a_tap_keeps_the_answer(
     opener: Any, page: ExplorerPage, dark: bool
 ) -> None:
-    screen = {"viewport": {"width": 360, "height": 740}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
+    screen = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
     tab = opener(page, **screen, color_scheme="dark" if dark else "light")
-    assert tab.run("document.documentElement.scrollWidth") == 360
+    assert tab.run("document.documentElement.scrollWidth") == 390
     outside = (
         "[...document.querySelectorAll('main *, header *')].filter(e => !e.closest('svg, .quiet, #live') && "
-        "e.getBoundingClientRect().width > 1 && e.getBoundingClientRect().right > 360.5).map(e => e.id || e.className)"
+        "e.getBoundingClientRect().width > 1 && e.getBoundingClientRect().right > 390.5).map(e => e.id || e.className)"
     )
     assert tab.run(outside) == []
-    tab.touch(tab.point(10, 33))
+    tab.touch(tab.point(10, 33, "#context-stage"))
     assert tab.pinned()
     tab.check_answer(pixel(10, 33))
     ground = [int(v) for v in re.findall(r"\d+", tab.run("getComputedStyle(document.body).backgroundColor"))]
     assert (sum(ground) < 150) == dark
     tab.press_button("#tools label:nth-of-type(2)")
-    tab.touch(tab.point(20, 20), tab.point(25, 30), tab.point(30, 40))
+    tab.touch(*(tab.point(y, x, "#context-stage") for y, x in ((20, 20), (25, 30), (30, 40))))
     assert tab.text("#headline").endswith(f"rectangle, {11 * 21} px")
+    assert not tab.page.locator("#stage").is_visible()
+    tab.press_button("#preview")  # what changes are the labels
+    assert tab.page.locator("#stage").is_visible()
+    assert tab.page.locator("input[value=labels]").is_checked()
+    tab.run("scrollTo(0, document.body.scrollHeight)")
+    tab.settle()
+    box = tab.page.locator("#stage").bounding_box()
+    assert box
+    assert tab.run("scrollY") > 200
+    assert box["y"] >= 0  # the picture is still in view, and leaves half of the screen to the answer
+    assert tab.run("document.querySelector('.panes').getBoundingClientRect().bottom") < 844 / 2
+
+
+def test_answer_and_pictures_are_in_view_at_once_on_a_desktop(opener: Any, page: ExplorerPage) -> None:
+    tab = opener(page, viewport={"width": 1280, "height": 800})
+    for cell in ("#stage", "#context-stage", "#called", "#verdict", "#margin-after"):
+        box = tab.page.locator(cell).bounding_box()
+        assert box
+        assert box["y"] + box["height"] < 800
 
 
 def test_a_screenshot_shows_something(tab: "ExplorerTab") -> None:

@@ -18,15 +18,20 @@ pytest_plugins = ["explorer_browser"]
 
 def test_overlapping_patches_are_painted_by_their_mean(opener: Any, tmp_path: Path) -> None:
     given = cases.case(boxes=torch.tensor([(0, 0, 48, 40), (0, 20, 48, 64)]))
+    start = (24, 30)
+    label = int(cases.full_size(given["logits"])[:, start[0], start[1]].argmax())
     for patch, effect in enumerate((1.0, -0.5)):
-        given["effects"][patch] = effect
+        given["effects"][patch] = 0
+        given["effects"][patch, label] = effect  # small, so that the rival stays the same
+    given["logits"][label] += 5
+    given["start"] = start
     tab = opener(context_explorer(tmp_path / "page.html", **given))
     picture = tab.pixels("#context").float()
-    blueness = (picture[..., 2] - picture[..., 0]).mean(0)
+    warmth = (picture[..., 0] - picture[..., 2]).mean(0)
     assert tab.value("#high") == pytest.approx(1)
-    assert blueness[:20].mean() == pytest.approx(0.92 * 204, abs=2)
-    assert blueness[20:40].mean() == pytest.approx(0.92 * 204 * 0.25, abs=2)
-    assert blueness[40:].mean() == pytest.approx(-0.92 * 230 * 0.5, abs=2)
+    assert warmth[:20].mean() == pytest.approx(0.92 * 230, abs=2)
+    assert warmth[20:40].mean() == pytest.approx(0.92 * 230 * 0.25, abs=2)
+    assert warmth[40:].mean() == pytest.approx(-0.92 * 204 * 0.5, abs=2)
     assert tab.text("#supporters data") == "+1.00"
 
 
@@ -53,8 +58,10 @@ def test_other_upsamplings(opener: Any, tmp_path: Path, name: Any, mode: Any) ->
     assert torch.equal(tab.labels(), logits.argmax(0))
     label = int(logits[:, 13, 46].argmax())
     assert tab.text("#headline") == f"{cases.CLASSES[label]}column 46, row 13"
+    before = cases.means(logits, pixel(13, 46), label)["margin"]
     for patch, effect in tab.patches().items():
-        assert effect == pytest.approx(float(effects[patch, label, 13, 46]), abs=tab.error)
+        after = cases.means(logits - effects[patch], pixel(13, 46), label)["margin"]
+        assert effect == pytest.approx(before - after, abs=2 * tab.error)
 
 
 def test_segments_answer_as_boxes_do_and_may_leave_pixels_out(opener: Any, tmp_path: Path) -> None:
@@ -71,7 +78,7 @@ def test_segments_answer_as_boxes_do_and_may_leave_pixels_out(opener: Any, tmp_p
     tab.press_button("#preview")
     assert tab.text("#supporters .where") in ("covers the pixel", *(f"{n} px away" for n in range(80)))
     assert tab.text("#labels-caption") == "Labels with segment 1 hidden"
-    assert "blue segments push" in tab.text("#help")
+    assert "orange segments speak for" in tab.text("#help")
 
 
 def test_hostile_names_are_shown_as_they_are(opener: Any, tmp_path: Path) -> None:
@@ -93,15 +100,34 @@ def test_hostile_names_are_shown_as_they_are(opener: Any, tmp_path: Path) -> Non
 def test_two_classes_one_patch_and_an_absent_class(opener: Any, tmp_path: Path) -> None:
     given = cases.case(2, boxes=torch.tensor([(0, 0, 20, 20)]))
     given["logits"] = torch.stack([torch.zeros(cases.GRID), torch.ones(cases.GRID)])
-    given["effects"] = torch.full((1, 2, *cases.GRID), -0.25)
+    given["effects"] = torch.tensor([0.25, -0.25])[None, :, None, None].expand(1, 2, *cases.GRID)
     tab = opener(context_explorer(tmp_path / "page.html", **given))
     assert tab.text("#absent") == "Nothing here is labelled road."
     assert tab.text("#supporters") == "No patch supports it."
-    assert tab.text("#opponents data") == "−0.25"
-    assert tab.text("#hidden-title") == "Nothing to hide"
+    assert tab.text("#opponents data") == "−0.50"  # of the margin: of two classes the difference
+    assert tab.text("#hidden-title") == "nothing to hide"
+    assert not tab.page.locator("#rival").is_visible()
+    assert not tab.page.locator("#logit").is_visible()
     assert tab.run("document.querySelector('#preview').disabled")
     tab.press_button("#classes button")
-    assert tab.value("#logit") == 1
+    assert tab.value("#margin") == 1
+
+
+def test_margins_of_very_many_pixels_are_taken_at_some_of_them_and_the_page_says_so(
+    opener: Any, tmp_path: Path
+) -> None:
+    given = cases.case(26, boxes=cases.boxes(cases.SIZE, 16, 4))
+    given["logits"][3] += 100  # one class has all pixels
+    tab = opener(context_explorer(tmp_path / "page.html", **given))
+    tab.press_button("#classes button")
+    assert tab.text("#measure") == "margin lost with each patch hidden, at one pixel in 2"
+    some = torch.zeros(cases.SIZE, dtype=torch.bool)
+    some.view(-1)[::2] = True
+    logits = cases.full_size(given["logits"])
+    before = cases.means(logits, some, 3)["margin"]
+    for patch, effect in tab.patches().items():
+        after = cases.means(logits - cases.full_size(given["effects"][patch]), some, 3)["margin"]
+        assert effect == pytest.approx(before - after, abs=2 * tab.error)
 
 
 def test_no_effect_at_all(opener: Any, tmp_path: Path) -> None:

@@ -53,9 +53,13 @@ def test_a_sheet_puts_every_point_in_its_place_and_colour() -> None:
     figure = sheet([panel(), panel("b", ())], title="sheet", note="small print")
     first, second = figure.axes
     (dots,) = first.collections
-    placed = {tuple(p): tuple(c[:3]) for p, c in zip(dots.get_offsets().tolist(), dots.get_facecolors().tolist())}
+    dark, white, own = dots.get_sizes().reshape(-1, 3).T  # two rings: dots are seen on their own colour
+    assert (dark > white).all()
+    assert (white > own).all()
+    places, inks = dots.get_offsets()[2::3].tolist(), dots.get_facecolors()[2::3].tolist()
+    placed = {tuple(p): tuple(c[:3]) for p, c in zip(places, inks)}
     assert placed == {(1.0, 0.0): (0.0, 1.0, 0.0), (2.0, 1.0): (0.0, 0.0, 1.0)}
-    areas = dict(zip(map(tuple, dots.get_offsets().tolist()), dots.get_sizes()))
+    areas = dict(zip(map(tuple, places), own))
     assert areas[1.0, 0.0] - 1.5 == pytest.approx(2 * (areas[2.0, 1.0] - 1.5))  # root of the mass
     assert not second.collections
     assert [axis.get_title() for axis in figure.axes] == ["a", "b"]
@@ -67,7 +71,7 @@ def test_a_sheet_puts_every_point_in_its_place_and_colour() -> None:
 
 def test_dots_of_several_sheets_can_share_a_scale() -> None:
     axes = [sheet([panel(masses=(mass,))], heaviest=100.0).axes[0] for mass in (1.0, 100.0)]
-    light, heavy = (axis.collections[0].get_sizes()[0] for axis in axes)
+    light, heavy = (axis.collections[-1].get_sizes()[2] for axis in axes)
     assert (heavy - 1.5) / (light - 1.5) == pytest.approx(10)
 
 
@@ -79,13 +83,15 @@ def test_heat_and_outlines_are_drawn_and_legends_left_out() -> None:
     shown = panel(heat=heat, outlines=[(mask, "#ff0000"), (~mask & mask, "#000000")])
     figure = sheet([shown], legend=False)
     assert not figure.legends
-    (axis,) = figure.axes
+    axis, bar = figure.axes
     warm = axis.images[1].get_array()
-    assert warm[2, 3] == 1
-    assert warm.sum() == 1
+    assert warm[2, 3] == warm.sum() == 5
+    assert bar.get_xlim() == (0, 5)  # the scale says how much
+    assert "pixels that rest on a pixel" in bar.get_xlabel()
     assert len(axis.collections) == 2  # one contour, the empty mask has none; and the dots
+    assert sheet([panel("b", ())], note="small print")._supxlabel.get_text() == "small print"  # without a legend too
     cold = sheet([panel(heat=torch.zeros(3, 4))])
-    assert len(cold.axes[0].images) == 1
+    assert cold.axes[0].images[1].get_alpha().max() == 0
 
 
 def test_sheets_and_animations_of_nothing_are_refused() -> None:

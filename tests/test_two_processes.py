@@ -146,22 +146,28 @@ ATTACHED = [
     "wrap first,,classifier",
     "attach first,find unused,classifier",
     "wrap first,find unused,",
+    "wrap first,two outputs,",
+    "wrap first,find unused and two outputs,classifier",
 ]
 
 
 def attached(case: str, rank: int) -> dict[str, Any]:
     model, images, labels = problem()
-    first, find_unused, head = case.split(",")
+    first, options, head = case.split(",")
     term = TemplateSimilarityLoss(weight=0.5, share_templates=True)
     if first == "attach first":
         criterion = attach(model, term, head=head or None)
-    ddp = DistributedDataParallel(model, find_unused_parameters=find_unused == "find unused")
+    ddp = DistributedDataParallel(model, find_unused_parameters="find unused" in options)
     if first != "attach first":
         criterion = attach(ddp, term, head=head or None)
     mine = half(rank)
     for _ in range(2):
         ddp.zero_grad()
-        criterion(ddp(images[mine]), labels[mine]).backward()
+        if "two outputs" in options:  # before one backward, the first one asked last
+            outputs = ddp(images[mine]), ddp(images[mine].flip(-1))
+            (0 * criterion(outputs[1], labels[mine]) + criterion(outputs[0], labels[mine])).backward()
+        else:
+            criterion(ddp(images[mine]), labels[mine]).backward()
     found = gradients(model)
     with torch.no_grad():
         validation = criterion(ddp(images[mine]), labels[mine])

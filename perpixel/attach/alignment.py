@@ -31,9 +31,26 @@ _STRETCH, _SHIFT = 0.2, {False: 1.5, True: 0.25}  # of a cell; by align_corners
 
 def comes_from(source: Tensor, result: Tensor) -> bool:
     """Whether `result` is `source` (N, C, h, w), cast or resized as a whole: no crop, no flip, not other images."""
-    if source is result or _is_whole_in_graph(source, result):
+    if source is result or is_whole_in_graph(source, result):
         return True
     return computed_from(source, result) is not False and is_resized(source, result)
+
+
+def is_whole_in_graph(source: Tensor, result: Tensor) -> bool:
+    """Whether the autograd graph between the two has casts and copies and at most one resizing, and nothing else."""
+    if source.grad_fn is None or result.grad_fn is None:
+        return False
+    resizings = 0
+    for node, number in _way(result):
+        if node is source.grad_fn:
+            return number == source.output_nr
+        name = node.name()
+        if name.startswith("Upsample"):
+            scales = [getattr(node, f"_saved_scales_{side}", None) for side in "hw"]
+            resizings += 1 if all(scale is None or float(scale).is_integer() for scale in scales) else 2
+        if resizings > 1 or not name.startswith(("Upsample", *_WHOLE)):
+            return False
+    return False
 
 
 def computed_from(source: Tensor, result: Tensor) -> bool | None:
@@ -69,11 +86,19 @@ def is_resized(grid: Tensor, logits: Tensor) -> bool:
 
 
 class Output(NamedTuple):
-    """The head's grid (N, C, h, w) and the model's output that was made of it: map `place` of several (N, C, H, W)."""
+    """The head's grid (N, C, h, w) and the model's output that was made of it: map `place` of several (N, C, H, W).
+
+    tokens: the grid as the head gave it, where its channels were last: (N, h, w, C) or (N, h·w, C).
+    """
 
     grid: Tensor
     map: Tensor
     place: int
+    tokens: Tensor | None = None
+
+    def as_given(self, probe: Tensor) -> Tensor:
+        """A map like the grid, in the form in which the head gives one."""
+        return probe if self.tokens is None else probe.movedim(1, -1).reshape(self.tokens.shape)
 
     def is_grid_resized(self) -> bool:
         """Whether the output is the grid, resized as a whole, and says enough to show a crop."""
@@ -105,7 +130,8 @@ def check_alignment(model: nn.Module, head: nn.Module, call: Call, given: tuple[
     size than it is given is measured by itself as well.
     """
     features = next(value for value in given if isinstance(value, Tensor))
-    resizes = features.shape[-2:] != output.grid.shape[-2:] and any(True for _ in head.children())
+    resizes = output.tokens is None and features.shape[-2:] != output.grid.shape[-2:]
+    resizes = resizes and any(True for _ in head.children())
     plain = output.is_grid_resized()
     if plain and not resizes:
         return
@@ -114,7 +140,7 @@ def check_alignment(model: nn.Module, head: nn.Module, call: Call, given: tuple[
             alone = lambda probe: head(*(probe if value is features else value for value in given))  # noqa: E731
             _measure(alone, features.new_empty(_PROBES, *features.shape[1:]), output.grid.shape[-2:], "head's output")
         if not plain:
-            within = lambda probe: output.of(_replaced(model, head, call, probe))  # noqa: E731
+            within = lambda probe: output.of(_replaced(model, head, call, output.as_given(probe)))  # noqa: E731
             _measure(within, output.grid, output.map.shape[-2:], "model's output")
 
 
@@ -187,23 +213,6 @@ def _centre(change: Tensor, axis: int) -> float:
 def _slack(grid: Tensor, logits: Tensor) -> float:
     rounding = max(torch.finfo(grid.dtype).eps, torch.finfo(logits.dtype).eps)
     return max(1e-4, 4 * rounding) * float(logits.detach().abs().max())
-
-
-def _is_whole_in_graph(source: Tensor, result: Tensor) -> bool:
-    """Whether the graph between the two has casts and copies and at most one resizing, and nothing else."""
-    if source.grad_fn is None or result.grad_fn is None:
-        return False
-    resizings = 0
-    for node, number in _way(result):
-        if node is source.grad_fn:
-            return number == source.output_nr
-        name = node.name()
-        if name.startswith("Upsample"):
-            scales = [getattr(node, f"_saved_scales_{side}", None) for side in "hw"]
-            resizings += 1 if all(scale is None or float(scale).is_integer() for scale in scales) else 2
-        if resizings > 1 or not name.startswith(("Upsample", *_WHOLE)):
-            return False
-    return False
 
 
 def _way(result: Tensor) -> Iterator[tuple[Any, int]]:

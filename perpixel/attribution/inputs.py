@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from perpixel.checks import check_integer, check_tensor, complain
-from perpixel.outputs import dense_logits
+from perpixel.outputs import dense_logits, refuse_queries
 
 SCORES = ("logit", "margin")
 _LISTED = 5  # numbers that a line names before it counts the others
@@ -118,6 +118,7 @@ def region_for(
 
 def dense(output: object, images: Tensor) -> Tensor:
     """The logits (N, C, h, w) in a network's output for `images`; an error if it gives nothing dense for each."""
+    refuse_queries(output)
     try:
         logits = dense_logits(output)
     except (TypeError, ValueError) as error:

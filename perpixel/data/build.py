@@ -62,7 +62,14 @@ def build(
     data: SegmentationData
     if synthetic:
         if root is not None:
-            raise ValueError(complain("root", "None for 'synthetic'", root, "It is drawn, not read: leave root out."))
+            raise ValueError(
+                complain(
+                    "root",
+                    "None for 'synthetic'",
+                    root,
+                    "It is drawn, not read: leave root out, or name the data set in it, such as 'folder'.",
+                )
+            )
         check_option("split", split, tuple(_SYNTHETIC_LENGTH))
         data = maker(**{"length": _SYNTHETIC_LENGTH[split], **options}, split=split, transforms=transforms)
         return data

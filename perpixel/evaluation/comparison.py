@@ -1,7 +1,7 @@
 """A control against a treatment, scored on the same images: differences, their intervals, and what they show."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean, stdev
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from perpixel.checks import check_number, complain
 from perpixel.evaluation.per_image import SegmentationScores
 from perpixel.evaluation.segmentation import mean_iou, pixel_accuracy
-from perpixel.evaluation.statistics import BootstrapInterval, Floats, bootstrap_images, ratio
+from perpixel.evaluation.statistics import BootstrapInterval, Floats, bootstrap_images, ratio, verdicts
 
 Metric = Callable[[SegmentationScores, Floats], Floats]
 
@@ -39,7 +39,7 @@ METRICS: dict[str, Metric] = {
     "mIoU": lambda scores, weights: mean_iou(_matrices(scores, weights)).numpy(),
     "pixel accuracy": lambda scores, weights: pixel_accuracy(_matrices(scores, weights)).numpy(),
     "boundary F": _boundary,
-    "far-body accuracy": _far,
+    "accuracy far from the head": _far,
 }
 
 
@@ -50,26 +50,19 @@ def mean_score(metric: str, scores: Sequence[SegmentationScores]) -> float:
 
 @dataclass(frozen=True)
 class ScoreDifference:
-    """One metric in percent, means over the seeds; interval and per_seed: treatment minus control, in points."""
+    """One metric in percent, means over the seeds; interval and per_seed: treatment minus control, in points.
+
+    verdict: `verdicts` of the table that this is a row of; helped or hurt only where both the interval over images and
+    that over SEEDS seeds or more (Student's t) exclude zero, with the larger of the two p values; else better or worse
+    on these images, undecided, or too few images.
+    """
 
     metric: str
     control: float
     treatment: float
     interval: BootstrapInterval
     per_seed: tuple[float, ...]
-
-    @property
-    def verdict(self) -> str:
-        """undecided where the interval over images includes zero; else better or worse on these images.
-
-        helped or hurt only from SEEDS seeds on whose `seed_interval` excludes zero as well.
-        """
-        if not self.interval.excludes_zero:
-            return "undecided"
-        up, seeds = self.interval.value > 0, self.seed_interval
-        if len(self.per_seed) < SEEDS or seeds is None or (seeds[0] if up else -seeds[1]) <= 0:
-            return f"{'better' if up else 'worse'} on these images"
-        return "helped" if up else "hurt"
+    verdict: str = "undecided"
 
     @property
     def seed_interval(self) -> tuple[float, float] | None:
@@ -80,10 +73,11 @@ class ScoreDifference:
         """A sentence: difference, interval over images, verdict."""
         interval = self.interval
         text = f"{self.metric}: {interval.value:+.2f} points, {_interval(interval.level, interval.low, interval.high)}"
-        if not interval.excludes_zero:
-            return f"{text} includes zero: undecided."
+        text += f" {'excludes' if interval.excludes_null else 'includes'} zero"
+        if self.verdict in ("undecided", "too few images", "undefined"):
+            return f"{text}: {self.verdict}."
         claimed = self.verdict in ("helped", "hurt")
-        return f"{text} excludes zero: the {treatment} {self.verdict if claimed else f'is {self.verdict}'}."
+        return f"{text}: the {treatment} {self.verdict if claimed else f'is {self.verdict}'}."
 
     def describe_seeds(self) -> str:
         """A sentence on two or more seeds: each difference, mean, spread, and from three on `seed_interval`."""
@@ -127,7 +121,21 @@ def compare_scores(
         interval = bootstrap_images(lambda w: differences(w).mean(0), images, level=level, resamples=resamples)
         return ScoreDifference(name, *values, interval, tuple(differences(np.ones((1, images)))[:, 0].tolist()))
 
-    return [compare(name) for name in METRICS if not np.isnan(mean_score(name, control))]
+    found = [compare(name) for name in METRICS if not np.isnan(mean_score(name, control))]
+    claims = {"better": "helped", "worse": "hurt"}
+    words = verdicts([_over_seeds(one) for one in found], *claims)
+    return [replace(one, verdict=claims.get(word, word)) for one, word in zip(found, words)]
+
+
+def _over_seeds(difference: ScoreDifference) -> BootstrapInterval:
+    """The interval over images with a p value that is also that over seeds: 1 below SEEDS of them."""
+    interval, seeds = difference.interval, difference.per_seed
+    if len(seeds) < SEEDS or interval.value * mean(seeds) <= 0:
+        return replace(interval, p_value=1.0)
+    from scipy.stats import ttest_1samp
+
+    spread = stdev(seeds)
+    return replace(interval, p_value=max(interval.p_value, float(ttest_1samp(seeds, 0).pvalue) if spread else 0.0))
 
 
 def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:

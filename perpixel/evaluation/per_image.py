@@ -57,7 +57,7 @@ class SegmentationScores:
         """Flat numbers for a metrics file; "iou/NAME" for each of `classes`."""
         row = {"miou": self.miou, "pixel_accuracy": self.pixel_accuracy, "boundary_f": self.boundary_f}
         if self.far is not None:
-            row["far_body"] = self.far_body
+            row["accuracy_far_from_head"] = self.far_body
         return row | {f"iou/{name}": float(value) for name, value in zip(classes, self.iou)}
 
 

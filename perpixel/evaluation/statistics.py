@@ -1,7 +1,7 @@
-"""Does a difference between two models outlast another draw of the evaluation images?"""
+"""Does a difference outlast another draw of the evaluation images, and may it be claimed?"""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from perpixel.checks import check_integer, check_number, complain
 
 Floats = NDArray[np.float64]
+Statistic = Callable[[Floats], Floats]  # of weights (R, images), how often each image counts: values (R, ...)
+IMAGES = 8  # from which on an interval is read, and an effect may be claimed
 
 
 def ratio(part: Any, whole: Any) -> Floats:
@@ -20,19 +22,77 @@ def ratio(part: Any, whole: Any) -> Floats:
         return np.where(whole > 0, part / whole, np.nan)
 
 
+def ratio_of_sums(part: Floats, whole: Floats) -> Statistic:
+    """Sum of part (images, ...) over that of whole; NaN where the whole is not positive."""
+    return lambda weights: ratio(weights @ part, weights @ whole)
+
+
+def quotient(one: Statistic, other: Statistic) -> Statistic:
+    """one / other on the same draw of images; NaN where the other is not positive."""
+    return lambda weights: ratio(one(weights), other(weights))
+
+
+def difference(one: Statistic, other: Statistic) -> Statistic:
+    """one - other on the same draw of images."""
+    return lambda weights: one(weights) - other(weights)
+
+
 @dataclass(frozen=True)
 class BootstrapInterval:
-    """A statistic on all images and the interval that holds `level` of its resampled values."""
+    """A statistic on all images and the interval that holds `level` of its resampled values.
+
+    p_value: of "it is `null`" (`bootstrap_images`); images: how many have a say in the statistic.
+    """
 
     value: float
     low: float
     high: float
     level: float
+    null: float = 0.0
+    p_value: float = float("nan")
+    images: int = 0
 
     @property
-    def excludes_zero(self) -> bool:
-        """True where both ends lie on the same side of zero (and neither on it)."""
-        return self.low > 0 or self.high < 0
+    def excludes_null(self) -> bool:
+        """True where both ends lie on the same side of `null` (and neither on it)."""
+        return self.low > self.null or self.high < self.null
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's (1979) adjusted p values of the tests of one table; NaN stays NaN and counts for none.
+
+    The k-th smallest of m, times m - k + 1, at least the adjusted ones before it, at most 1: rejecting what is at most
+    alpha keeps the chance of any false rejection at alpha, whatever the tests have to do with each other.
+    """
+    values = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(values)[: int(np.isfinite(values).sum())]
+    adjusted = np.full(len(values), np.nan)
+    adjusted[order] = np.maximum.accumulate(values[order] * np.arange(len(order), 0, -1)).clip(max=1)
+    return adjusted.tolist()
+
+
+def verdicts(table: Sequence[BootstrapInterval], more: str = "more", less: str = "less") -> list[str]:
+    """What each interval of one table shows, in words; nothing else in the house claims an effect.
+
+    `more` or `less` where it may be claimed: from IMAGES images, `null` outside, and p at most 1 - level after `holm`
+    over the intervals of the table with as many images. Where only that correction is missed, the same with " on these
+    images"; else "undecided"; "too few images" below IMAGES; "undefined" for NaN.
+    """
+    enough = [found.images >= IMAGES for found in table]
+    adjusted = holm([found.p_value if known else np.nan for found, known in zip(table, enough)])
+    words = []
+    for found, known, p in zip(table, enough, adjusted):
+        word = more if found.value > found.null else less
+        if np.isnan(found.value):
+            word = "undefined"
+        elif not known:
+            word = "too few images"
+        elif not found.excludes_null:
+            word = "undecided"
+        elif not p <= 1 - found.level + 1e-12:
+            word += " on these images"
+        words.append(word)
+    return words
 
 
 def bootstrap_images(
@@ -42,6 +102,7 @@ def bootstrap_images(
     level: float = 0.95,
     resamples: int = 4999,
     seed: int = 0,
+    null: float = 0.0,
 ) -> BootstrapInterval:
     """Bias-corrected and accelerated (BCa) bootstrap interval of a statistic, resampling whole images.
 
@@ -53,6 +114,14 @@ def bootstrap_images(
     Resampling is `scipy.stats.bootstrap` (Efron 1987), seeded. Where BCa is undefined (a statistic that never varies,
     as for two equal models, or that is NaN on some draws) the interval is that of the percentiles of the defined draws.
     A statistic that is NaN on all images gives NaN.
+
+    Its p value is that of a t test of "the statistic is `null`" on the jackknife's pseudo-values x (Tukey 1958) of the
+    n images that have a say, with Satterthwaite's degrees of freedom 2 (n - 1) / (kurtosis - 1), at most n - 1: fewer
+    where few images carry it. It is at least 2^(1-n), the smallest that flipping the signs of n differences can give,
+    so that no table of 70 passes `holm` on 8 images (from 12 on it can). A t test, since the smallest p of a bootstrap
+    or of drawn sign flips is set by the number of draws. Measured on differences of ratios, images of very different
+    size, 70 true nulls: any false claim in 4 to 8 % of tables at 40 images, 8 to 14 % at 20; more for skewed
+    differences (a fixed value against exponential ones: 28 % at 40).
     Errors: fewer than two images; a statistic of the wrong shape.
     """
     from scipy.stats import DegenerateDataWarning, bootstrap
@@ -79,7 +148,7 @@ def bootstrap_images(
 
     value = float(of_weights(np.ones((1, images)))[0])
     if np.isnan(value):
-        return BootstrapInterval(value, value, value, level)
+        return BootstrapInterval(value, value, value, level, null)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DegenerateDataWarning)
@@ -99,4 +168,28 @@ def bootstrap_images(
         low, high = (
             float(end) for end in np.nanquantile(result.bootstrap_distribution, [0.5 - level / 2, 0.5 + level / 2])
         )
-    return BootstrapInterval(value, low, high, level)
+    return BootstrapInterval(value, low, high, level, null, *_jackknife_test(of_weights, images, null))
+
+
+def _jackknife_test(of_weights: Callable[[Floats], Floats], images: int, null: float) -> tuple[float, int]:
+    """The p value of `bootstrap_images`, 1 where it cannot be told, and the number of images with a say.
+
+    An image has one where the statistic is defined on it alone, or changes without it.
+    """
+    from scipy.stats import t
+
+    one = np.eye(images)
+    value, *others = of_weights(np.concatenate([np.ones((1, images)), one, 1 - one]))
+    alone, without = np.reshape(others, (2, images))
+    counts = ~np.isnan(alone) | ~(np.abs(without - value) <= 1e-12 * max(1.0, abs(value)))
+    n = int(counts.sum())
+    pseudo = n * value - (n - 1) * without[counts] - null
+    if n < 2 or np.isnan(pseudo).any():
+        return 1.0, n
+    centred = pseudo - pseudo.mean()
+    if (centred**2).mean() <= 1e-24 * max(1.0, value**2):
+        return (2.0 ** (1 - n) if abs(value - null) > 1e-12 * max(1.0, abs(value)) else 1.0), n
+    kurtosis = (centred**4).mean() / (centred**2).mean() ** 2
+    freedom = min(2 * (n - 1) / max(kurtosis - 1, 1e-12), n - 1)
+    score = abs(pseudo.mean()) / (pseudo.std(ddof=1) / n**0.5)
+    return max(2 * float(t.sf(score, freedom)), 2.0 ** (1 - n)), n

@@ -14,7 +14,7 @@ from perpixel.fixations.rules.table import FixationRules, fixation_rules
 from perpixel.fixations.trace.graph import Trace
 from perpixel.fixations.trace.operations import operation
 
-_MATRICES = ("linear", "matmul", "__matmul__", "bmm", "mm", "scaled_dot_product_attention")  # places are kept
+_MATRICES = ("linear", "matmul", "__matmul__", "bmm", "mm", "einsum", "scaled_dot_product_attention")  # places are kept
 
 K = int | Share | str | Mapping[str, int | Share]
 Shift = Literal["full", "partial", "none"]

@@ -2,7 +2,6 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,10 @@ from perpixel.fixations.arguments import check_images, starting_labels, starting
 from perpixel.fixations.options import FixationOptions, K, Shift, conventions_of
 from perpixel.fixations.points import Array, Points, Units, merged
 from perpixel.fixations.result import Fixations, PointMap, point_map
-from perpixel.fixations.rules import joins
-from perpixel.fixations.rules.step import Conventions, Rule, Step
+from perpixel.fixations.rules.step import Rule, Step
 from perpixel.fixations.rules.table import FixationRules, fixation_rules
-from perpixel.fixations.trace.graph import Trace, traced
+from perpixel.fixations.steps import Steps
+from perpixel.fixations.trace.graph import traced
 from perpixel.fixations.trace.run import Differs, Run
 from perpixel.outputs import dense_logits
 
@@ -98,15 +97,13 @@ def fixations(
         return walk.back(last, points)
 
 
-def _forward(
-    model: nn.Module, call: Caller | None, images: Tensor, options: FixationOptions
-) -> tuple[Run, "_Steps", Any]:
+def _forward(model: nn.Module, call: Caller | None, images: Tensor, options: FixationOptions) -> tuple[Run, Steps, Any]:
     """A run of the model along its graph, the rules by node, and the model's output; a new graph where it changed."""
     rules, layers = fixation_rules(options.rules), named_layers(called(model, call))
     kind = None if rules.extra else (rules.base, rules.select, rules.attention)
     for own in (False, True):
         trace = traced(model, call, layers, rules.leaves, images, own=own)
-        steps = _Steps(trace, rules, conventions_of(options, trace))
+        steps = Steps(trace, rules, conventions_of(options, trace))
         run = Run(trace, layers, rules.leaves, images, steps, kind)
         with contextlib.suppress(Differs):
             return run, steps, run.forward()
@@ -114,42 +111,7 @@ def _forward(
     raise TypeError(complain("model", "a network that repeats its operations", came, "Take what is random out of it."))
 
 
-class _Steps:
-    """The rules of one walk, by node: what a run asks to know what it must keep, and where the points of a node go."""
-
-    def __init__(self, trace: Trace, rules: FixationRules, conventions: Conventions) -> None:
-        self.trace, self.rules, self.conventions = trace, rules, conventions
-        self._known: dict[Node, Rule | None] = {} if rules.extra else trace.rules
-
-    def at(self, node: Node, run: Run) -> tuple[Step, Rule | None]:
-        """The step at a node and the rule for it, if there is one."""
-        step = Step(node, run, self.conventions)
-        if node not in self._known:
-            self._known[node] = self.rules.rule(node, step.module)
-        return step, self._known[node]
-
-    def follows(self, node: Node, run: Run) -> Iterable[Node]:
-        """The nodes the points of `node` may move to."""
-        step, rule = self.at(node, run)
-        with contextlib.suppress(NotImplementedError):  # raised if points come here
-            return step.operands if rule is None else rule.follows(step)
-        return step.operands
-
-    def reads(self, node: Node, run: Run) -> Iterable[Node]:
-        """The nodes whose values the move needs."""
-        step, rule = self.at(node, run)
-        with contextlib.suppress(NotImplementedError):
-            return [] if rule is None else rule.reads(step)
-        return []
-
-    def inner(self, node: Node) -> Iterable[Node]:
-        """The nodes that are passed over because `node` and they are one operation."""
-        if node not in self.trace.inner:
-            self.trace.inner[node] = joins.inner_nodes(node)
-        return self.trace.inner[node]
-
-
-def _check_rules(run: Run, steps: _Steps, last: Node) -> None:
+def _check_rules(run: Run, steps: Steps, last: Node) -> None:
     """NotImplementedError if some units of an operation on the way back cannot be followed through it."""
     reached = {last}
     for node in reversed(run.trace.nodes):
@@ -187,7 +149,7 @@ def _check_images(points: Points, classes: int, step: Step) -> None:
 class _Walk:
     """The way back, node by node."""
 
-    def __init__(self, run: Run, steps: _Steps, classes: int, record: bool, max_points: int) -> None:
+    def __init__(self, run: Run, steps: Steps, classes: int, record: bool, max_points: int) -> None:
         self.run, self.steps, self.classes, self.record, self.max_points = run, steps, classes, record, max_points
         self.several = steps.conventions.k is not None
         self.stays: dict[Node, Node] = run.plan.tables.setdefault("stays", {})

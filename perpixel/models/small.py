@@ -23,6 +23,8 @@ class SmallFCN(nn.Module):
     (DeepLab LargeFOV, arXiv 1412.7062; Yu and Koltun, arXiv 1511.07122), scaled down.
     """
 
+    classifier_layer = "classifier"  # for `perpixel.attach`
+
     def __init__(self, num_classes: int, *, width: int = 64) -> None:
         super().__init__()
         check_integer("num_classes", num_classes, low=1)

@@ -7,6 +7,7 @@ from perpixel.report.charts.maps import MapPanel, signed_panels
 from perpixel.report.charts.predictions import prediction_sheet
 from perpixel.report.charts.training import training_curves
 from perpixel.report.explorer.page import ExplorerPage, context_explorer
+from perpixel.report.summary_page import summary_page
 from perpixel.report.theme import animation_bytes, picture_bytes
 
 __all__ = [
@@ -27,5 +28,6 @@ __all__ = [
     "profile_chart",
     "removal_chart",
     "signed_panels",
+    "summary_page",
     "training_curves",
 ]

@@ -6,7 +6,6 @@ from tempfile import TemporaryDirectory
 import torch
 
 from perpixel.report import context_explorer, fixation_backdrop
-from recipes.explaining.images import ExplainedImage
 from recipes.explaining.maps import Explanation
 from recipes.explaining.settings import ExplainSettings
 from recipes.kit.images import Images
@@ -15,8 +14,8 @@ from recipes.kit.run_folder import write_atomically
 
 def write_explorer(
     folder: Path, explanation: Explanation, settings: ExplainSettings, images: Images, weights: str
-) -> None:
-    """The page of one image; weights: where those of the network are from."""
+) -> Path:
+    """Where the page of one image was written; weights: where those of the network are from."""
     image, effects = explanation.image, explanation.effects
     display = image.display.clamp(0, 1)
     if settings.backdrop != "photograph":
@@ -37,16 +36,7 @@ def write_explorer(
             upsampling=effects.passes.upsampling,
             title=f"{image.name}: which patches decide?",
             note=f"{settings.model.name}, weights from {weights}; patches hidden one by one ({hidden}).",
-            start=_first_pixel(image),
             ignore_index=images.ignore_index,
         )
         write_atomically(folder / page.name, page.read_bytes())
-
-
-def _first_pixel(image: ExplainedImage) -> tuple[int, int] | None:
-    """Row and column of a pixel in the first region asked about; None without one."""
-    inside = image.regions[0].mask.nonzero() if image.regions else torch.zeros(0, 2)
-    if not len(inside):
-        return None
-    y, x = inside[(inside - inside.double().mean(0)).square().sum(1).argmin()].tolist()
-    return y, x
+    return folder / page.name

@@ -11,15 +11,16 @@ from torch import Tensor, nn
 from perpixel.checks import complain
 from perpixel.evaluation import predict_labels
 from recipes.explaining.settings import AskSettings, ExplainSettings
-from recipes.kit.evidence import find_evidence_regions
+from recipes.kit.evidence import BLOSSOM, FAR_MISTAKEN, FAR_RIGHT, GROUND, find_evidence_regions
 from recipes.kit.images import Images
 
-# kinds of regions whose evidence is known -> what that evidence is
+ALL_OF_LABEL = "all pixels of the label"
+# kinds of regions of which it is known what decides their label -> what that is
 EVIDENCE = {
-    "far body, right": "the head, asked of body pixels far from it that are labelled right",
-    "far body, mistaken": "the head, asked of far body pixels taken for the relative, and for that label",
-    "context": "the ground around a tortoise or turtle",
-    "local": "the blossom itself (control: there is no context to find)",
+    FAR_RIGHT: "the head",
+    FAR_MISTAKEN: "the head",
+    GROUND: "the ground around",
+    BLOSSOM: "the blossom itself",
 }
 
 
@@ -27,7 +28,7 @@ EVIDENCE = {
 class Region:
     """What puts `label` on the pixels of `mask`, bool (H, W)? evidence: bool (H, W), where that is known.
 
-    kind: "label" for all pixels that are predicted so, or one of EVIDENCE.
+    kind: ALL_OF_LABEL for all pixels that are predicted so, or one of EVIDENCE.
     """
 
     kind: str
@@ -174,7 +175,7 @@ class ImageReader:
         for label in labels:
             known = [r.evidence for r in image.evidence_regions if r.label == label and r.evidence is not None]
             evidence = torch.stack(known).any(0) if known else None
-            image.regions.append(Region("label", label, image.predicted == label, evidence))
+            image.regions.append(Region(ALL_OF_LABEL, label, image.predicted == label, evidence))
         return replace(image, evidence_regions=[]) if self.settings.measure.images else image
 
     def evaluation(self, index: int, labels: Sequence[int]) -> ExplainedImage:
@@ -183,7 +184,7 @@ class ImageReader:
         predicted = self._predict(batch)
         right = predicted[predicted == truth[0]]
         least, evidence_regions = self.settings.ask.least, []
-        regions = [Region("label", c, predicted == c) for c in labels if int((right == c).sum()) >= least]
+        regions = [Region(ALL_OF_LABEL, c, predicted == c) for c in labels if int((right == c).sum()) >= least]
         if self.images.pairs:
             found = find_evidence_regions(self.images, index, predicted, self.settings.measure)
             evidence_regions = [Region(r.kind, r.label, r.start, r.evidence) for r in found if r.kind in EVIDENCE]
@@ -195,7 +196,7 @@ class ImageReader:
         batch, name = self.images.picture(path, "ask.images")
         predicted = self._predict(batch)
         found = torch.bincount(predicted.flatten(), minlength=self.images.num_classes)
-        regions = [Region("label", c, predicted == c) for c in _predicted_labels(found, labels, self.settings.ask)]
+        regions = [Region(ALL_OF_LABEL, c, predicted == c) for c in _predicted_labels(found, labels, self.settings.ask)]
         return ExplainedImage(name, batch[0], self.images.displayed(batch[0]), None, predicted, regions)
 
     @torch.no_grad()

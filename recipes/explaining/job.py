@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -20,12 +20,14 @@ from recipes.explaining.images import (
 from recipes.explaining.maps import RANDOM, TRAINED, Explainer, Explanation, check_methods
 from recipes.explaining.measurements import MEASUREMENTS, Figure, Measurement, Results, Rows
 from recipes.explaining.settings import ExplainSettings
-from recipes.explaining.summary import summary
+from recipes.explaining.statistics import count
+from recipes.explaining.summary import limits
 from recipes.kit.command_line import named
 from recipes.kit.job import Job
 from recipes.kit.networks import random_network
-from recipes.kit.run_folder import save_figure, write_atomically
-from recipes.kit.tables import save_csv, save_json
+from recipes.kit.run_folder import save_figure
+from recipes.kit.summary import Section, Summary
+from recipes.kit.tables import markdown_text, save_csv, save_json
 from recipes.training.origin import Origin, keep, origin
 from recipes.training.pretraining import load_network, train_network
 
@@ -36,23 +38,23 @@ class ExplainJob(Job):
 
     recipe = "explain"
     settings_class = ExplainSettings
-    nested = "ask.labels"
-    example = "--run RUN_FOLDER --ask.labels [pedestrian,pavement]"
 
     loaded: tuple[nn.Module, str] | None = None
     selection: Selection | None = None
     origin: Origin = field(default_factory=dict)  # what all that is measured depends on
     warnings: list[str] = field(default_factory=list)
-    files: dict[str, str] = field(default_factory=dict)  # pictures and tables written -> what they show
+    pages: dict[str, str] = field(default_factory=dict)  # explorers written -> what they show
+    files: dict[str, str] = field(default_factory=dict)  # tables
+    pictures: dict[str, dict[str, str]] = field(default_factory=dict)  # by measurement
 
     def prepare(self) -> None:
         """Read the weights and try the settings, so that mistakes show before anything is written."""
         settings, images = self.settings, self.images
         named_labels(images, settings.ask)
         self._check_patch()
-        self.loaded = load_network(settings, images.num_classes, images.classes)
+        self.loaded = load_network(settings, images.channels, images.classes)
         with named("", method="maps.methods"):
-            check_methods(random_network(settings.model, images.num_classes, 0, []), settings.maps, self.fabric.device)
+            check_methods(random_network(settings.model, images.channels, 0, []), settings.maps, self.fabric.device)
         if self.loaded is None:
             with named("pretrain."):
                 images.steps_per_epoch(settings.pretrain.batch_size)
@@ -77,9 +79,10 @@ class ExplainJob(Job):
                 explanations = list(explainer.explain(image, settings.maps.methods))
                 of_drawn.append(measure(explanations, measurements))
             for measurement in measurements:
-                self._save_figures(measurement.figures(explanations, of_drawn[-1]))
+                self._save_figures(measurement.name, measurement.figures(explanations, of_drawn[-1]))
             if settings.explorer:
-                write_explorer(self.folder, explanations[0], settings, images, weights)
+                page = write_explorer(self.folder, explanations[0], settings, images, weights)
+                self.pages[page.name] = f"{image.name}, to click through: which patches decide a pixel's label?"
 
         chosen = selection.measured if settings.measure.images else []
         measured, of_measured = [reader.evaluation(number, selection.labels) for number in chosen], []
@@ -116,17 +119,33 @@ class ExplainJob(Job):
                 if rows:
                     save_csv(self.folder / f"{name}.csv", rows)
                     self.files[f"{name}.csv"] = what
-            self._save_figures(measurement.charts(results))
+            self._save_figures(measurement.name, measurement.charts(results))
         self.files["numbers.json"] = "all tables in one"
         distinct = list(dict.fromkeys(self.warnings))
         numbers = {"about": results.weights, "asked": results.labels, "measured": results.images}
         numbers |= {"drawn": results.drawn_images, "warnings": distinct}
         save_json(self.folder / "numbers.json", numbers | results.tables)
-        sections = [section for measurement in measurements if (section := measurement.section(results))]
-        text = summary(self.settings, results, sections, distinct, self.files)
-        write_atomically(self.folder / "summary.md", text.encode())
-        self.progress.report(text)
-        self.progress.report(f"Summary, tables, pictures and pages: {self.folder}")
+        self._summary(measurements, results, distinct).save(self.folder, self.progress)
+
+    def _summary(self, measurements: Sequence[Measurement], results: Results, warned: Sequence[str]) -> Summary:
+        settings, patch, sections = self.settings, self.settings.maps.patch, list[Section]()
+        for measurement in measurements:
+            if section := measurement.section(results):
+                sections.append(replace(section, pictures=self.pictures.get(measurement.name, {})))
+        sections += [
+            Section("Warnings", [f"- {markdown_text(warning)}" for warning in warned]),
+            Section("What this does not say", [f"- {limit}" for limit in limits(settings, len(results.images))]),
+        ]
+        labels = markdown_text(", ".join(results.labels)) if len(results.labels) < 5 else "the labels"
+        about = (
+            f"{settings.model.name} on {settings.data.name}, weights from {markdown_text(results.weights)}. Measured "
+            f"on {count(len(results.images), 'image')}; drawn: {markdown_text(', '.join(results.drawn_images))}. "
+            f"Patches: {f'{patch} pixels' if patch else 'an eighth of the shorter side'}. A region is where the "
+            "network predicts the label. Beside every number stands that of a network with random weights."
+        )
+        said = " ".join(text for measurement in measurements if (text := measurement.verdict(results)))
+        title = f"{markdown_text(settings.name)}: what decides {labels}?"
+        return Summary(title, about, said, sections, self.files, self.pages)
 
     def _check_patch(self) -> None:
         """ValueError where patch or stride exceed the first evaluation image: nothing would be compared on it."""
@@ -142,7 +161,7 @@ class ExplainJob(Job):
 
     def _random_networks(self, selection: Selection) -> dict[str, nn.Module]:
         """The controls, whose normalisation layers know the statistics of some of the images."""
-        settings, classes = self.settings, self.images.num_classes
+        settings, classes = self.settings, self.images.channels
         some = (selection.measured or list(selection.drawn))[:32] or list(range(min(8, self.images.evaluated)))
         batches = [batch for _, batch, _, _ in self.images.evaluation(batch_size=8, far=0.0, only=some)]
         return {
@@ -157,10 +176,10 @@ class ExplainJob(Job):
             yield
         self.warnings += [str(w.message).strip() for w in caught if issubclass(w.category, UserWarning)]
 
-    def _save_figures(self, figures: Iterable[Figure]) -> None:
+    def _save_figures(self, measurement: str, figures: Iterable[Figure]) -> None:
         for name, figure, what in figures:
             save_figure(self.folder / f"{name}.png", figure)
-            self.files[f"{name}.png"] = what
+            self.pictures.setdefault(measurement, {})[f"{name}.png"] = what
 
 
 def measure(explanations: Iterable[Explanation], measurements: Sequence[Measurement]) -> dict[str, Rows]:

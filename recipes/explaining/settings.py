@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from perpixel.checks import check_integer, check_number, check_option, complain
 from recipes.kit.settings import AnalysisSettings, MeasureSettings, Schedule, pretraining
@@ -115,15 +115,15 @@ class DataSetSettings(MeasureSettings):
     Args:
         images: Evaluation images measured, evenly spread over those with a label that is asked about (0: only those
             that are drawn).
-        methods: The maps that are measured there, of maps.methods (null: those that take few passes: Influence, Layer
-            methods; and IntegratedGradients for synthetic data).
+        methods: The maps that are measured there, of maps.methods (null: those that take few passes,
+            Influence and Layer methods).
         truth: Whether the classes of the class-context matrix are those of the labels (true) or of the prediction.
         least: A patch belongs to a class of the matrix where more than this share of its pixels does (0: any pixel).
         controls: Random choices of as many pixels, per class and image of the matrix.
         bins: Bins of the radial profiles.
     """
 
-    images: int = 8
+    images: int = 40
     methods: list[str] | None = None
     truth: bool = True
     least: float = 0.25
@@ -152,6 +152,25 @@ class ExplainSettings(AnalysisSettings):
         measure: What is measured over the data.
     """
 
+    matter: ClassVar[tuple[str, ...]] = (
+        "run",
+        "model.checkpoint",
+        "data.name",
+        "data.root",
+        "ask.labels",
+        "ask.images",
+        "maps.methods",
+        "maps.patch",
+        "measure.images",
+        "folder",
+    )
+    examples: ClassVar[dict[str, str]] = {
+        "train a small network on synthetic images first": "",
+        "the network and data of a run of recipes.finetune": "--run RUN_FOLDER --ask.labels [pedestrian,pavement]",
+        "pictures of one's own beside evaluation image 7": "--run RUN_FOLDER --ask.images [my.jpg,7]",
+        "weights of one's own": "--model.checkpoint FILE --model.name deeplabv3_resnet50 --data.name folder "
+        "--data.root PATH",
+    }
     name: str = "explain"
     pretrain: Schedule = field(default_factory=partial(pretraining, epochs=4))
     backdrop: Literal["photograph", "labels", "outlines"] = "photograph"
@@ -171,5 +190,4 @@ class ExplainSettings(AnalysisSettings):
         """The methods whose maps are measured over the data."""
         if self.measure.methods is not None:
             return self.measure.methods
-        cheap = ("IntegratedGradients",) if self.data.name == "synthetic" else ()
-        return [m for m in self.maps.methods if m == INFLUENCE or m.startswith("Layer") or m in cheap]
+        return [m for m in self.maps.methods if m == INFLUENCE or m.startswith("Layer")]

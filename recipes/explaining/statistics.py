@@ -1,18 +1,17 @@
-"""Means over images with bootstrap intervals, their differences to the controls, and these in words."""
+"""Means over images with bootstrap intervals, and their differences to the controls."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from perpixel.evaluation import BootstrapInterval
+from perpixel.evaluation import IMAGES, BootstrapInterval, Statistic, ratio_of_sums
+from recipes.explaining.images import ALL_OF_LABEL
 from recipes.explaining.maps import RANDOM, TRAINED
 from recipes.explaining.settings import DataSetSettings
-from recipes.kit.statistics import Statistic, ratio_of_sums, verdict
 from recipes.kit.tables import Row, format_cell, interval_columns
 
-ALL = "all"
-FEWEST = 5  # images that an interval needs
+ALL = "all labels"
 
 
 def pooled_name(network: str) -> str:
@@ -23,8 +22,8 @@ def pooled_name(network: str) -> str:
 def with_interval(
     name: str, statistic: Statistic, images: int, seen: int, settings: DataSetSettings
 ) -> dict[str, float]:
-    """`interval_columns` over images; without ends where fewer than FEWEST are `seen`, have anything to say."""
-    if seen < FEWEST:
+    """`interval_columns` over images; without ends where fewer than IMAGES are `seen`, have anything to say."""
+    if seen < IMAGES:
         value = float(statistic(np.ones((1, images)))[0])
         return interval_columns(name, BootstrapInterval(value, np.nan, np.nan, settings.level))
     return interval_columns(name, settings.interval(statistic, images))
@@ -55,7 +54,7 @@ class Means:
 
 def labels_in(rows: Sequence[Row]) -> list[str]:
     """ALL, and the labels that were asked about, in the order they come."""
-    return [ALL, *dict.fromkeys(r["label"] for r in rows if r["kind"] == "label")]
+    return [ALL, *dict.fromkeys(r["label"] for r in rows if r["pixels_asked"] == ALL_OF_LABEL)]
 
 
 def of_network(rows: Sequence[Row], network: str, *keys: str) -> dict[tuple[Any, ...], Row]:
@@ -68,15 +67,6 @@ def count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def interval_text(row: Row, name: str, unit: str = "", *, sign: bool = False) -> str:
+def interval_text(row: Row, name: str, digits: int = 2, *, sign: bool = False) -> str:
     """Value and interval of a row: "1.20 [0.90, 1.51]"; without ends where there are none."""
-    return format_cell(row, name, 1 if unit else 2, sign=sign, unit=unit, missing="undefined")
-
-
-def against_random(row: Row, more: str, less: str) -> str:
-    """`more` or `less` where the interval of the difference to random weights excludes zero, else why not."""
-    if np.isnan(row["minus_random"]):
-        return "undefined"
-    if np.isnan(row["minus_random_low"]):
-        return f"fewer than {FEWEST} images: no interval"
-    return verdict(row, "minus_random", f"{more} random weights", f"{less} random weights")
+    return format_cell(row, name, digits, sign=sign, missing="undefined")

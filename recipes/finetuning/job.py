@@ -5,11 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 from lightning_fabric import Fabric
-from rich.markdown import Markdown
 
 import perpixel
 from perpixel.checks import complain
@@ -19,9 +18,10 @@ from recipes.finetuning.results import ARMS, Results
 from recipes.finetuning.settings import FinetuneSettings
 from recipes.kit.command_line import named
 from recipes.kit.job import Job
-from recipes.kit.networks import build_network, select_layers
-from recipes.kit.randomness import seed_everything
+from recipes.kit.networks import build_network, seed_everything, select_layers
+from recipes.kit.run_folder import CONFIG
 from recipes.kit.settings import RunSettings, Schedule
+from recipes.kit.tables import markdown_text
 from recipes.kit.weights import Weights, load_weights, starting_weights
 from recipes.training.history import Row, read_json_lines
 from recipes.training.sharding import choose_strategy
@@ -37,22 +37,9 @@ class FinetuneJob(Job):
 
     recipe = "finetune"
     settings_class = FinetuneSettings
-    nested = "data.root"
-    example = "--config recipes/configs/camvid.yaml --data.root ../data/camvid"
-    skip = ("loss",)
 
     settings: FinetuneSettings
     given: Weights | None = None
-
-    @classmethod
-    def build_parser(cls) -> ArgumentParser:
-        """Every field of the settings, and the options of the loss; a template of one's own is for Python, not here."""
-        parser = super().build_parser()
-        parser.add_class_arguments(perpixel.TemplateSimilarityLoss, "loss", skip={"ignore_index", "template"})
-        known, text = Literal["peak", "mean"], "What stands for a class: its most certain pixel, or the mean of all."
-        parser.groups["loss"].add_argument("--loss.template", type=known, default="peak", help=text)
-        parser.set_defaults({"loss.weight": 0.05})
-        return parser
 
     @classmethod
     def read_settings(cls, parser: ArgumentParser, parsed: Namespace) -> FinetuneSettings:
@@ -77,7 +64,7 @@ class FinetuneJob(Job):
 
     def prepare(self) -> None:
         """Read the weights to start from and try the settings, so that mistakes show before anything is written."""
-        settings, classes = self.settings, self.images.num_classes
+        settings, classes = self.settings, self.images.channels
         seed_everything(0)
         network = build_network(settings.model, classes)
         weights = starting_weights(settings.model)
@@ -123,9 +110,11 @@ class FinetuneJob(Job):
             histories: Histories = {arm: {} for arm in ARMS}
             for arm, seed in itertools.product(ARMS, settings.seeds):
                 histories[arm][seed] = read_json_lines(self._folder(seed, arm) / "metrics.jsonl")
-            self._save_results(starts, arms, histories)
-            self._draw(starts, arms, first, histories)
-            self.progress.report(f"\nTable, pictures, metrics and checkpoints: {self.folder}")
+            results = self._save_results(starts, arms, histories)
+            pictures = self._draw(starts, arms, first, histories)
+            title = f"{markdown_text(settings.name)}: did the loss help?"
+            subject = f"{settings.model.name} on {settings.data.name}"
+            results.summary(title, subject, pictures, self._files()).save(self.folder, self.progress)
 
     def _folder(self, seed: int, arm: str) -> Path:
         return self.folder / f"seed{seed}" / arm
@@ -147,30 +136,41 @@ class FinetuneJob(Job):
             self, replace(training, evaluation=settings.evaluation, checkpoint_every=settings.checkpoint_every)
         )
 
-    def _save_results(self, starts: Scores, arms: Mapping[str, Scores], histories: Histories) -> None:
+    def _save_results(self, starts: Scores, arms: Mapping[str, Scores], histories: Histories) -> Results:
         settings = self.settings
         seconds = {arm: [row["seconds"] for rows in of.values() for row in rows] for arm, of in histories.items()}
         loss, shared = describe_loss(settings.loss), not settings.pretrain_per_seed
         results = Results(starts, arms, self.images.classes, seconds, settings.evaluation, loss, shared)
         results.save(self.folder)
-        self.progress.console.print(Markdown("\n".join(results.table())))
-        for sentence in results.sentences():
-            self.progress.report(f"- {sentence}")
+        return results
+
+    def _files(self) -> dict[str, str]:
+        files = {"results.json": "all numbers of this page", CONFIG: "the settings, with all defaults"}
+        for arm, seed in itertools.product(ARMS, self.settings.seeds):
+            place = (self._folder(seed, arm) / "metrics.csv").relative_to(self.folder)
+            files[place.as_posix()] = f"loss terms and scores by epoch: {arm}, seed {seed}"
+        return files
 
     def _draw(
         self, starts: Scores, arms: Mapping[str, Scores], first: Mapping[str, Weights], histories: Histories
-    ) -> None:
-        """Curves of all seeds, predictions of the first."""
+    ) -> dict[str, str]:
+        """Curves of all seeds, predictions of the first: their names and what they show."""
         settings, seed = self.settings, self.settings.seeds[0]
         title = f"{settings.name}: {settings.model.name} on {settings.data.name}"
         draw_curves(self.folder / "curves.png", histories, starts, title)
         networks = {}
         for arm, weights in first.items():
-            networks[arm] = build_network(settings.model, self.images.num_classes).eval()
+            networks[arm] = build_network(settings.model, self.images.channels).eval()
             networks[arm].load_state_dict(weights)
         examples = select_examples(arms["control"][seed], arms["loss"][seed], settings.evaluation.pictures)
         path = self.folder / "predictions.png"
         draw_predictions(path, networks, self.images, examples, f"{title}, seed {seed}")
+        shown = {
+            "predictions.png": "where control and loss differ the most, for better and for worse, and a typical image"
+        }
+        return (shown if examples else {}) | {
+            "curves.png": "loss terms and scores by epoch; epoch 0 is the shared start"
+        }
 
 
 def describe_loss(options: Mapping[str, Any]) -> str:

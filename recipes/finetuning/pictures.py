@@ -16,7 +16,7 @@ PERCENT = {
     "miou": "mIoU (%)",
     "pixel_accuracy": "pixel accuracy (%)",
     "boundary_f": "boundary F (%)",
-    "far_body": "far-body accuracy (%)",
+    "accuracy_far_from_head": "accuracy far from the head (%)",
 }
 
 

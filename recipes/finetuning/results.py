@@ -7,13 +7,23 @@ from statistics import median
 
 import torch
 
-from perpixel.evaluation import ScoreDifference, SegmentationScores, compare_scores, mean_score
-from recipes.kit.run_folder import write_atomically
+from perpixel.evaluation import IMAGES, SEEDS, ScoreDifference, SegmentationScores, compare_scores, mean_score
 from recipes.kit.settings import EvaluationSettings
-from recipes.kit.tables import format_ends, format_number, markdown_table, save_json
+from recipes.kit.summary import Section, Summary
+from recipes.kit.tables import format_ends, format_number, markdown_table, markdown_text, save_json
 
 ARMS = ("control", "loss")
 HEADINGS = ("", "start", *ARMS, "difference", "interval", "verdict")
+# verdict on mIoU -> that of the run in a sentence
+VERDICTS = {
+    "helped": "The loss helped.",
+    "hurt": "The loss hurt.",
+    "better on these images": "Better on these images; whether the loss helps is not shown.",
+    "worse on these images": "Worse on these images; whether the loss hurts is not shown.",
+    "undecided": "Undecided: it is not shown that the loss helps or hurts.",
+    "too few images": "Too few images to say whether the loss helps.",
+    "undefined": "Undefined: nothing could be compared.",
+}
 
 
 @dataclass
@@ -67,16 +77,25 @@ class Results:
         text.append(self.differences[0].describe_seeds())
         return [*text, f"{covers}; the spread over seeds is the luck of fine-tuning.{shared}"]
 
-    def table(self) -> list[str]:
-        """The lines of the table, in Markdown."""
-        return [self.heading, "", *markdown_table(HEADINGS, self.rows(), left=(0, 6)), ""]
+    def summary(self, title: str, subject: str, pictures: Mapping[str, str], files: Mapping[str, str]) -> Summary:
+        """What the run folder says first."""
+        first = self.differences[0]
+        claim = (
+            f"An effect is claimed (helped, hurt) from {IMAGES} images and {SEEDS} seeds on, where both intervals "
+            "exclude zero and Holm's correction for the rows of this table leaves it; else it is one on these images."
+        )
+        lines = [*markdown_table(HEADINGS, self.rows(), left=(0, 6)), ""]
+        lines += [f"- {sentence}" for sentence in (*self.sentences()[len(self.differences) :], claim)]
+        ious = [(name, *(format_number(iou[arm]) for arm in ARMS)) for name, iou in self.iou.items()]
+        sections = [
+            Section("Did the loss help?", lines, pictures=pictures),
+            Section("IoU per class", markdown_table(("class", *ARMS), ious)),
+        ]
+        about = f"{markdown_text(f'{subject}: {self.heading}')}. Percent; difference in points."
+        return Summary(title, about, f"{VERDICTS[first.verdict]} {first.describe('loss')}", sections, files)
 
     def save(self, folder: Path) -> None:
-        """table.md and results.json."""
-        lines = [*self.table(), *(f"- {sentence}" for sentence in self.sentences()), ""]
-        ious = ((name, *(format_number(iou[arm]) for arm in ARMS)) for name, iou in self.iou.items())
-        lines += markdown_table(("IoU", *ARMS), ious)
-        write_atomically(folder / "table.md", ("\n".join(lines) + "\n").encode())
+        """results.json."""
         content = {
             "lines": [self._line(difference) for difference in self.differences],
             "seconds": self.median_seconds,

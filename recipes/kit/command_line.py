@@ -1,4 +1,4 @@
-"""A recipe as a command: its arguments, --resume, and an exit status with mistakes reported in a sentence."""
+"""The command line of a recipe: its help, its arguments, --config and --resume; mistakes named as one types them."""
 
 import argparse
 import contextlib
@@ -7,48 +7,64 @@ import itertools
 import json
 import re
 import sys
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml  # type: ignore[import-untyped]
 from jsonargparse import ArgumentParser, Namespace
-from rich.console import Console
 
 from perpixel.checks import complain
 from recipes.kit.checks import is_plain
-from recipes.kit.run_folder import CONFIG, DamagedCheckpoint, write_atomically
+from recipes.kit.help import CONFIGS, GENERAL, help_text, kind_in_words
+from recipes.kit.run_folder import CONFIG
+from recipes.kit.settings import RunSettings
 
-MISTAKES = (ValueError, TypeError, DamagedCheckpoint, FloatingPointError, OSError)
 OWN_SETTING = {"finetune": "train", "explain": "ask", "fixations": "trace"}  # one that no other recipe has
 Settings = TypeVar("Settings")
 
 
 class SettingsParser(ArgumentParser):
-    """One value stands for a list of one, one number for a square of that side.
+    """One value stands for a list of one, one number for a square of that side. Its help is `help_text`."""
 
-    Its help leaves out the options that would read a group of settings from a file: they are refused.
-    """
+    def __init__(self, *rest: Any, **options: Any) -> None:
+        self.kinds: dict[str, Any] = {}  # the type of every setting, by its option
+        super().__init__(*rest, **options)
+
+    def add_class_arguments(self, theclass: Any, nested_key: str | None = None, *rest: Any, **options: Any) -> Any:
+        hints = theclass if is_dataclass(theclass) else theclass.__init__
+        self.kinds |= dict(_kinds(hints, f"--{nested_key}." if nested_key else "--"))
+        return super().add_class_arguments(theclass, nested_key, *rest, **options)
 
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
         """The settings given as arguments."""
-        kinds = {f"--{action.dest}": getattr(action, "_typehint", None) for action in self._actions}
         given = list(sys.argv[1:] if args is None else args)
         for index, argument in enumerate(given):
             option, equals, value = argument.partition("=")
             if equals:
-                given[index] = f"{option}={_several(value, kinds.get(option))}"
-            elif index and given[index - 1] in kinds:
-                given[index] = _several(argument, kinds[given[index - 1]])
+                given[index] = f"{option}={_several(value, self.kinds.get(option))}"
+            elif index and given[index - 1] in self.kinds:
+                given[index] = _several(argument, self.kinds[given[index - 1]])
         return super().parse_args(given, *rest, **options)
 
     def format_help(self) -> str:
-        for action in self._actions:
-            if action.dest in self.groups:
-                action.help = argparse.SUPPRESS
-        return super().format_help()
+        return help_text(self)
+
+
+def build_parser(kind: type[RunSettings], command: str) -> SettingsParser:
+    """The command line of a recipe: --config, --resume and every field of its settings."""
+    description = (kind.__doc__ or "").split("Args:")[0].strip()
+    parser = SettingsParser(prog=command, allow_abbrev=False, exit_on_error=False, description=description)
+    parser.add_argument("--config", action="config")
+    parser.add_argument("--resume", type=str | None, default=None)
+    kind.add_to(parser)
+    return parser
+
+
+def _kinds(kind: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, hint in get_type_hints(kind).items():
+        yield from _kinds(hint, f"{prefix}{name}.") if is_dataclass(hint) else [(prefix + name, hint)]
 
 
 def _several(value: str, kind: Any) -> str:
@@ -67,6 +83,7 @@ def _several(value: str, kind: Any) -> str:
 
 def read_arguments(parser: ArgumentParser, arguments: list[str]) -> tuple[Namespace, Path | None]:
     """The parsed settings, and the folder to resume: its settings are then those of the run."""
+    arguments = _located(arguments)
     given = [
         part for argument in arguments for part in (argument.split("=", 1) if argument[:2] == "--" else [argument])
     ]
@@ -79,12 +96,24 @@ def read_arguments(parser: ArgumentParser, arguments: list[str]) -> tuple[Namesp
     known = known_settings(parser)
     for option, value in itertools.zip_longest(given, given[1:]):
         if option.startswith("--") and isinstance(known.get(option[2:]), Namespace):
-            remedy = f"Give single settings ({parser.prog} --help lists them), or a file of all settings as --config."
+            remedy = f"Give single settings ({parser.prog} --help-all lists them), or a file of settings as --config."
             raise ValueError(complain(option, f"{option}.SETTING", f"{option} {value}", remedy))
         if option == "--config" and value:
             read_document(known, Path(value), "config")
-    with _one_line(known):
+    with _one_line(parser, known):
         return parser.parse_args(arguments), None
+
+
+def _located(arguments: list[str]) -> list[str]:
+    """The arguments, a file of settings that comes along, where no such file is here, by its whole path."""
+    found = list(arguments)
+    for index, argument in enumerate(arguments):
+        option, _, value = argument.rpartition("=" if argument.startswith("--config=") else "\0")
+        if option or (index and arguments[index - 1] == "--config"):
+            places = [place / value for place in (CONFIGS, CONFIGS.parents[1])]
+            there = [str(place) for place in places if place.is_file() and not Path(value).exists()]
+            found[index] = f"{option}={there[0]}" if there and option else (there or [argument])[0]
+    return found
 
 
 def known_settings(parser: ArgumentParser) -> Namespace:
@@ -95,14 +124,14 @@ def known_settings(parser: ArgumentParser) -> Namespace:
 def parse_run(parser: ArgumentParser, folder: Path, option: str, parts: tuple[str, ...] = ()) -> Namespace:
     """The settings in a run folder (of those `parts`, the rest by default); nothing is downloaded on their behalf."""
     if not (folder / CONFIG).is_file():
-        came = f"{folder}, without {CONFIG}"
+        came = f"{folder}, {f'without {CONFIG}' if folder.is_dir() else 'not there'}"
         expected = "a run folder of recipes.finetune" if parts else "a run folder"
         raise FileNotFoundError(complain(option, expected, came, "Check the path."))
     known = known_settings(parser)
     if not parts:
         _check_recipe(parser, folder)
     document = read_document(known, folder / CONFIG, option, parts)
-    with _one_line(known):
+    with _one_line(parser, known):
         parsed = parser.parse_object(document)
     parsed.data.options.pop("download", None)
     return parsed
@@ -115,10 +144,11 @@ def _check_recipe(parser: ArgumentParser, folder: Path) -> None:
         document = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
     keys = document if isinstance(document, Mapping) else {}
     found = [recipe for recipe, setting in OWN_SETTING.items() if setting in keys]
-    if len(found) == 1 and not parser.prog.endswith(f".{found[0]}"):
-        remedy = f"Run: python -m recipes.{found[0]} --resume {folder}"
-        own, came = parser.prog.removeprefix("python -m "), f"{folder}, one of recipes.{found[0]}"
-        raise ValueError(complain("resume", f"a run folder of {own}", came, remedy))
+    own = re.split("[. ]", parser.prog)[-1]
+    if len(found) == 1 and found[0] != own:
+        remedy = f"Run: {parser.prog.removesuffix(own)}{found[0]} --resume {folder}"
+        came = f"{folder}, one of recipes.{found[0]}"
+        raise ValueError(complain("resume", f"a run folder of recipes.{own}", came, remedy))
 
 
 def read_document(known: Namespace, path: Path, option: str, parts: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -127,11 +157,15 @@ def read_document(known: Namespace, path: Path, option: str, parts: tuple[str, .
     The file may be anyone's: what is not a setting, or could name a class or another file of settings, ends here.
     """
     if not path.is_file():
-        raise FileNotFoundError(complain(option, "a YAML file", f"{path}, not there", "Check the path."))
+        came = f"{path}, {'no file' if path.exists() else 'not there'}"
+        raise FileNotFoundError(complain(option, "a YAML file", came, "Check the path."))
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(complain(option, "a YAML file", f"{path} ({_folded(str(error))})", "Mend it.")) from error
+        place, text = getattr(error, "problem_mark", None), str(getattr(error, "problem", error))
+        came = f"{path} ({f'line {place.line + 1}: ' if place else ''}{folded(text)})"
+        remedy = "Indent with spaces, not with a tab." if "'\\t'" in text else "Mend it."
+        raise ValueError(complain(option, "a YAML file", came, remedy)) from error
     document = _only(document, parts) if parts else document
     _check_settings(document, known, f"{path}", "")
     return document
@@ -150,10 +184,10 @@ def _check_settings(found: Any, known: Namespace, source: str, prefix: str) -> N
         setting = f"{prefix}{name}"
         if name == "resume" and value is None and not prefix:
             continue
-        names = [one for one in vars(known) if prefix or one not in ("config", "resume")]
+        names = [one for one in vars(known) if prefix or one not in GENERAL]
         if name not in names:
             close = difflib.get_close_matches(str(name), names, 1)
-            remedy = f"Did you mean {prefix}{close[0]}?" if close else "Remove it: --help lists the settings."
+            remedy = f"Did you mean {prefix}{close[0]}?" if close else "Remove it: --help-all lists the settings."
             raise ValueError(complain(setting, "a setting", f"none of that name, in {source}", remedy))
         if isinstance(known[name], Namespace):
             _check_settings(value, known[name], source, f"{setting}.")
@@ -192,62 +226,30 @@ def named(prefix: str, **names: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _one_line(known: Namespace) -> Iterator[None]:
+def _one_line(parser: ArgumentParser, known: Namespace) -> Iterator[None]:
     """Mistakes that the parser finds, as a ValueError of one line that names the option as it is typed."""
     try:
         yield
     except argparse.ArgumentError as error:
-        unknown = re.match(r"unrecognized arguments: --([\w.-]+)", str(error))
-        if unknown:
-            close = difflib.get_close_matches(unknown[1], list(known.keys()), 1)
-            remedy = f"Did you mean --{close[0]}?" if close else "See --help."
-            raise ValueError(complain(f"--{unknown[1]}", "a setting", "none of that name", remedy)) from error
-        text = re.sub(
-            r"(?:argument |Parser key )\"?([\w.-]+)\"?:", lambda m: f"--{m[1].removeprefix('--')}:", str(error)
-        )
-        text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("typing.", "")
-        raise ValueError(f"{_folded(text)}. See --help.") from error
+        text, remedy = folded(str(error)), "See --help-all."
+        if unknown := re.match(r"unrecognized arguments: (-*)([^ =]+)(.*)", text):
+            close = difflib.get_close_matches(unknown[2], list(known.keys()), 1)
+            if close:
+                remedy = f"Did you mean --{close[0]}?"
+            elif "]" in text or "}" in text:
+                remedy = "Write [1,2] without spaces, or in quotes: '[1, 2]'."
+            came = "none of that name" if unknown[1] else "a word of its own"
+            raise ValueError(complain(f"{unknown[1]}{unknown[2]}", "a setting", came, remedy)) from error
+        found = re.match(r"(?:argument |Parser key )\"?-{0,2}([\w.]+)\S*: (.*)", text)
+        if found is None:
+            raise ValueError(f"{text}. {remedy}") from error
+        option, value = f"--{found[1]}", re.search(r"(?:Got|Given) value: (.*)", found[2])
+        if option in parser.kinds and (value or "expected one argument" in found[2]):
+            came = value[1] if value else "nothing after it"
+            raise ValueError(complain(option, kind_in_words(parser.kinds[option]), came, remedy)) from error
+        raise ValueError(f"{option}: {found[2]}. {remedy}") from error
 
 
-def _folded(text: str) -> str:
+def folded(text: str) -> str:
+    """In one line."""
     return " ".join(text.split())
-
-
-class Command:
-    """One call of a recipe; `folder` is set once the run folder is this process' own, and says where to continue."""
-
-    def __init__(self, console: Console, command: str) -> None:
-        self.console, self.command = console, command
-        self.folder: Path | None = None
-
-    def status(self, body: Callable[["Command"], None]) -> int:
-        """Do it; the exit status is 0, 1 after a mistake of the user or a full disk, 130 when interrupted."""
-        status = 1
-        try:
-            body(self)
-            return 0
-        except KeyboardInterrupt:
-            message, status = "interrupted" if self.folder is None else "interrupted; nothing is lost", 130
-        except MISTAKES as mistake:
-            message = f"error: {_describe(mistake)}"
-            if self.folder is not None:
-                log = self.folder / "error.log"
-                with contextlib.suppress(OSError):  # a full disk, or one that cannot be written
-                    write_atomically(log, traceback.format_exc().encode(errors="backslashreplace"))
-                    message += f"\nDetails: {log}"
-        if self.folder is not None:
-            message += f"\nContinue with: {self.command} --resume {self.folder}"
-        style = "red" if status == 1 else None
-        self.console.print(message, style=style, markup=False, highlight=False, soft_wrap=True)
-        return status
-
-
-def _describe(mistake: BaseException) -> str:
-    """One line; of an error of the system with its file, of one in a loading process the last line of its traceback."""
-    text = str(mistake)
-    if isinstance(mistake, OSError) and mistake.strerror:
-        files = [str(name) for name in (mistake.filename, mistake.filename2) if name is not None]
-        text = f"{' -> '.join(files)}: {mistake.strerror}" if files else mistake.strerror
-    elif "Traceback (most recent call last)" in text:
-        text = text.strip().splitlines()[-1]
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in _folded(text))  # no codes that a terminal obeys

@@ -8,15 +8,19 @@ from perpixel.data import evidence_distance
 from recipes.kit.images import Images
 from recipes.kit.settings import MeasureSettings
 
-# kind -> which pixels are asked about, and what their evidence is
+FAR, GROUND, BLOSSOM, WHOLE = "body far from its head", "tortoise or turtle", "blossom", "whole object"
+FAR_RIGHT, FAR_MISTAKEN = f"{FAR}, labelled right", f"{FAR}, taken for the other species"
+FAR_OTHER = f"{FAR}, asked for the other species"
+# kind -> which pixels are asked about, and what decides their label
 KINDS = {
-    "far body": "body pixels of confusable creatures far from the head, asked for their true class; evidence: the head",
-    "far body, swapped": "the same pixels asked for the relative, for which the head does not speak",
-    "far body, right": "those of the far body pixels that the network labels right",
-    "far body, mistaken": "those that it takes for the relative, still asked for their true class",
-    "local": "blossoms; evidence: the blossom itself, and nothing outside it",
-    "context": "tortoises and turtles; evidence: the ground around them, and nothing on them",
-    "whole mask": "all pixels of all objects; evidence: the whole mask, whosever it is",
+    FAR: "pixels of long creatures that only the head tells from a second species, far from it, asked for their "
+    "true species; what decides: the head",
+    FAR_OTHER: "the same pixels asked for the second species, for which the head does not speak",
+    FAR_RIGHT: "those of them that the network labels right",
+    FAR_MISTAKEN: "those that it takes for the second species, still asked for their true one",
+    BLOSSOM: "poppies and cornflowers; what decides: the blossom itself, and nothing outside it",
+    GROUND: "they look the same; what decides: the ground around them (meadow or sea), and nothing on them",
+    WHOLE: "all pixels of all objects; what decides here: any pixel of any object",
 }
 
 
@@ -46,17 +50,17 @@ def find_evidence_regions(
         own = sample.instances == number
         label = int(sample.labels[own][0])
         if kinds.get(label) == "local":
-            regions.append(EvidenceRegion("local", index, label, own, own & sample.evidence, own))
+            regions.append(EvidenceRegion(BLOSSOM, index, label, own, own & sample.evidence, own))
         elif kinds.get(label) == "context":
-            regions.append(EvidenceRegion("context", index, label, own, sample.evidence & (sample.instances == 0), own))
+            regions.append(EvidenceRegion(GROUND, index, label, own, sample.evidence & (sample.instances == 0), own))
         elif kinds.get(label) == "confusable":
             head, start, other = own & sample.evidence, own & far, rival[label]
-            regions.append(EvidenceRegion("far body", index, label, start, head, own))
-            regions.append(EvidenceRegion("far body, right", index, label, start & (predicted == label), head, own))
-            regions.append(EvidenceRegion("far body, mistaken", index, label, start & (predicted == other), head, own))
-            regions.append(EvidenceRegion("far body, swapped", index, other, start, head, own))
+            regions.append(EvidenceRegion(FAR, index, label, start, head, own))
+            regions.append(EvidenceRegion(FAR_RIGHT, index, label, start & (predicted == label), head, own))
+            regions.append(EvidenceRegion(FAR_MISTAKEN, index, label, start & (predicted == other), head, own))
+            regions.append(EvidenceRegion(FAR_OTHER, index, other, start, head, own))
     for label in sample.labels[sample.instances > 0].unique().tolist():
         if label in kinds:
             mine = (sample.labels == label) & (sample.instances > 0)
-            regions.append(EvidenceRegion("whole mask", index, label, mine, sample.evidence, mine))
+            regions.append(EvidenceRegion(WHOLE, index, label, mine, sample.evidence, mine))
     return [region for region in regions if bool(region.start.any()) and bool(region.evidence.any())]

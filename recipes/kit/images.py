@@ -83,7 +83,7 @@ def _for_evaluation(
 
 
 class Images:
-    """Both parts of a data set, with its `classes`, `colors` and `num_classes`.
+    """Both parts of a data set, with its `classes`, `colors` and `num_classes`; `channels`, those of a network for it.
 
     `size` is applied first and to both parts, so that cached images are small; random changes come after the cache.
     """
@@ -92,12 +92,15 @@ class Images:
         self.settings, self.ignore_index = settings, settings.ignore_index
         synthetic = settings.name == "synthetic"
         self._keep = synthetic if settings.cache is None else settings.cache
+        self._foreground: int | str | None = "found"
         source, self._train = self._part(settings.train_split, settings.train_images)
+        self._foreground = getattr(source, "foreground", None)  # found once
         other, self._val = self._part(settings.eval_split, settings.eval_images)
         self._sources = {"training": (source, len(self._train)), "evaluation": (other, len(self._val))}
         self.classes: tuple[str, ...] = tuple(source.classes)
         self.colors = torch.as_tensor(source.colors, dtype=torch.uint8)
         self.num_classes: int = source.num_classes
+        self.channels = self._count_channels()
         if tuple(other.classes) != self.classes:
             came = f"{list(self.classes)} and {list(other.classes)}"
             raise ValueError(complain("data", "the same classes in both splits", came, "Use one class list."))
@@ -110,6 +113,15 @@ class Images:
             known = [c for pair in self.pairs if pair.kind == "confusable" for c in (pair.first, pair.second)]
             self._confusable = torch.tensor(known)
         self._evaluation_sets: dict[float, Dataset[Any]] = {}
+
+    def _count_channels(self) -> int:
+        found, binary = ", ".join(self.classes), self.settings.binary
+        if binary and self.num_classes != 2:
+            raise ValueError(complain("data.binary", "data of two classes", f"those of {found}", "Leave it out."))
+        if self.num_classes < 2:
+            remedy = "For masks of 0 and 255, or another single value: --data.binary true."
+            raise ValueError(complain("data", "two classes or more in the masks", f"{found} alone", remedy))
+        return 1 if binary else self.num_classes
 
     def _part(self, split: str, count: int | None) -> tuple[Any, _Samples]:
         source = self._source(split, count)
@@ -126,6 +138,8 @@ class Images:
             return data.build("synthetic", settings.root, split, **options)
         if settings.name == "folder":
             options.setdefault("ignore_index", settings.ignore_index)
+            if settings.binary:
+                options.setdefault("foreground", self._foreground)
         resize = ResizeTo(settings.size) if settings.size is not None else None
         return data.build(settings.name, settings.root, split, transforms=resize, **options)
 
@@ -138,6 +152,9 @@ class Images:
         if self.settings.name == "synthetic":
             return
         void, names = self.ignore_index, {}
+        if (foreground := getattr(self._sources["training"][0], "foreground", None)) is not None:
+            nothing = "there is no void" if foreground == void else f"{void} is void"
+            report(f"masks: 0 is background, {foreground} is foreground, {nothing}")
         for part, (source, count) in self._sources.items():
             if count > 1000:
                 report(f"reading the masks of {count} {part} images once")
@@ -155,7 +172,13 @@ class Images:
             present = counts.any(0).nonzero().flatten().tolist()
             if part == "training" and len(present) == 1 < self.num_classes:
                 only = f"all labelled pixels of the training masks are {self.classes[present[0]]!r}"
-                report(f"warning: {only}; {void} is void, so an object painted in {void} is not learned")
+                remedy = "; is it? --data.binary true" if self.num_classes == 2 and not self.settings.binary else ""
+                report(f"warning: {only}; {void} is void, so an object painted in {void} is not learned{remedy}")
+            if part == "training" and len(present) < self.num_classes / 2 and self.classes[0] == "class 0":
+                some = ", ".join(map(str, present[:8])) + (", ..." if len(present) > 8 else "")
+                report(
+                    f"warning: {len(present)} of {self.num_classes} classes occur ({some}): are these class numbers?"
+                )
             if turned:
                 unknown = "turned by their EXIF data, their masks are taken as upright already"
                 report(f"warning: {len(turned)} {part} images are {unknown}; first {source.names(turned[0])[0]}")

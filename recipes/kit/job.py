@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -17,13 +18,22 @@ from lightning_fabric import Fabric
 from rich.console import Console
 
 from perpixel.checks import complain
-from recipes.kit.command_line import Command, SettingsParser, build_settings, named, parse_run, read_arguments
+from recipes.kit.command_line import build_parser, build_settings, folded, named, parse_run, read_arguments
 from recipes.kit.images import Images
 from recipes.kit.progress import Progress
-from recipes.kit.run_folder import CONFIG, check_links, check_new, locked, make_folder, write_atomically
+from recipes.kit.run_folder import (
+    CONFIG,
+    DamagedCheckpoint,
+    check_links,
+    check_new,
+    locked,
+    make_folder,
+    write_atomically,
+)
 from recipes.kit.settings import AnalysisSettings, DataSettings, RunSettings
 
 Item = TypeVar("Item")
+MISTAKES = (ValueError, TypeError, DamagedCheckpoint, FloatingPointError, OSError, ImportError)
 STARTS = ("model.weights", "model.weights_backbone", "model.checkpoint", "model.replace_head")
 
 
@@ -53,15 +63,11 @@ class Interrupt:
 class Job:
     """One run of a recipe; a subclass names the recipe and its settings, and says what is prepared and done.
 
-    recipe: NAME of `python -m recipes.NAME`; nested, example: a nested setting and arguments, for --help; skip: fields
-    of the settings that a subclass adds to the parser itself.
+    recipe: NAME of `python -m recipes.NAME`.
     """
 
     recipe: ClassVar[str]
     settings_class: ClassVar[type[RunSettings]]
-    nested: ClassVar[str]
-    example: ClassVar[str]
-    skip: ClassVar[tuple[str, ...]] = ()
 
     settings: Any
     folder: Path
@@ -73,19 +79,7 @@ class Job:
     @classmethod
     def build_parser(cls) -> ArgumentParser:
         """The command line: --config, --resume and every field of the settings."""
-        command = f"python -m recipes.{cls.recipe}"
-        parser = SettingsParser(
-            prog=command,
-            allow_abbrev=False,
-            exit_on_error=False,
-            usage=f"%(prog)s [--config FILE] [--SETTING VALUE ...]    (settings below; nested ones as --{cls.nested})",
-            description=(cls.settings_class.__doc__ or "").split("Args:")[0].strip(),
-            epilog=f"Example: {command} {cls.example}",
-        )
-        parser.add_argument("--config", action="config", help="YAML file with settings; later arguments win.")
-        parser.add_argument("--resume", type=str | None, default=None, help="Run folder to continue, and nothing else.")
-        parser.add_class_arguments(cls.settings_class, skip=set(cls.skip))
-        return parser
+        return build_parser(cls.settings_class, f"python -m recipes.{cls.recipe}")
 
     @classmethod
     def read_settings(cls, parser: ArgumentParser, parsed: Namespace) -> Any:
@@ -125,15 +119,59 @@ class Job:
         self.progress.end()
 
 
-def run_recipe(job: type[Job], arguments: list[str] | None = None) -> int:
-    """Run the recipe; the exit status is 0, 1 after a mistake of the user or a full disk, 130 when interrupted."""
+class Command:
+    """One call of a recipe; `folder` is set once the run folder is this process' own, and says where to continue."""
+
+    def __init__(self, console: Console, command: str) -> None:
+        self.console, self.command = console, command
+        self.folder: Path | None = None
+
+    def status(self, body: Callable[["Command"], None]) -> int:
+        """Do it; the exit status is 0, 1 after a mistake of the user or a full disk, 130 when interrupted."""
+        status = 1
+        try:
+            body(self)
+            return 0
+        except KeyboardInterrupt:
+            message, status = "interrupted" if self.folder is None else "interrupted; nothing is lost", 130
+        except MISTAKES as mistake:
+            message = f"error: {_describe(mistake)}"
+            if self.folder is not None:
+                log = self.folder / "error.log"
+                with contextlib.suppress(OSError):  # a full disk, or one that cannot be written
+                    write_atomically(log, traceback.format_exc().encode(errors="backslashreplace"))
+                    message += f"\nDetails: {log}"
+        if self.folder is not None:
+            message += f"\nContinue with: {self.command} --resume {self.folder}"
+        style = "red" if status == 1 else None
+        self.console.print(message, style=style, markup=False, highlight=False, soft_wrap=True)
+        return status
+
+
+def _describe(mistake: BaseException) -> str:
+    """One line; of an error of the system with its file, of one in a loading process the last line of its traceback."""
+    text = str(mistake)
+    if isinstance(mistake, OSError) and mistake.strerror:
+        files = [str(name) for name in (mistake.filename, mistake.filename2) if name is not None]
+        text = f"{' -> '.join(files)}: {mistake.strerror}" if files else mistake.strerror
+    elif "Traceback (most recent call last)" in text:
+        text = text.strip().splitlines()[-1]
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in folded(text))  # no codes that a terminal obeys
+
+
+def run_recipe(job: type[Job], arguments: list[str] | None = None, called: str | None = None) -> int:
+    """Run the recipe, `called` so on the command line; the exit status, as of `Command.status`."""
+    called = called or f"python -m recipes.{job.recipe}"
     given = list(sys.argv[1:] if arguments is None else arguments)
     console = Console(width=None if sys.stdout.isatty() else 118)
-    return Command(console, f"python -m recipes.{job.recipe}").status(lambda command: _run(job, given, command))
+    return Command(console, called or f"python -m recipes.{job.recipe}").status(
+        lambda command: _run(job, given, command)
+    )
 
 
 def _run(kind: type[Job], arguments: list[str], command: Command) -> None:
     parser = kind.build_parser()
+    parser.prog = command.command
     parsed, resumed = read_arguments(parser, arguments)
     if resumed is None and getattr(parsed, "run", None) is not None:
         parser.set_defaults(settings_of_run(parser, Path(parsed.run)))
@@ -229,7 +267,8 @@ def _data_needed(settings: RunSettings) -> DataSettings:
 def _open_images(data: DataSettings) -> Images:
     own = {one.name: f"data.{one.name}" for one in fields(data)}
     given = {one: f"data.options.{one}" for one in data.options if one not in own}
-    with named("data.", **own, **given, split="data.train_split, data.eval_split"):
+    given |= {"split": "data.train_split, data.eval_split", "foreground": given.get("foreground", "data.binary")}
+    with named("data.", **own, **given):
         return Images(data)
 
 

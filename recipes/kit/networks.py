@@ -1,20 +1,29 @@
-"""Networks by name, which of their layers train, and networks with random weights as controls."""
+"""Networks by name, which of their layers train, and networks with random weights as controls; their seeds."""
 
 import copy
 import inspect
+import random
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, get_args, get_type_hints
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from perpixel.checks import complain
 from perpixel.models import small_fcn
 from perpixel.outputs import dense_logits
-from recipes.kit.randomness import seed_everything
+from recipes.kit.command_line import named
 from recipes.kit.settings import ModelSettings
 from recipes.kit.weights import fetching
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch (all devices), numpy and `random`."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  (transforms of others may draw from it)
+    torch.manual_seed(seed)
 
 
 def build_network(settings: ModelSettings, num_classes: int) -> nn.Module:
@@ -28,7 +37,8 @@ def build_network(settings: ModelSettings, num_classes: int) -> nn.Module:
                 came = f"{option}={getattr(settings, option)!r}"
                 raise ValueError(complain(f"model.{option}", "nothing for small_fcn", came, "Leave it out."))
         _check_known(options, small_fcn, settings.name)
-        return small_fcn(num_classes, **options)
+        with named("model.options."):
+            return small_fcn(num_classes, **options)
     known = torchvision.models.list_models(module=torchvision.models.segmentation)
     if settings.name not in known:
         expected = "small_fcn or one of torchvision's " + ", ".join(known)

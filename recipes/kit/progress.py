@@ -63,7 +63,12 @@ class Progress:
         """A line per epoch."""
         parts = [f"{title}: epoch {row['epoch']}/{epochs}", f"{row['seconds']:.1f} s"]
         parts += [f"{n.removeprefix('train/')} {v:.4f}" for n, v in row.items() if n.startswith("train/")]
-        names = {"miou": "mIoU", "pixel_accuracy": "pixels", "boundary_f": "boundary F", "far_body": "far body"}
+        names = {
+            "miou": "mIoU",
+            "pixel_accuracy": "pixels",
+            "boundary_f": "boundary F",
+            "accuracy_far_from_head": "far from the head",
+        }
         parts += [f"{shown} {100 * row[n]:.2f}" for n, shown in names.items() if n in row]
         self.report("  ".join(parts))
 

@@ -25,7 +25,9 @@ class DamagedCheckpoint(Exception):
 def check_new(folder: str | Path | None) -> None:
     """FileExistsError where there is a run already, or something that is no folder."""
     path = Path(folder or "")
-    if folder and ((path / CONFIG).exists() or (path.exists() and not path.is_dir())):
+    if folder and path.exists() and not path.is_dir():
+        raise FileExistsError(complain("folder", "a new or empty folder", f"the file {path}", "Choose another."))
+    if folder and (path / CONFIG).exists():
         remedy = f"Continue it with --resume {path}, or choose another --folder."
         raise FileExistsError(complain("folder", "a new or empty folder", f"{path}, which holds a run", remedy))
 

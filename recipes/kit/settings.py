@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from perpixel.checks import check_integer, check_number, check_option, complain
 from perpixel.evaluation import BootstrapInterval, bootstrap_images
@@ -14,8 +14,11 @@ class DataSettings:
     """Which images, and how they are brought to the network.
 
     Args:
-        name: synthetic (made on the spot, no files), folder, camvid, voc, cityscapes or oxford-pets.
-        root: Folder of the data set; not used by synthetic.
+        name: synthetic (made on the spot, no files), folder (images and masks of one's own), camvid, voc, sbd,
+            cityscapes or oxford-pets.
+        root: Folder of the data set; of one's own: train/images, train/masks, val/images, val/masks inside.
+        binary: Two classes by a network with one output. In masks of one's own 0 is background and the only other value
+            foreground (so 255 beside 0), or 1 where 255 is beside it as void.
         train_split: Part to train on.
         eval_split: Part to evaluate on.
         options: Further keyword arguments of the data set, as a mapping to numbers, texts and lists of them.
@@ -34,6 +37,7 @@ class DataSettings:
 
     name: str = "synthetic"
     root: str | None = None
+    binary: bool = False
     train_split: str = "train"
     eval_split: str = "val"
     options: dict[str, Any] = field(default_factory=dict)
@@ -231,13 +235,15 @@ class RunSettings:
     Args:
         name: Name of the run, and of its folder.
         out: Folder the run folders go to.
-        folder: The run folder itself (null: out/name-date-time).
+        folder: Where all is written, a new or empty folder (null: out/name-date-time).
         data: Which images.
         model: Which network.
         pretrain: The training from scratch with cross-entropy alone, where no weights are given.
         hardware: Where it runs.
     """
 
+    matter: ClassVar[tuple[str, ...]]  # the settings that --help shows
+    examples: ClassVar[dict[str, str]]  # what is done -> the arguments
     name: str = "run"
     out: str = "runs"
     folder: str | None = None
@@ -245,6 +251,11 @@ class RunSettings:
     model: ModelSettings = field(default_factory=ModelSettings)
     pretrain: Schedule = field(default_factory=pretraining)
     hardware: HardwareSettings = field(default_factory=HardwareSettings)
+
+    @classmethod
+    def add_to(cls, parser: Any) -> None:
+        """Every field as an argument of a parser of jsonargparse."""
+        parser.add_class_arguments(cls)
 
 
 @dataclass
@@ -303,6 +314,6 @@ class MeasureSettings:
         check_number("measure.level", self.level, low=0, high=1, open_low=True, open_high=True)
         check_integer("measure.resamples", self.resamples, low=100)
 
-    def interval(self, statistic: Callable[[Any], Any], images: int) -> BootstrapInterval:
+    def interval(self, statistic: Callable[[Any], Any], images: int, null: float = 0.0) -> BootstrapInterval:
         """`bootstrap_images` of a statistic of the weights of the images."""
-        return bootstrap_images(statistic, images, level=self.level, resamples=self.resamples)
+        return bootstrap_images(statistic, images, level=self.level, resamples=self.resamples, null=null)

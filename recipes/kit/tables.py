@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from perpixel.evaluation import BootstrapInterval
+from perpixel.evaluation import BootstrapInterval, verdicts
 from recipes.kit.run_folder import write_atomically
 
 Row = Mapping[str, Any]
@@ -35,7 +35,7 @@ def save_json(path: Path, content: Any, indent: int | None = None) -> None:
 
 
 def save_csv(path: Path, rows: Sequence[Row]) -> None:
-    """All rows, numbers in full; NaN and what a row does not have as empty cells.
+    """All rows, six significant digits, whole numbers in full; NaN and what a row does not have as empty cells.
 
     Texts that a spreadsheet would compute as a formula stand behind an apostrophe.
     """
@@ -49,7 +49,9 @@ def save_csv(path: Path, rows: Sequence[Row]) -> None:
 def _csv_cell(value: Any) -> Any:
     if isinstance(value, str):
         return f"'{value}" if value.startswith(("=", "+", "-", "@")) else value
-    return None if isinstance(value, float) and math.isnan(value) else value
+    if isinstance(value, float):
+        return None if math.isnan(value) else int(value) if value.is_integer() and abs(value) < 1e15 else f"{value:.6g}"
+    return value
 
 
 def markdown_text(text: str) -> str:
@@ -99,5 +101,22 @@ def format_cell(row: Row, name: str, digits: int = 2, *, sign: bool = False, uni
 
 
 def interval_columns(name: str, interval: BootstrapInterval, factor: float = 1.0) -> dict[str, float]:
-    """The columns NAME, NAME_low and NAME_high of a row, times `factor`."""
-    return {name: factor * interval.value, f"{name}_low": factor * interval.low, f"{name}_high": factor * interval.high}
+    """The columns NAME, NAME_low and NAME_high of a row, times `factor`, and NAME_p."""
+    ends = {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+    return {column: factor * value for column, value in ends.items()} | {f"{name}_p": interval.p_value}
+
+
+def add_verdicts(
+    rows: Sequence[dict[str, Any]], *names: str, level: float, null: float = 0.0, more: str = "more", less: str = "less"
+) -> None:
+    """The columns NAME_verdict: `verdicts` of these columns of these rows, which are one table; "" for NaN.
+
+    How many images have a say is the column "images".
+    """
+    cells = [(row, name) for name in names for row in rows]
+    table = []
+    for row, name in cells:
+        value, low, high, p = (row[f"{name}{end}"] for end in ("", "_low", "_high", "_p"))
+        table.append(BootstrapInterval(value, low, high, level, null, p, row["images"]))
+    for (row, name), word in zip(cells, verdicts(table, more, less)):
+        row[f"{name}_verdict"] = "" if math.isnan(row[name]) else word

@@ -51,7 +51,8 @@ def read_archive(path: Path) -> Any:
             raise DamagedCheckpoint(f"of format {tag!r} without its digest: damaged, or saved again by other means")
     except Exception as error:  # whatever zipfile, pickle or torch make of damaged bytes
         kind = "" if isinstance(error, DamagedCheckpoint) else f"{type(error).__name__}: "
-        raise DamagedCheckpoint(f"{path}: not readable ({kind}{str(error).split(chr(10))[0]})") from error
+        reason = str(error).split("\n")[0].split(". ")[0]
+        raise DamagedCheckpoint(f"{path}: not readable ({kind}{reason})") from error
     return content
 
 
@@ -182,7 +183,8 @@ def load_weights(
     if replaced and not replace_head:
         came = f"{replaced[0]} of shape {tuple(weights[replaced[0]].shape)} in {source}"
         remedy = "Pass --model.replace_head true to train a new classifier."
-        raise ValueError(complain("model.checkpoint", f"{num_classes} classes, as the data has", came, remedy))
+        expected = f"{num_classes} classes, as the data has" if num_classes > 1 else "one output, as data.binary asks"
+        raise ValueError(complain("model.checkpoint", expected, came, remedy))
     others = [k for k in differ if k not in replaced]
     faults = [
         f"{len(names)} {what} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"

@@ -14,6 +14,7 @@ from perpixel.evaluation import bootstrap_images
 from perpixel.report import count_chart
 from recipes.kit.images import EvaluationBatch
 from recipes.kit.run_folder import save_figure
+from recipes.kit.summary import Section
 from recipes.kit.tables import Row, markdown_table, save_csv
 from recipes.tracing.network import TracedNetwork
 from recipes.tracing.run import FixationRun, Report
@@ -23,6 +24,8 @@ from recipes.tracing.settings import FixationMeasureSettings
 # contributions (as `Share`), or of the positive ones
 RANKED = {"element": "single contributions", "channel": "channels"}
 WHOLES = {"activation": "of the activation", "positive": "of the positive contributions"}
+QUARTILES = ("inputs_needed_q25", "inputs_needed_median", "inputs_needed_q75")
+MEDIAN = QUARTILES[1]
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 Units = tuple[Tensor, Tensor, Tensor, Tensor]  # image, channel, y, x, each (U,)
 
@@ -35,9 +38,13 @@ def report_counts(run: FixationRun, network: TracedNetwork) -> Report:
     measured = run.measured("counts", partial(measure_counts, network, batches, measure, seed))
     rows = count_rows(measured, measure)
     save_csv(run.folder / "counts.csv", rows)
+    pictures = {}
     if (figure := _chart(rows, f"{run.subject}: inputs that hold a unit")) is not None:
         save_figure(run.folder / "counts.png", figure)
-    return Report([*count_lines(rows), "![counts.png](counts.png)"], {"rows": rows})
+        pictures["counts.png"] = "layer by layer, the number of inputs that hold 10, 50 and 90 %"
+    section = Section("How many inputs hold the activation of a unit?", count_lines(rows), pictures=pictures)
+    files = {"counts.csv": "a row per layer, what is ranked, share of what, and percent: the inputs needed"}
+    return Report([section], {"rows": rows}, files=files)
 
 
 def contributions(conv: nn.Conv2d, x: Tensor, units: Units) -> Tensor:
@@ -156,32 +163,31 @@ def count_rows(measured: dict[str, Any], settings: FixationMeasureSettings) -> l
                     statistic, draws = partial(_median, values, image), min(settings.resamples, 999)
                     interval = bootstrap_images(statistic, images, level=settings.level, resamples=draws)
                     low, high = interval.low, interval.high
-                row = {"layer": name, "select": select, "of": of, "inputs": measured["inputs"][name]}
-                row |= {"share": round(100 * share)}
-                row |= dict(zip(("q25", "median", "q75"), torch.quantile(values, quarters).tolist()))
-                rows.append(row | {"units": len(values), "images": images, "median_low": low, "median_high": high})
+                row = {"layer": name, "ranked": select, "percent_of": of, "inputs": measured["inputs"][name]}
+                row |= {"percent": round(100 * share)}
+                row |= dict(zip(QUARTILES, torch.quantile(values, quarters).tolist()))
+                rows.append(
+                    row | {"units": len(values), "images": images, f"{MEDIAN}_low": low, f"{MEDIAN}_high": high}
+                )
     return rows
 
 
 def count_lines(rows: Sequence[Row]) -> list[str]:
-    """Experiment 3."""
-    title = "## 3. How many inputs hold the activation"
+    """Table and sentences."""
     if not rows:
-        return [title, "", "- No unit with a positive sum of contributions was found."]
+        return ["- No unit with a positive sum of contributions was found."]
     body = []
     for of, share in ((of, share) for of in WHOLES for share in (10, 50, 90)):
-        some = [r for r in rows if (r["select"], r["of"], r["share"]) == ("element", of, share)]
-        medians, largest = sorted(r["median"] for r in some), max(some, key=lambda r: r["median"])
+        some = [r for r in rows if (r["ranked"], r["percent_of"], r["percent"]) == ("element", of, share)]
+        medians, largest = sorted(r[MEDIAN] for r in some), max(some, key=lambda r: r[MEDIAN])
         typical = medians[len(medians) // 2]
         which = f"{largest['layer']} ({largest['inputs']} inputs)"
-        body.append([f"{share} % {WHOLES[of]}", f"{typical:.1f}", f"{largest['median']:.1f}", which])
+        body.append([f"{share} % {WHOLES[of]}", f"{typical:.1f}", f"{largest[MEDIAN]:.1f}", which])
     head = ("single contributions that hold", "K, median of the layers", "largest layer", "which")
     units, images = rows[0]["units"], rows[0]["images"]
-    half = [r for r in rows if (r["select"], r["of"], r["share"]) == ("element", "activation", 50)]
-    most = max(r["median_high"] - r["median_low"] for r in half) if images > 1 else float("nan")
+    half = [r for r in rows if (r["ranked"], r["percent_of"], r["percent"]) == ("element", "activation", 50)]
+    most = max(r[f"{MEDIAN}_high"] - r[f"{MEDIAN}_low"] for r in half) if images > 1 else float("nan")
     return [
-        title,
-        "",
         *markdown_table(head, body),
         "",
         f"- K of a layer is the median over up to {units} units of {images} images whose inputs give a positive sum; "
@@ -195,7 +201,10 @@ def count_lines(rows: Sequence[Row]) -> list[str]:
 
 def _chart(rows: Sequence[Row], title: str) -> Any:
     """K for 10, 50 and 90 % over the layers, by what is ranked and of which whole; None without a layer."""
-    found = {(r["select"], r["of"], r["share"], r["layer"]): (r["median"], r["q25"], r["q75"]) for r in rows}
+    found = {
+        (r["ranked"], r["percent_of"], r["percent"], r["layer"]): tuple(r[QUARTILES[i]] for i in (1, 0, 2))
+        for r in rows
+    }
     layers = list(dict.fromkeys(r["layer"] for r in rows))
     panels = {
         f"{RANKED[by]}, share {WHOLES[of]}": {

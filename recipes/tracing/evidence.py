@@ -9,42 +9,39 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from perpixel.evaluation import BootstrapInterval, ratio
+from perpixel.evaluation import BootstrapInterval, Floats, quotient, ratio, ratio_of_sums
 from perpixel.report import PointPanel, fixation_backdrop, interval_chart, point_sheet
-from recipes.kit.evidence import KINDS, EvidenceRegion, find_evidence_regions
+from recipes.kit.evidence import (
+    BLOSSOM,
+    FAR,
+    FAR_MISTAKEN,
+    FAR_OTHER,
+    FAR_RIGHT,
+    KINDS,
+    EvidenceRegion,
+    find_evidence_regions,
+)
 from recipes.kit.images import Images
 from recipes.kit.networks import random_network
 from recipes.kit.run_folder import save_figure
-from recipes.kit.statistics import Floats, quotient, ratio_of_sums, verdict
-from recipes.kit.tables import Row, format_cell, format_number, interval_columns, markdown_table, save_csv
+from recipes.kit.summary import Section
+from recipes.kit.tables import Row, add_verdicts, format_cell, format_number, interval_columns, markdown_table, save_csv
 from recipes.tracing.network import TracedNetwork, known_rivals
 from recipes.tracing.pictures import point_panel
 from recipes.tracing.run import FixationRun, Report
 from recipes.tracing.settings import FixationMeasureSettings
 
-SWAPPED = "far body, swapped"
-# column of evidence.csv -> a sentence on it, what a value above 1 means, what one that may be 1
-NO_DIFFERENCE = "no difference shown"
+FACTOR, CHANGE, OWN = "trained_over_this_network", "rival_over_class_question", "own_over_other_species"
+# column of evidence.csv -> a sentence on it
 COMPARISONS = {
-    "factor": (
-        "Far body, {question} question: the trained network's share on the head is {times} times that with {network} "
-        "weights, which itself is {random_lift} times chance",
-        "more than random",
-        "undecided",
-    ),
-    "change": (
-        "From the class to the rival question, {network}, {kind}: mass on the evidence times {times}",
-        "the question matters",
-        NO_DIFFERENCE,
-    ),
-    "swap": (
-        "Far body, {question} question, {network}: asked for their own class, the pixels put {times} times as much "
-        "mass on the head as asked for the relative",
-        "the head is evidence",
-        NO_DIFFERENCE,
-    ),
+    FACTOR: "Body far from its head, {question} question: the trained network's share on the head is {times} times "
+    "that with {network}, which itself is {random_lift} times chance",
+    CHANGE: "From the class to the rival question, {network}, {kind}: mass on what decides times {times}",
+    OWN: "Body far from its head, {question} question, {network}: asked for their own species, the pixels put {times} "
+    "times as much mass on the head as asked for the other",
 }
-BY_NETWORK = ("far body, right", "far body, mistaken")  # kinds that depend on what the network labels
+BY_NETWORK = (FAR_RIGHT, FAR_MISTAKEN)  # kinds that depend on what the network labels
+TRAINED, RANDOM = "trained", "random weights"
 
 
 def report_evidence(run: FixationRun, network: TracedNetwork) -> Report:
@@ -52,23 +49,29 @@ def report_evidence(run: FixationRun, network: TracedNetwork) -> Report:
     settings, images, device = run.settings, run.images, run.fabric.device
     some = images.evaluation(batch_size=settings.measure.batch_size, far=0.0, only=run.indices[:32])
     batches = [batch for _, batch, _, _ in some]
-    networks = {"trained": network}
+    networks = {TRAINED: network}
     for seed in settings.measure.random_seeds:
-        random = random_network(settings.model, images.num_classes, seed, batches).to(device)
-        networks[f"random#{seed}"] = TracedNetwork(random, settings.trace, device)
+        random = random_network(settings.model, images.channels, seed, batches).to(device)
+        networks[f"{RANDOM}#{seed}"] = TracedNetwork(random, settings.trace, device)
     rivals, sums = known_rivals(images, settings.trace), {}
     for name, one in networks.items():  # a stage each, so that a stopped run loses little
-        title = f"evidence-{name.replace('#', '')}"
+        title = f"evidence-{name.replace('#', '-').replace(' ', '-')}"
         each = partial(run.each, title, total=len(run.indices), size=len)
         measure = partial(measure_evidence, one, rivals, images, run.indices, settings.measure)
         sums[name] = run.measured(title, partial(measure, trained=network, each=each))
     rows = evidence_rows(pool_networks(sums), settings.measure)
     save_csv(run.folder / "evidence.csv", rows)
     save_figure(run.folder / "evidence.png", evidence_chart(rows, f"{run.subject}: mass on what decides the label"))
+    pictures = {"evidence.png": "mass on what decides the label, trained and with random weights, times chance"}
     if (example := evidence_example(networks, rivals, images, run.indices, settings.measure)) is not None:
         save_figure(run.folder / "evidence_example.png", example)
+        pictures["evidence_example.png"] = (
+            "body pixels far from the head (white), asked both questions; black: the head"
+        )
     lines = evidence_lines(rows, settings.measure)
-    return Report([*lines, "![evidence.png](evidence.png)", "![example](evidence_example.png)"], {"rows": rows})
+    section = Section("Does the mass lie on what decides the label?", lines, pictures=pictures)
+    files = {"evidence.csv": "a row per network, question and pixels asked: mass on what decides, and comparisons"}
+    return Report([section], {"rows": rows}, evidence_verdict(rows), files)
 
 
 def pack(regions: Iterable[EvidenceRegion]) -> list[list[EvidenceRegion]]:
@@ -154,12 +157,12 @@ def pool_networks(sums: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]
 
 
 def evidence_rows(sums: Mapping[str, Tensor], settings: FixationMeasureSettings) -> list[dict[str, Any]]:
-    """evidence.csv: a row per network, question and kind: share of mass on the evidence, chance, lift = share / chance.
+    """evidence.csv: a row per network, question and pixels asked: percent of the mass on what decides, and chance.
 
-    factor: the trained network's share over that of this row's network, same question and kind. change: this share over
-    that of the class question, same network and kind: 1 where the question makes no difference. swap: this share over
-    that of the same pixels asked for the relative, same network and question: 1 where the head is only vivid.
-    own: the share on the object.
+    times_chance: the one over the other. trained_over_this_network: the trained network's percent over this one's, same
+    question and pixels. rival_over_class_question: over that of the class question, same network and pixels: 1 where
+    the question makes no difference. own_over_other_species: over that of the same pixels asked for the other species:
+    1 where the head is only vivid. Their verdicts are one table.
     Ends of intervals are over images; the pixels of an image stay together.
     """
     tables = {key: value.numpy() for key, value in sums.items()}
@@ -169,81 +172,90 @@ def evidence_rows(sums: Mapping[str, Tensor], settings: FixationMeasureSettings)
         name, question, kind = key.split("|")
         interval = partial(settings.interval, images=len(table))
         pixels, mass, on, own, by_chance = table.T
-        row = {"network": name, "question": question, "kind": kind, "images": int((pixels > 0).sum())}
-        row |= {"pixels": float(pixels.sum()), **interval_columns("share", interval(shares[key]), 100)}
-        row |= {"chance": 100 * float(ratio(by_chance.sum(), mass.sum()))}
-        row |= interval_columns("lift", interval(ratio_of_sums(on, by_chance)))
-        row |= {"own": 100 * float(ratio_of_sums(own, mass)(np.ones((1, len(table))))[0])}
-        compared = {"factor": f"{trained}|{question}|{kind}", "change": f"{name}|class|{kind}"}
-        compared["swap"] = f"{name}|{question}|{SWAPPED}" if kind == "far body" else key
+        row = {"network": name, "question": question, "pixels_asked": kind, "images": int((pixels > 0).sum())}
+        row |= {"pixels": float(pixels.sum()), **interval_columns("on_evidence_percent", interval(shares[key]), 100)}
+        row |= {"chance_percent": 100 * float(ratio(by_chance.sum(), mass.sum()))}
+        row |= interval_columns("times_chance", interval(ratio_of_sums(on, by_chance)))
+        row |= {"on_own_object_percent": 100 * float(ratio_of_sums(own, mass)(np.ones((1, len(table))))[0])}
+        compared = {FACTOR: f"{trained}|{question}|{kind}", CHANGE: f"{name}|class|{kind}"}
+        compared[OWN] = f"{name}|{question}|{FAR_OTHER}" if kind == FAR else key
         for what, other in compared.items():
             found = BootstrapInterval(np.nan, np.nan, np.nan, settings.level)
             if other != key and other in tables:
                 pair = (shares[other], shares[key])
-                found = interval(quotient(*(pair if what == "factor" else reversed(pair))))
+                found = interval(quotient(*(pair if what == FACTOR else reversed(pair))), null=1.0)
             row |= interval_columns(what, found)
         rows.append(row)
+    add_verdicts(rows, *COMPARISONS, level=settings.level, null=1.0, more="above 1", less="below 1")
     return rows
 
 
 def evidence_lines(rows: Sequence[Row], settings: FixationMeasureSettings) -> list[str]:
-    """Experiment 4."""
+    """Table and sentences."""
     networks = list(dict.fromkeys(r["network"] for r in rows))
-    head = ["pixels", "question", "network", "mass on evidence", "chance", "lift"]
-    head += ["trained / this", "rival / class", "own / relative"]
+    head = ["pixels asked", "question", "network", "mass on what decides (%)", "chance (%)", "times chance"]
+    head += ["trained / this network", "rival / class question", "own / other species"]
+    order = list(KINDS)
     body = [
-        [r["kind"], r["question"], r["network"], format_cell(r, "share", 1), format_number(r["chance"], 1)]
-        + [format_cell(r, name) for name in ("lift", "factor", "change", "swap")]
-        for r in sorted(rows, key=lambda r: (list(KINDS).index(r["kind"]), r["question"], networks.index(r["network"])))
+        [r["pixels_asked"], r["question"], r["network"], format_cell(r, "on_evidence_percent", 1)]
+        + [format_number(r["chance_percent"], 1)]
+        + [format_cell(r, name) for name in ("times_chance", *COMPARISONS)]
+        for r in sorted(
+            rows, key=lambda r: (order.index(r["pixels_asked"]), r["question"], networks.index(r["network"]))
+        )
     ]
     limit = "" if settings.view is None else f" and at most {settings.view:g}"
     return [
-        "## 4. Does the mass lie on what decides the label?",
+        *markdown_table(head, body, (0, 1, 2)),
         "",
-        *markdown_table(head, body),
-        "",
-        *(f"- {kind}: {what}." for kind, what in KINDS.items()),
-        f"- Far: at least {settings.far:g}{limit} pixels from the evidence. Question *class*: what made the score of "
+        *(f"- *{kind}*: {what}." for kind, what in KINDS.items()),
+        f"- Far: at least {settings.far:g}{limit} pixels from what decides. Question *class*: what made the score of "
         "the label high? *rival*: what put it above the score of the pair's other class?",
         *(f"- {sentence}" for sentence in _sentences(rows, networks)),
-        "- Chance by area is a weak yardstick: heads are vivid, and random weights land on them too. Own class against "
-        "relative, and one question against the other, are compared within one network and on the same pixels: "
-        "vividness cannot make these factors.",
+        "- Chance by area is a weak yardstick: heads are vivid, and random weights land on them too. Own species "
+        "against the other, and one question against the other, are compared within one network and on the same "
+        "pixels: vividness cannot make these factors.",
     ]
+
+
+def evidence_verdict(rows: Sequence[Row]) -> str:
+    """Whether the head is evidence for the trained network: own species against the other, where this was asked."""
+    found = {(r["network"], r["question"]): r for r in rows if r["pixels_asked"] == FAR}
+    row = found.get((TRAINED, "rival"))
+    if row is None or not row[f"{OWN}_verdict"]:
+        return ""
+    return (
+        "Asked why its own species and not the other, body far from its head puts "
+        f"{format_cell(row, OWN, 1)} times as much mass on the head as asked the reverse: {row[f'{OWN}_verdict']}."
+    )
 
 
 def _sentences(rows: Sequence[Row], networks: Sequence[str]) -> list[str]:
-    found = {(r["network"], r["question"], r["kind"]): r for r in rows}
+    found = {(r["network"], r["question"], r["pixels_asked"]): r for r in rows}
     trained, both = networks[0], ("class", "rival")
-    compared = [("factor", (name, question, "far body")) for question in both for name in networks[1:]]
-    compared += [("change", (name, "rival", "far body")) for name in networks] + [
-        ("change", (trained, "rival", "local"))
-    ]
-    compared += [("swap", (name, question, "far body")) for question in both for name in networks]
+    compared = [(FACTOR, (name, question, FAR)) for question in both for name in networks[1:]]
+    compared += [(CHANGE, (name, "rival", FAR)) for name in networks] + [(CHANGE, (trained, "rival", BLOSSOM))]
+    compared += [(OWN, (name, question, FAR)) for question in both for name in networks]
     lines = []
     for column, key in compared:
         if row := found.get(key):
-            text, more, neither = COMPARISONS[column]
-            says = (
-                "undecided"
-                if np.isnan(row[f"{column}_low"])
-                else verdict(row, column, more, "less", at=1, neither=neither)
-            )
-            times = {"times": format_cell(row, column), "random_lift": format_cell(row, "lift", 1)}
-            lines.append(f"{text.format(**row, **times)}: {says}.")
+            times = {"times": format_cell(row, column), "random_lift": format_cell(row, "times_chance", 1)}
+            text = COMPARISONS[column].format(**row, kind=row["pixels_asked"], **times)
+            lines.append(f"{text}: {row[f'{column}_verdict'] or 'undefined'}.")
     right, wrong = (found.get((trained, "rival", kind)) for kind in BY_NETWORK)
     if right and wrong:
         lines.append(
-            "Rival question, true class: where the trained network labels a far pixel right, "
-            f"{format_cell(right, 'share', 1)} % of the mass is on the head; where it takes the creature for its "
-            f"relative, {format_cell(wrong, 'share', 1)} %."
+            "Rival question, true species: where the trained network labels a far pixel right, "
+            f"{format_cell(right, 'on_evidence_percent', 1)} % of the mass is on the head; where it takes the creature "
+            f"for the other species, {format_cell(wrong, 'on_evidence_percent', 1)} %."
         )
     return lines
 
 
 def evidence_chart(rows: Sequence[Row], title: str) -> Figure:
     """Lift of the mass on the evidence by kind and question, trained beside random weights."""
-    found = {(r["network"], r["kind"], r["question"]): (r["lift"], r["lift_low"], r["lift_high"]) for r in rows}
+    ends = ("times_chance", "times_chance_low", "times_chance_high")
+    found = {(r["network"], r["pixels_asked"], r["question"]): tuple(r[end] for end in ends) for r in rows}
     known = {key[1:] for key in found}
     kinds = [(kind, question) for kind in KINDS for question in ("class", "rival") if (kind, question) in known]
     gap, lowest = (float("nan"),) * 3, 0.05  # a share of nothing has no place on a logarithmic axis
@@ -251,8 +263,10 @@ def evidence_chart(rows: Sequence[Row], title: str) -> Figure:
         name: [tuple(max(v, lowest) for v in found.get((name, *kind), gap)) for kind in kinds]
         for name in dict.fromkeys(r["network"] for r in rows)
     }
-    names, unit = [f"{kind}: {question} question" for kind, question in kinds], "mass on the evidence, times chance"
-    return interval_chart(names, series, xlabel=unit, title=title, log=True, line=1.0)
+    asked = {"class": "why its class?", "rival": "why not its rival?"}
+    names = [f"{kind}: {asked[question]}" for kind, question in kinds]
+    unit = "share of the fixations on what decides, times chance"
+    return interval_chart(names, series, controls=(RANDOM,), xlabel=unit, title=title, log=True, line=1.0)
 
 
 def evidence_example(
@@ -268,7 +282,7 @@ def evidence_example(
     for i, (_, image, _, _) in zip(indices, images.evaluation(batch_size=1, far=0.0, only=indices[:24])):
         shown[i] = image
         found = find_evidence_regions(images, i, network.predict(image)[0].cpu(), settings)
-        regions += [region for region in found if region.kind == "far body, right"]
+        regions += [region for region in found if region.kind == FAR_RIGHT]
     panels, empty = [], torch.zeros(0)
     for region in sorted(regions, key=lambda region: -int(region.start.sum()))[:2]:
         image = shown[region.image]

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from perpixel.checks import complain
+from perpixel.evaluation import IMAGES
 from recipes.kit.command_line import named
 from recipes.kit.networks import build_network
-from recipes.kit.run_folder import write_atomically
+from recipes.kit.summary import Section, Summary
 from recipes.kit.tables import markdown_text, save_json
 from recipes.tracing.counts import report_counts
 from recipes.tracing.evidence import report_evidence
@@ -41,9 +42,9 @@ class FixationJob(FixationRun):
         settings, images = self.settings, self.images
         rivals = asked_rivals(images, settings.trace)
         images.class_numbers([*settings.trace.rivals, *settings.trace.rivals.values()], "trace.rivals")
-        self.loaded = load_network(settings, images.num_classes, images.classes)
+        self.loaded = load_network(settings, images.channels, images.classes)
         if self.loaded is None:
-            build_network(settings.model, images.num_classes)
+            build_network(settings.model, images.channels)
             with named("pretrain."):
                 images.steps_per_epoch(settings.pretrain.batch_size)
         elif rivals:
@@ -68,32 +69,36 @@ class FixationJob(FixationRun):
         self.progress.report(f"network: {settings.model.name}, {weights}")
         asked = "its rival" if settings.trace.question == "rival" else "nothing: the score alone"
         results: dict[str, Any] = {"network": weights, "images": len(self.indices), "asked against": asked}
-        lines: list[str] = []
+        reports: list[Report] = []
         for name, part in PARTS.items():
             if name == "evidence" and name in settings.do and not images.pairs:
                 self.progress.report("evidence: left out, since only synthetic data knows what decides a label")
             elif name in settings.do:
                 report = part(self, traced)
                 results[name] = report.numbers
-                lines += [*report.lines, ""]
+                reports.append(report)
         save_json(self.folder / "results.json", results, indent=1)
-        text = self._summary(weights, lines)
-        write_atomically(self.folder / "summary.md", text.encode())
-        self.progress.report("\n".join(line for line in text.splitlines() if line.startswith(("- ", "#"))))
-        self.progress.report(f"\nPictures, tables and summary.md: {self.folder}")
+        self._summary(weights, reports).save(self.folder, self.progress)
 
-    def _summary(self, weights: str, lines: Sequence[str]) -> str:
-        trace, level, body = self.settings.trace, 100 * self.settings.measure.level, "\n".join(lines)
-        return f"""# Fixations of {self.subject}
-
-Network: {markdown_text(weights)}. {len(self.indices)} of {self.images.evaluated} evaluation images. Rules \
-{trace.rules} ({trace.select}), k {trace.k}, shift {trace.shift} where not said otherwise, question {trace.question}.
-
-{body}
-## What this cannot say
-
-- Intervals ({level:g} %) are over images, for this one network: another training may differ. Images that resemble \
-each other, such as frames of a film, make them too narrow.
-- A fixation is the largest contribution at every step, not a proof of cause: what was passed over may matter as much, \
-and hiding the point need not change the label.
-"""
+    def _summary(self, weights: str, reports: Sequence[Report]) -> Summary:
+        trace, level = self.settings.trace, 100 * self.settings.measure.level
+        about = (
+            f"Every pixel is followed from its label back to the image points it rests on. Network: "
+            f"{markdown_text(weights)}. {len(self.indices)} of {self.images.evaluated} evaluation images. Rules "
+            f"{trace.rules} ({trace.select}), k {trace.k}, shift {trace.shift} where not said otherwise, question "
+            f"{trace.question}."
+        )
+        limits = [
+            f"- Intervals ({level:g} %) are over images, for this one network: another training may differ. Images "
+            "that resemble each other, such as frames of a film, make them too narrow.",
+            "- A fixation is the largest contribution at every step, not a proof of cause: what was passed over may "
+            "matter as much, and hiding the point need not change the label.",
+            f"- An effect is claimed from {IMAGES} images on, and where it outlasts Holm's correction for all rows of "
+            'its table; "on these images" where it does not.',
+        ]
+        sections = [section for report in reports for section in report.sections]
+        files = {name: what for report in reports for name, what in report.files.items()}
+        verdict = " ".join(report.verdict for report in reports if report.verdict) or "Nothing was measured."
+        files["results.json"] = "all numbers in one"
+        sections.append(Section("What this cannot say", limits))
+        return Summary(f"Fixations of {markdown_text(self.subject)}", about, verdict, sections, files)

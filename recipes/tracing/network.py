@@ -85,6 +85,9 @@ def asked_rivals(images: Images, trace: TraceSettings) -> dict[int, int]:
     """The rivals to ask about: none for the class question."""
     if trace.question == "class":
         return {}
+    if images.channels == 1:
+        remedy = "The score of a network with one output is the margin over the other class already."
+        raise ValueError(complain("trace.question", "class, beside data.binary", "rival", remedy))
     rivals = known_rivals(images, trace)
     if not rivals:
         remedy = "Example: --trace.rivals '{car: bicyclist}'."

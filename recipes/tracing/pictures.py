@@ -11,6 +11,7 @@ from perpixel.fixations import Fixations, PointMap
 from perpixel.report import PointPanel, animation_bytes, fixation_backdrop, on_backdrop, point_sheet
 from recipes.kit.images import Images
 from recipes.kit.run_folder import save_figure, write_atomically
+from recipes.kit.summary import Section
 from recipes.kit.tables import markdown_text
 from recipes.tracing.network import TracedNetwork
 from recipes.tracing.run import FixationRun, Report
@@ -26,15 +27,16 @@ def report_image(run: FixationRun, network: TracedNetwork) -> Report:
     predicted = network.predict(image).cpu()
     shown = classes_to_draw(predicted[0], images, picture)
     if not shown:
-        lines = [f"## {markdown_text(name)}", "", "- None of the classes to draw is predicted there."]
-        return Report(lines, {"image": name, "classes": [], "points": 0})
+        section = Section(markdown_text(name), ["- None of the classes to draw is predicted there."])
+        return Report([section], {"image": name, "classes": [], "points": 0})
     start = torch.where(torch.isin(predicted, torch.tensor(shown, dtype=torch.int64)), predicted, -1)
     fix = network.fixations(image, start, record=True)
     backdrop = fixation_backdrop(images.displayed(image[0]), predicted[0], images.colors, style=picture.backdrop)
     sheet = partial(point_sheet, classes=images.classes, colors=images.colors)
     asked = "" if trace.question == "class" else ", asked against the rival class"
-    title = f"{name}: where the predicted labels rest{asked} ({trace.rules}, shift {trace.shift}, k {trace.k})"
-    note = "the larger a dot, the more labelled pixels rest on it"
+    title = f"{name}: where the labels rest{asked}"
+    how = f"traced by {trace.rules} rules, shift {trace.shift}, k {trace.k}"
+    note = f"the larger a dot, the more labelled pixels rest on it; {how}"
     each = shown[: picture.most]
 
     panels = [point_panel("all classes", backdrop, fix, shown)]
@@ -43,7 +45,7 @@ def report_image(run: FixationRun, network: TracedNetwork) -> Report:
     heat = fix.density().cpu()[0]
     thin = {c: "" if float(heat[c].max()) > 0 else ": too thinly spread" for c in each}
     panels = [point_panel(f"{images.classes[c]}{thin[c]}", backdrop, fix, [], heat=heat[c]) for c in each]
-    save_figure(folder / "density.png", sheet(panels, title=f"{title}: density"))
+    save_figure(folder / "density.png", sheet(panels, title=f"{title}: density", note=how))
     steps = flow_steps(fix, picture.frames)
     panels = [point_panel(f"{n + 1}. {layer}", backdrop, found, shown) for n, (layer, found) in enumerate(steps)]
     save_figure(folder / "flow.png", sheet(panels, title=f"{title}: through the layers", note=note))
@@ -51,25 +53,29 @@ def report_image(run: FixationRun, network: TracedNetwork) -> Report:
     frames = [sheet([panel], cell=5.2, note=f"{name}{asked}", heaviest=heaviest) for panel in panels]
     write_atomically(folder / "flow.gif", animation_bytes(frames, picture.milliseconds))
 
-    jumped, files = sum(fix.jumps.values()), ("fixations.png", "density.png", "flow.png", "flow.gif")
+    jumped = sum(fix.jumps.values())
     lines = [
-        f"## {markdown_text(name)}",
-        "",
-        f"- {fix.started:.0f} labelled pixels rest on {len(fix.points)} points (one per class and channel; "
-        f"mass dropped: {fix.dropped:.0f}, through a global pooling: {jumped:.0f}).",
-        *(f"![{file}]({file})" for file in files),
+        f"- {fix.started:.0f} labelled pixels rest on {len(fix.points)} points (one per class and channel); lost on "
+        f"the way: {fix.dropped:.0f}; through a global pooling: {jumped:.0f}."
     ]
+    files = {
+        "fixations.png": "the points, all classes and one by one",
+        "density.png": "how densely the labels of a class rest where",
+        "flow.png": "the points on their way through the layers, from the output to the image",
+        "flow.gif": "the same, moving",
+    }
+    section = Section(f"{markdown_text(name)}: where its labels rest", lines, pictures=files)
     numbers = {"image": name, "classes": [images.classes[c] for c in shown], "points": len(fix.points)}
     numbers |= {"started": fix.started, "dropped": fix.dropped, "through global pooling": jumped}
-    return Report(lines, numbers | {"steps": [layer for layer, _ in steps]})
+    return Report([section], numbers | {"steps": [layer for layer, _ in steps]})
 
 
 def classes_to_draw(predicted: Tensor, images: Images, picture: PictureSettings) -> list[int]:
-    """Class numbers by pixels predicted, the most first; of the named ones, those predicted."""
+    """Class numbers by pixels predicted, the most first; of the named ones, or of all but the background."""
     found, count = predicted.unique(return_counts=True)
     order = found[count.argsort(descending=True)].tolist()
     if picture.classes is None:
-        return order
+        return [c for c in order if images.classes[c] != "background"] or order
     wanted = images.class_numbers(picture.classes, "picture.classes")
     return [c for c in order if c in wanted]
 

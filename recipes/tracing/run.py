@@ -6,16 +6,19 @@ from typing import Any
 
 from recipes.kit.images import EvaluationBatch
 from recipes.kit.job import Job
+from recipes.kit.summary import Section
 from recipes.tracing.settings import FixationSettings
 from recipes.training.origin import Origin, keep
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a part found: lines for summary.md, numbers for results.json."""
+    """What a part found: sections and verdict for the summary, numbers for results.json, tables it wrote."""
 
-    lines: list[str]
+    sections: list[Section]
     numbers: dict[str, Any]
+    verdict: str = ""
+    files: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -24,8 +27,6 @@ class FixationRun(Job):
 
     recipe = "fixations"
     settings_class = FixationSettings
-    nested = "trace.shift"
-    example = "--run RUN_FOLDER --picture.image 7"
 
     origin: Origin = field(default_factory=dict)  # what all that is measured depends on
 

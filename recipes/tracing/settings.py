@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from perpixel.checks import check_integer, check_number, complain
 from perpixel.fixations import FixationRules, Share
@@ -63,7 +63,7 @@ class PictureSettings:
         image: An image file, or the number of an evaluation image.
         backdrop: photograph (the image), labels (pale colours of the predicted labels) or outlines (their borders on
             white): the last two show nothing of the image, for data whose images must not be published.
-        classes: Names of the classes to draw (null: the predicted ones, those with the most pixels first).
+        classes: Names of the classes to draw (null: the predicted ones but the background, the most pixels first).
         most: Draw at most so many classes one by one.
         frames: Steps of the flow through the layers, at most.
         milliseconds: Time per step of the animation.
@@ -121,6 +121,24 @@ class FixationSettings(AnalysisSettings):
         measure: How much is measured.
     """
 
+    matter: ClassVar[tuple[str, ...]] = (
+        "run",
+        "model.checkpoint",
+        "data.name",
+        "data.root",
+        "do",
+        "picture.image",
+        "trace.rules",
+        "trace.shift",
+        "measure.images",
+        "folder",
+    )
+    examples: ClassVar[dict[str, str]] = {
+        "train a small network on synthetic images first": "",
+        "the network and data of a run of recipes.finetune, one image": "--run RUN_FOLDER --do image --picture.image 7",
+        "weights of one's own": "--model.checkpoint FILE --model.name deeplabv3_resnet50 --data.name folder "
+        "--data.root PATH",
+    }
     name: str = "fixations"
     do: list[Part] = field(default_factory=lambda: ["image", "shares", "counts", "evidence"])
     trace: TraceSettings = field(default_factory=TraceSettings)

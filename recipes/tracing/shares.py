@@ -11,15 +11,26 @@ from matplotlib.figure import Figure
 from scipy.stats import rankdata
 from torch import Tensor
 
-from perpixel.evaluation import BootstrapInterval, class_iou, confusion_matrices, ratio
+from perpixel.evaluation import (
+    IMAGES,
+    BootstrapInterval,
+    Floats,
+    Statistic,
+    class_iou,
+    confusion_matrices,
+    difference,
+    quotient,
+    ratio,
+    ratio_of_sums,
+)
 from perpixel.report import interval_chart
 from recipes.kit.images import EvaluationBatch
 from recipes.kit.run_folder import save_figure
-from recipes.kit.statistics import Floats, Statistic, difference, quotient, ratio_of_sums
+from recipes.kit.summary import Section
 from recipes.kit.tables import (
     Row,
+    add_verdicts,
     format_cell,
-    format_interval,
     format_number,
     interval_columns,
     markdown_table,
@@ -31,6 +42,9 @@ from recipes.tracing.run import FixationRun, Report
 from recipes.tracing.settings import SHIFTS, FixationMeasureSettings
 
 VOID = 255
+# what rows of findings.csv are about
+MEAN, LESS_FULL = "mean percent on the object", "the same, minus that of shift full"
+RANK, STILL = "rank correlation over classes: IoU", "mean percent that starts on the object"
 
 
 def report_shares(run: FixationRun, network: TracedNetwork) -> Report:
@@ -38,14 +52,26 @@ def report_shares(run: FixationRun, network: TracedNetwork) -> Report:
     images, batches = run.images, run.batches("shares", run.indices)
     measure = partial(measure_shares, network, batches, images.num_classes, images.ignore_index)
     shares = Shares(run.measured("shares", measure), run.settings.measure)
-    rows, findings = share_rows(shares, images.classes), share_findings(shares)
+    measured = run.settings.measure
+    rows, findings = share_rows(shares, images.classes, measured), share_findings(shares)
     save_csv(run.folder / "shares.csv", rows)
     save_csv(run.folder / "findings.csv", findings)
     for name, figure in share_charts(rows, f"{run.subject}, {shares.images} images").items():
         save_figure(run.folder / f"{name}.png", figure)
-    lines = [*object_lines(rows, findings), "", *shift_lines(findings, shares.lost)]
-    lines += ["![shares.png](shares.png)", "![shifts.png](shifts.png)"]
-    return Report(lines, {"rows": rows, "findings": findings})
+    drawn = {"shares.png": "share of the mass on the object by class, beside chance, IoU and where its pixels start"}
+    sections = [
+        Section("Does the mass lie on the object?", object_lines(rows, findings), pictures=drawn),
+        Section(
+            "The three shifts",
+            shift_lines(findings, shares.lost),
+            pictures={"shifts.png": "share of the mass on the object by class, under the three shifts"},
+        ),
+    ]
+    files = {
+        "shares.csv": "a row per shift and class: mass on the object, beside chance, IoU and where its pixels start",
+        "findings.csv": "means and rank correlations over the classes, with intervals",
+    }
+    return Report(sections, {"rows": rows, "findings": findings}, share_verdict(rows), files)
 
 
 def measure_shares(
@@ -103,9 +129,9 @@ class Shares:
         matrices = torch.from_numpy(weights @ self.confusion.reshape(self.images, -1))
         return class_iou(matrices.view(-1, self.classes, self.classes)).numpy()
 
-    def interval(self, statistic: Statistic) -> BootstrapInterval:
+    def interval(self, statistic: Statistic, null: float = 0.0) -> BootstrapInterval:
         """Of a statistic (R,) of the images."""
-        return self.settings.interval(statistic, self.images)
+        return self.settings.interval(statistic, self.images, null)
 
 
 def spearman(one: Floats, other: Floats) -> Floats:
@@ -115,10 +141,10 @@ def spearman(one: Floats, other: Floats) -> Floats:
     return ratio((ranks[0] * ranks[1]).sum(1), np.where(np.isfinite(scale), scale, 0.0))
 
 
-def share_rows(shares: Shares, names: Sequence[str]) -> list[dict[str, Any]]:
-    """shares.csv: a row per shift and class; percent, lift = share / chance.
+def share_rows(shares: Shares, names: Sequence[str], settings: FixationMeasureSettings) -> list[dict[str, Any]]:
+    """shares.csv: a row per shift and class; times_chance = on_object_percent / chance_percent, with a verdict.
 
-    low, high: ends of the intervals over images, NaN for a class predicted in fewer than two of them.
+    low, high: ends of the intervals over images, NaN for a class predicted in fewer than IMAGES of them.
     """
     once, rows = np.ones((1, shares.images)), []
     iou, start = shares.iou(once)[0], shares.start(once)[0]
@@ -126,13 +152,15 @@ def share_rows(shares: Shares, names: Sequence[str]) -> list[dict[str, Any]]:
         mass, chance = shares.mass[shift], shares.chance[shift](once)[0]
         for c, name in enumerate(names):
             images = int((mass[:, c] > 0).sum())
-            share, lift = (shares.interval(_column(of[shift], c)) for of in (shares.share, shares.lift))
-            if images < 2:  # another draw of images has it or not, and tells nothing of the share
+            share = shares.interval(_column(shares.share[shift], c))
+            lift = shares.interval(_column(shares.lift[shift], c), null=1.0)
+            if images < IMAGES:
                 share, lift = (replace(found, low=np.nan, high=np.nan) for found in (share, lift))
             row = {"shift": shift, "class": name, "images": images, "pixels": float(mass[:, c].sum())}
-            row |= {"iou": 100 * float(iou[c]), "started_on_object": 100 * float(start[c])}
-            row |= interval_columns("share", share, 100) | {"chance": 100 * float(chance[c])}
-            rows.append(row | interval_columns("lift", lift))
+            row |= {"iou_percent": 100 * float(iou[c]), "start_on_object_percent": 100 * float(start[c])}
+            row |= interval_columns("on_object_percent", share, 100) | {"chance_percent": 100 * float(chance[c])}
+            rows.append(row | interval_columns("times_chance", lift))
+    add_verdicts(rows, "times_chance", level=settings.level, null=1.0, more="more than chance", less="less than chance")
     return rows
 
 
@@ -155,88 +183,94 @@ def share_findings(shares: Shares) -> list[dict[str, Any]]:
         return lambda weights: spearman(shares.iou(weights)[:, known], values(weights)[:, known])
 
     if len(known) > 2:
-        found["spearman: IoU, start on the object", ""] = correlation(shares.start)
+        found[f"{RANK}, start on the object", ""] = correlation(shares.start)
     for shift, share in shares.share.items():
         if len(known) > 2:
-            found["spearman: IoU, share", shift] = correlation(share)
-        found["mean share", shift] = mean(share)
-        found["mean chance", shift] = mean(shares.chance[shift], np.mean)
+            found[f"{RANK}, mass on the object", shift] = correlation(share)
+        found[MEAN, shift] = mean(share)
+        found["mean chance percent", shift] = mean(shares.chance[shift], np.mean)
         if shift != "full":
-            found["mean share: minus full", shift] = mean(difference(share, shares.share["full"]))
-    found["mean start on the object", ""] = mean(shares.start)
+            found[LESS_FULL, shift] = mean(difference(share, shares.share["full"]))
+    found[STILL, ""] = mean(shares.start)
     rows = []
     for (what, under), statistic in found.items():
         of = shares.interval(statistic)
         row = {"what": what, "shift": under, "classes": len(known), "images": shares.images}
-        rows.append(row | {"value": of.value, "low": of.low, "high": of.high})
+        rows.append(row | interval_columns("value", of))
+    tested = [row for row in rows if str(row["what"]).startswith(RANK) or row["what"] == LESS_FULL]
+    add_verdicts(tested, "value", level=shares.settings.level, more="above zero", less="below zero")
     return rows
 
 
 def object_lines(rows: Sequence[Row], findings: Sequence[Row]) -> list[str]:
-    """Experiment 1."""
-    full = [row for row in rows if row["shift"] == "full"]
+    """Table and sentences on shift full."""
     body = []
-    for r in full:
-        iou, on, chance = (format_number(r[name], 1) for name in ("iou", "started_on_object", "chance"))
-        body.append([r["class"], iou, on, format_cell(r, "share", 1), chance, format_cell(r, "lift")])
-    above = ", ".join(markdown_text(r["class"]) for r in full if r["lift_low"] > 1) or "none"
-    below = ", ".join(markdown_text(r["class"]) for r in full if r["lift_high"] < 1) or "none"
+    for r in (row for row in rows if row["shift"] == "full"):
+        iou, on, chance = (format_number(r[f"{n}_percent"], 1) for n in ("iou", "start_on_object", "chance"))
+        share, lift = format_cell(r, "on_object_percent", 1), format_cell(r, "times_chance")
+        body.append([r["class"], iou, on, share, chance, lift, r["times_chance_verdict"]])
+    head = ("class", "IoU", "starts on object", "mass on object", "chance", "times chance", "verdict")
     lines = [
-        "## 1. Mass on the object, beside IoU",
-        "",
-        *markdown_table(("class", "IoU", "start on object", "mass on object", "chance", "lift"), body),
+        *markdown_table(head, body, (0, 6)),
         "",
         "- Percent. Every pixel is traced from the class it is labelled; the object is that class in the truth. Chance "
         "is the object's share of the image.",
-        f"- More mass on the object than chance: {above}; less: {below}.",
     ]
     found = {(f["what"], f["shift"]): f for f in findings}
-    if start := found.get(("spearman: IoU, start on the object", "")):
-        rank = found["spearman: IoU, share", "full"]
+    if start := found.get((f"{RANK}, start on the object", "")):
+        rank = found[f"{RANK}, mass on the object", "full"]
         lines += [
             f"- Rank correlation of IoU and mass on the object over n = {rank['classes']} classes: "
-            f"{_interval(rank, 2)}: {_sign(rank)}. That of IoU with the share of pixels that *start* on the object, "
-            f"which involves no fixations, is {_interval(start, 2)}.",
+            f"{_interval(rank, 2)}: {rank['value_verdict']}. That of IoU with the share of pixels that *start* on the "
+            f"object, which involves no fixations, is {_interval(start, 2)}.",
             "- With so few classes a correlation says little: the interval is over images for these classes, not over "
             "classes. Classes that are labelled well start on their object, so part of any correlation is no news.",
         ]
     return lines
 
 
+def share_verdict(rows: Sequence[Row]) -> str:
+    """On how many classes more of the mass lies than chance, by name where few."""
+    full = [row for row in rows if row["shift"] == "full" and row["times_chance_verdict"]]
+    more, less = (
+        [r["class"] for r in full if r["times_chance_verdict"] == f"{word} than chance"] for word in ("more", "less")
+    )
+    below = f"; less for {markdown_text(', '.join(less))}" if less else ""
+    return f"More of the mass than chance lies on the object for {len(more)} of {len(full)} classes{below}."
+
+
 def shift_lines(findings: Sequence[Row], lost: Mapping[str, Sequence[float]]) -> list[str]:
-    """Experiment 2."""
+    """Table and sentences on the three shifts."""
     found = {(f["what"], f["shift"]): f for f in findings}
-    head = ("shift", "mean share over classes", "minus full", "Spearman with IoU", "dropped", "through global pooling")
+    head = ("shift", "mean share over classes", "minus full", "rank correlation with IoU", "lost", "through a pooling")
     body, lines = [], list[str]()
     for shift in SHIFTS:
-        ranked, gain = found.get(("spearman: IoU, share", shift)), found.get(("mean share: minus full", shift))
-        parts = [_interval(found["mean share", shift]), _interval(gain) if gain else ""]
+        ranked, gain = found.get((f"{RANK}, mass on the object", shift)), found.get((LESS_FULL, shift))
+        parts = [_interval(found[MEAN, shift]), _interval(gain) if gain else ""]
         parts += [_interval(ranked, 2) if ranked else "–", *(f"{100 * part:.1f}" for part in lost[shift])]
         body.append([shift, *parts])
         if gain:
-            less = {"positive": "more", "negative": "less", "undecided": "neither clearly more nor less"}[_sign(gain)]
-            lines.append(f"- Shift {shift} leaves {less} mass on the object than full ({_interval(gain)} points).")
-    still = _interval(found["mean start on the object", ""])
+            lines.append(f"- Shift {shift}, mass on the object less that of full: {_interval(gain)} points: ")
+            lines[-1] += f"{gain['value_verdict'] or 'undefined'}."
+    still = _interval(found[STILL, ""])
     lines.append(f"- If no point moved at all, the mean share would be {still}: the mean precision.")
-    return ["## 2. The three shifts", "", *markdown_table(head, body), "", *lines]
+    return [*markdown_table(head, body), "", *lines]
 
 
 def _interval(row: Row, digits: int = 1) -> str:
-    return format_interval(row["value"], row["low"], row["high"], digits)
-
-
-def _sign(row: Row) -> str:
-    return "positive" if row["low"] > 0 else "negative" if row["high"] < 0 else "undecided"
+    return format_cell(row, "value", digits)
 
 
 def share_charts(rows: Sequence[Row], title: str) -> dict[str, Figure]:
     """shares (shift full, beside IoU and chance) and shifts (the three shifts)."""
     by_shift = {s: [r for r in rows if r["shift"] == s] for s in SHIFTS}
     full, names = by_shift["full"], [r["class"] for r in by_shift["full"]]
-    interval = {s: [(r["share"], r["share_low"], r["share_high"]) for r in by_shift[s]] for s in SHIFTS}
-    chance = [r["chance"] for r in full]
-    marks = {"chance (the object's share of the image)": chance, "IoU": [r["iou"] for r in full]}
-    marks["pixels that start on the object"] = [r["started_on_object"] for r in full]
+    interval = {
+        s: [tuple(r[f"on_object_percent{end}"] for end in ("", "_low", "_high")) for r in by_shift[s]] for s in SHIFTS
+    }
+    chance = [r["chance_percent"] for r in full]
+    marks = {"chance (the object's share of the image)": chance, "IoU": [r["iou_percent"] for r in full]}
+    marks["pixels that start on the object"] = [r["start_on_object_percent"] for r in full]
     unit = "share of the fixations' mass on the object (%)"
     shifts, mass = {f"shift {s}": interval[s] for s in SHIFTS}, {"mass on the object": interval["full"]}
     return {

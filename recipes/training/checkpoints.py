@@ -9,7 +9,7 @@ from recipes.kit.run_folder import DamagedCheckpoint, write_atomically
 from recipes.kit.weights import is_whole, read_archive, sealed_archive
 
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
-FORMAT = "perpixel 4"  # of all files that a run is continued from: raise it when what they hold changes
+FORMAT = "perpixel 5"  # of all files that a run is continued from: raise it when what they hold changes
 
 
 def save_checkpoint(path: Path, state: dict[str, Any], *, keep_as: Path | None = None) -> None:

@@ -23,6 +23,7 @@ FREE = frozenset(
     + [f"{part}.{name}" for part in ("evaluation", "measure") for name in ("level", "resamples", "pictures")]
 )
 MACHINE = "machine."
+LATER = {"data.binary": False}  # settings that results of earlier versions do not name, and what held for them
 
 
 def origin(job: Job, **parts: Any) -> Origin:
@@ -82,6 +83,7 @@ def _files(item: Any) -> list[Path]:
 
 def compare(kept: Origin, now: Origin, result: str, report: Callable[[str], None]) -> None:
     """ValueError where a kept result has another origin, naming every difference; another machine is only reported."""
+    kept = {name: value for name, value in LATER.items() if name in now} | dict(kept)
     names = [name for name in {**kept, **now} if kept.get(name) != now.get(name)]
     if other := [name for name in names if name.startswith(MACHINE)]:
         was = ", ".join(f"{name.removeprefix(MACHINE)} {kept.get(name)} (now {now.get(name)})" for name in other)

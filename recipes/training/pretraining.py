@@ -7,8 +7,7 @@ from torch import nn
 
 from perpixel.checks import complain
 from recipes.kit.job import Job
-from recipes.kit.networks import build_network
-from recipes.kit.randomness import seed_everything
+from recipes.kit.networks import build_network, seed_everything
 from recipes.kit.settings import AnalysisSettings
 from recipes.kit.weights import load_weights, starting_weights, unwrap_weights
 from recipes.training.checkpoints import LAST, load_checkpoint
@@ -56,6 +55,6 @@ def train_network(job: Job, folder: Path) -> tuple[nn.Module, str]:
     schedule = job.settings.pretrain
     job.images.check_labels(job.progress.report)
     scores, weights = train(job, Training(folder, "training", job.settings.seed, schedule))
-    network = build_network(job.settings.model, job.images.num_classes).to(job.fabric.device)
+    network = build_network(job.settings.model, job.images.channels).to(job.fabric.device)
     network.load_state_dict(weights)
     return network, f"a training of {schedule.epochs} epochs with cross-entropy, {100 * scores.miou:.1f} mIoU"

@@ -1,8 +1,10 @@
 """All that a training step changes, and so all that a checkpoint holds of the model."""
 
+import random
 from collections.abc import Callable
 from typing import Any, cast
 
+import numpy as np
 import torch
 from lightning_fabric.strategies import ModelParallelStrategy
 from lightning_fabric.wrappers import _FabricOptimizer
@@ -19,7 +21,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import perpixel
 from recipes.kit.job import Job
 from recipes.kit.networks import build_network, select_layers
-from recipes.kit.randomness import random_state, set_random_state
 from recipes.kit.settings import Schedule
 from recipes.kit.weights import Weights
 from recipes.training.optimizer import build_optimizer, set_training
@@ -37,7 +38,7 @@ class TrainingState:
     ) -> None:
         self.fabric, self.schedule, self.layout = job.fabric, schedule, torch.contiguous_format
         model, hardware, device = job.settings.model, job.settings.hardware, job.fabric.device
-        self.network = build_network(model, job.images.num_classes)
+        self.network = build_network(model, job.images.channels)
         if start is not None:
             self.network.load_state_dict(start)
         self.trained, classifier = select_layers(self.network, schedule.layers, model.head)
@@ -60,7 +61,7 @@ class TrainingState:
         self.wrapped_optimizer = cast(_FabricOptimizer, self.fabric.setup_optimizers(self.optimizer))
         self.whole: nn.Module | None = None  # beside a sharded network: all of it, to evaluate and save
         if isinstance(self.fabric.strategy, ModelParallelStrategy):
-            self.whole = build_network(model, job.images.num_classes).to(device)
+            self.whole = build_network(model, job.images.channels).to(device)
 
     def step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """One step on this process' share of a batch; the loss terms and their "total", still on the device."""
@@ -133,3 +134,24 @@ class TrainingState:
             return self.network
         self.whole.load_state_dict(get_model_state_dict(self.network, options=WHOLE))
         return self.whole
+
+
+def random_state() -> dict[str, Any]:
+    """The state of all generators, of types that `torch.load(weights_only=True)` accepts."""
+    kind, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached),
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put back what `random_state` gave."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    random.setstate(state["python"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002

@@ -15,7 +15,7 @@ from torchmetrics.aggregation import MeanMetric
 
 from perpixel.evaluation import SegmentationScores, score_images
 from recipes.kit.job import Job
-from recipes.kit.randomness import seed_everything
+from recipes.kit.networks import seed_everything
 from recipes.kit.run_folder import DamagedCheckpoint
 from recipes.kit.settings import EvaluationSettings, Schedule
 from recipes.kit.weights import Weights, unwrap_weights

@@ -53,9 +53,10 @@ def last_feature_layer(model: nn.Module, images: Tensor) -> tuple[str, nn.Module
 
     Only layers that give one map and nothing beside it, on which the logits depend. Where a layer called backbone,
     encoder, features, body or trunk gives maps: the layer inside it that made the last (torchvision's backbone.layer4,
-    the last stage of smp's encoders). Otherwise, among the layers before the classifier: the last of those on the
-    coarsest grid; the last of all where there is such a backbone, but none inside made its maps (transformers, smp's
-    mit_b0). ValueError if there is none, with the layers that give maps.
+    the last stage of smp's encoders); if none did, since the backbone works on tokens (transformers, smp's mit_b0), the
+    last layer on the grid of that map, before the classifier. Otherwise, among the layers before the classifier, the
+    last of those on the coarsest grid that is not one of global or pyramid pooling. ValueError if there is none, with
+    the layers that give maps.
     """
     named = dict(model.named_modules())
     seen: list[tuple[str, list[Tensor], bool]] = []  # the maps that every layer gave, in the order in which they ended
@@ -68,22 +69,23 @@ def last_feature_layer(model: nn.Module, images: Tensor) -> tuple[str, nn.Module
         logits = dense_logits(model(image.clone()))
     maps_alone = [(name, made[0]) for name, made, alone in seen if alone and made and name]
     single = _used(maps_alone, logits)
-    given = {name: made for name, made, _ in seen if name.split(".")[-1] in BACKBONES}
+    given = {name: made for name, made, _ in seen if made and name.split(".")[-1] in BACKBONES}
     for backbone, maps in given.items():
-        last = maps[-1].data_ptr() if maps else None
+        last = maps[-1].data_ptr()
         inside = [n for n, made in single if n.startswith(f"{backbone}.") and made.data_ptr() == last]
         whole = [n for n, _ in single if n == backbone]
         if inside or whole:
             return (inside or whole)[-1], named[(inside or whole)[-1]]
-    features = [(name, made) for name, made in _before_head(single, named) if made.shape[-2:].numel() > 1]
+    features = [(name, made.shape[-2:]) for name, made in _before_head(single, named) if made.shape[-2:].numel() > 1]
     if not features:
         maps_from = ", ".join(dict.fromkeys(repr(name) for name, _ in maps_alone[-5:])) or "no layer"
         remedy = f"Name a layer: layer='...'. Maps come from {maps_from}; see model.named_modules()."
         raise ValueError(complain("layer", "a network with a layer that gives a feature map", "none", remedy))
-    grid = min(made.shape[-2:].numel() for _, made in features)
-    if not given:
-        features = [(name, made) for name, made in features if made.shape[-2:].numel() == grid]
-    return features[-1][0], named[features[-1][0]]
+    pooled = {made.shape[-2:] for name, made in maps_alone if isinstance(named[name], nn.AdaptiveAvgPool2d)}
+    grids = [maps[-1].shape[-2:] for maps in given.values()][-1:]  # of the outermost backbone
+    grids += sorted({grid for _, grid in features}, key=lambda grid: (grid in pooled, grid.numel()))
+    name = next(name for grid in grids for name, of_layer in reversed(features) if of_layer == grid)
+    return name, named[name]
 
 
 def _used(layers: list[tuple[str, Tensor]], logits: Tensor) -> list[tuple[str, Tensor]]:

@@ -4,25 +4,29 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from perpixel.checks import check_integer, complain
+from perpixel.checks import check_integer, check_option, complain
 from perpixel.data.files.samples import (
     VOID,
     FileSegmentation,
     Labels,
     Transform,
     check_index,
+    find_foreground,
     image_size,
     palette,
     read_image,
     read_mask,
+    two_classes,
 )
 
 EXTENSIONS = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"))
+_TWO_COLORS = ((44, 48, 56), (64, 186, 150))  # background and foreground: apart from red for errors
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
@@ -42,15 +46,20 @@ class FolderSegmentation(FileSegmentation):
         transforms: see `perpixel.data.transforms`.
         num_classes, classes: how many classes there are, or their names in order of id. With neither, and no
             `classes.txt`, every mask under `root` is read once for the highest id: give one of them for big data.
-        colors: (num_classes, 3) RGB for pictures; default the palette of PASCAL VOC.
+        colors: (num_classes, 3) RGB for pictures; default the palette of PASCAL VOC (beside `foreground` another).
         ignore_index: the value of void in the masks.
+        foreground: of masks of two classes, the value that is class 1; 0 is class 0. Where it is also `ignore_index`,
+            there is no void. "found": the only value besides 0 in the masks, so 255 in those of 0 and 255; in those of
+            0, 1 and `ignore_index` it is 1. Every mask under `root` is read once for that. Without other names, the
+            classes are background and foreground.
         list_file: a list of stems, relative to `root` or absolute; asks for the second layout.
 
     Raises:
         FileNotFoundError: a folder or a listed file is missing.
         ValueError: no pair at all, an image without mask or a mask without image (first layout), two files with one
             stem, a stem listed twice, a list or `classes.txt` that is not UTF-8; and on access: an unreadable file, a
-            coloured or lossy mask, sizes that differ, a label outside the classes.
+            coloured or lossy mask, sizes that differ, a label outside the classes. With `foreground`: masks of
+            other values, or of which nobody knows whether `ignore_index` is foreground or void.
     """
 
     def __init__(
@@ -63,6 +72,7 @@ class FolderSegmentation(FileSegmentation):
         classes: Sequence[str] | None = None,
         colors: Sequence[Sequence[int]] | Tensor | None = None,
         ignore_index: int = VOID,
+        foreground: int | Literal["found"] | None = None,
         list_file: str | Path | None = None,
     ) -> None:
         self.root, self.split, self.transforms = Path(root), split, transforms
@@ -75,8 +85,10 @@ class FolderSegmentation(FileSegmentation):
         else:
             self.items = _listed(self.root, self._find_list(list_file))
         self.stems = tuple(stem for stem, _, _ in self.items)
+        self.foreground = None if foreground is None else self._check_foreground(foreground)
         self.classes = self._name_classes(num_classes, classes)
-        table = palette(self.num_classes) if colors is None else torch.as_tensor(colors)
+        usual = palette(self.num_classes) if self.foreground is None else torch.tensor(_TWO_COLORS)
+        table = usual if colors is None else torch.as_tensor(colors)
         if table.shape != (self.num_classes, 3) or table.min() < 0 or table.max() > 255:
             expected = f"{self.num_classes} rows of R, G, B in 0 to 255"
             raise ValueError(complain("colors", expected, table, "Give one per class."))
@@ -98,12 +110,12 @@ class FolderSegmentation(FileSegmentation):
 
     def read(self, index: int) -> tuple[Tensor, Labels]:
         _, image, mask = self.items[index]
-        return read_image(image), read_mask(mask)
+        return read_image(image), self._labels(mask)
 
     def read_labels(self, index: int) -> Labels:
         index = check_index(index, len(self))
         _, image, mask = self.items[index]
-        labels = read_mask(mask)
+        labels = self._labels(mask)
         self.check(index, image_size(image)[:2], labels)
         return labels
 
@@ -111,6 +123,21 @@ class FolderSegmentation(FileSegmentation):
         _, image, mask = self.items[check_index(index, len(self))]
         height, width, orientation = image_size(image)
         return orientation != 1 and (orientation < 5 or height == width) and image_size(mask)[2] == 1
+
+    def _labels(self, mask: Path) -> Labels:
+        ids = read_mask(mask)
+        return ids if self.foreground is None else two_classes(ids, self.foreground, self.ignore_index, str(mask))
+
+    def _check_foreground(self, foreground: int | str) -> int:
+        if self.ignore_index in (0, 1):
+            remedy = "Give void another value in the masks."
+            raise ValueError(complain("ignore_index", "neither 0 nor 1 beside foreground", self.ignore_index, remedy))
+        if isinstance(foreground, str):
+            check_option("foreground", foreground, ("found",))
+            return find_foreground(self._every_mask(), self.ignore_index)
+        if check_integer("foreground", foreground) == 0:
+            raise ValueError(complain("foreground", "another value than 0, the background", 0, "Name the other."))
+        return foreground
 
     def _find_list(self, list_file: str | Path | None) -> Path:
         usual = f"{self.split}.txt", f"splits/{self.split}.txt"
@@ -122,7 +149,11 @@ class FolderSegmentation(FileSegmentation):
         found = sorted(p.name for p in self.root.iterdir() if (p / "images").is_dir())
         expected = f"{self.root / self.split}/images, or images/ and masks/ with {self.split}.txt"
         came = f"neither (splits found: {', '.join(found) or 'none'})"
-        raise FileNotFoundError(complain("split", expected, came, "Name an existing split, or make these folders."))
+        remedy = "Name an existing split, or make these folders."
+        if (self.root / "images").is_dir():
+            came = f"images/ without {self.split}.txt"
+            remedy = f"Name the images of that split in {self.root / self.split}.txt, one in a line."
+        raise FileNotFoundError(complain("split", expected, came, remedy))
 
     def _name_classes(self, num_classes: int | None, classes: Sequence[str] | None) -> tuple[str, ...]:
         file = self.root / "classes.txt"
@@ -132,6 +163,12 @@ class FolderSegmentation(FileSegmentation):
             classes = [line.strip() for line in _lines(file) if line.strip()]
         if num_classes is not None:
             check_integer("num_classes", num_classes, low=1)
+        if self.foreground is not None:
+            if num_classes not in (None, 2) or len(classes or "ab") != 2:
+                came = f"{num_classes or len(classes or ())} classes"
+                remedy = "Leave foreground (data.binary) out for masks of class ids."
+                raise ValueError(complain("classes", "two beside foreground", came, remedy))
+            classes = classes or ("background", "foreground")
         if classes is None:
             count = self._count_classes() if num_classes is None else num_classes
             return tuple(f"class {i}" for i in range(count))
@@ -147,10 +184,13 @@ class FolderSegmentation(FileSegmentation):
 
     def _count_classes(self) -> int:
         """One more than the highest id in any mask of any split, so that all splits agree."""
-        folders = [self.root / "masks", *sorted(p / "masks" for p in self.root.iterdir())]
-        files = [path for folder in folders if folder.is_dir() for path in _by_stem(folder).values()]
-        every = map(read_mask, files)
+        every = map(read_mask, self._every_mask())
         return 1 + max((int(np.max(ids, where=ids != self.ignore_index, initial=0)) for ids in every), default=0)
+
+    def _every_mask(self) -> list[Path]:
+        """The masks of all splits."""
+        folders = [self.root / "masks", *sorted(p / "masks" for p in self.root.iterdir())]
+        return [path for folder in folders if folder.is_dir() for path in _by_stem(folder).values()]
 
 
 def _raise(error: OSError) -> None:

@@ -1,6 +1,6 @@
 """What all data sets on files share: their base class, reading pictures and masks, checking labels, palettes."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -214,6 +214,50 @@ def check_ids(labels: Labels, classes: int, ignore_index: int, name: str) -> Non
         expected = f"labels in [0, {classes}) or ignore_index={ignore_index}"
         remedy = "Map these values to classes or to void, or raise num_classes."
         raise ValueError(complain(name, expected, came, remedy))
+
+
+def two_classes(ids: Labels, foreground: int, ignore_index: int, name: str) -> Labels:
+    """0 and `foreground` in a mask -> labels 0 and 1; `ignore_index` stays, unless it is the foreground.
+
+    ValueError naming file, value and place for any other.
+    """
+    bad = (ids != 0) & (ids != foreground) & (ids != ignore_index)
+    if bad.any():
+        y, x = (int(v) for v in np.argwhere(bad)[0])
+        came = f"{ids[y, x]} at row {y}, column {x} ({int(bad.sum())} such pixels)"
+        void = "" if foreground == ignore_index else f" or ignore_index={ignore_index}"
+        remedy = "Map these values to one of them, or give class ids without foreground."
+        raise ValueError(complain(name, f"0 (background), {foreground} (foreground){void}", came, remedy))
+    return np.where(ids == foreground, 1, ids)
+
+
+def find_foreground(masks: Iterable[Path], ignore_index: int) -> int:
+    """The only value besides 0 in any of the masks, `ignore_index` included; or 1, where `ignore_index` is beside it.
+
+    All masks are read. ValueError, naming masks, for any other values, and for one with `ignore_index` but no 1, which
+    may be void or foreground, where another mask has a 1.
+    """
+    first: dict[int, Path] = {}  # value -> a mask that has it
+    doubtful = None
+    for path in masks:
+        values = {int(value) for value in np.unique(read_mask(path))} - {0}
+        first = dict.fromkeys(values, path) | first
+        if doubtful is None and values == {ignore_index}:
+            doubtful = path
+    if len(first) == 1:
+        return next(iter(first))
+    if not first:
+        remedy = "Check the masks, or name the foreground by the option foreground."
+        raise ValueError(complain("foreground", "a value besides 0 in some mask", "0 in all of them", remedy))
+    expected = f"0 and one other value in the masks, or 0, 1 and {ignore_index} for void"
+    remedy = "Leave foreground (data.binary) out for class ids; else say which value it is by the option foreground"
+    if set(first) != {1, ignore_index}:
+        came = ", ".join(f"{value} in {first[value]}" for value in sorted(first)[:4])
+        raise ValueError(complain("foreground", expected, came, f"{remedy}."))
+    if doubtful is not None:
+        came = f"1 in {first[1]}, and {ignore_index} without 1 in {doubtful}"
+        raise ValueError(complain("foreground", expected, came, f"{remedy}: 1 ({ignore_index} is void then)."))
+    return 1
 
 
 def check_index(index: int, length: int) -> int:

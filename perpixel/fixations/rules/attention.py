@@ -2,64 +2,41 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx.node import Node
 
 from perpixel.fixations.points import Array, Units
 from perpixel.fixations.rules.choice import Chosen, Given, choose, choose_in_slices
+from perpixel.fixations.rules.contraction import Product, contraction, einsum_operands, matmul_operands, matrix_axes
+from perpixel.fixations.rules.gates import smallness, weighs
 from perpixel.fixations.rules.step import Moves, Step
 from perpixel.fixations.rules.values import block, host, pick, rows
 from perpixel.fixations.trace.operations import operation
 
 _ENTRIES = 1 << 24  # of attention's probabilities, recomputed at once
-_PASSED = {  # between a softmax and the product: what leaves every probability one, up to a factor
-    *("dropout", "to", "type_as", "float", "double", "half", "bfloat16", "contiguous", "clone", "detach"),
-    *("view", "reshape", "permute", "transpose", "flatten", "unflatten", "squeeze", "unsqueeze", "expand"),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class _Product:
-    """left (.., I, S) times right (.., S, J): the operand that is followed, whether it is the right one, whether the
-    other one is attention's probabilities."""
-
-    left: Any
-    right: Any
-    follows_right: bool
-    is_attention: bool
-
-    @property
-    def source(self) -> Node:
-        return self.right if self.follows_right else self.left
 
 
 def matmul(units: Units, step: Step) -> Moves:
-    """To the element of the followed matrix with the largest element x element of the other one."""
+    """To the element of the followed tensor with the largest element x element of the other one."""
     product = _product(step)
     if _stays(product, step):
-        return _same_token(units, product.source, step)
-    left, right = (step.value(node) for node in (product.left, product.right))
-    batch = step.shape()[:-2]
-    source, other = (right, left) if product.follows_right else (left, right)
-    if source.shape[:-2] != batch or (other.shape[:-2] != batch and math.prod(other.shape[:-2]) != 1):
-        raise step.refuse(f"its operands of shapes {tuple(left.shape)} and {tuple(right.shape)} are broadcast")
-    left, right = _matrices(left, batch), _matrices(right, batch)
+        return _same_token(units, product, step)
+    left, right = product.matrices(step.value(product.left), step.value(product.right))
     return list(_moves(units, step, product, [(0, left, right)]))
 
 
 def reads_matmul(step: Step) -> list[Node]:
-    """Both matrices, unless points keep their token."""
+    """Both tensors, unless points keep their token."""
     product = _product(step)
     return [] if _stays(product, step) else [product.left, product.right]
 
 
 def follows_matmul(step: Step) -> list[Node]:
-    """The values of attention; or the matrix that depends on the images."""
+    """The values of attention; or the tensor that depends on the images."""
     return [_product(step).source]
 
 
@@ -67,7 +44,7 @@ def attention(units: Units, step: Step) -> Moves:
     """As through probabilities times values, the probabilities computed anew from queries, keys and mask."""
     product = _attended(step)
     if _stays(product, step):
-        return _same_token(units, product.source, step)
+        return _same_token(units, product, step)
     return list(_moves(units, step, product, _probabilities(step)))
 
 
@@ -81,63 +58,50 @@ def follows_attention(step: Step) -> list[Node]:
     return [_attended(step).source]
 
 
-def _product(step: Step) -> _Product:
-    given = [*step.node.args, *step.node.kwargs.values()]
-    if len(given) != 2 or not all(isinstance(n, Node) for n in given):
-        raise step.refuse("a product of matrices is followed where it has two operands and no other argument")
-    left, right = given
-    if min(len(step.shape(left)), len(step.shape(right)), len(step.shape())) < 2:  # type: ignore[arg-type]
-        raise step.refuse("a product is followed where both operands are matrices")
+def _product(step: Step) -> Product:
+    left, right, axes = einsum_operands(step) if operation(step.node) == "einsum" else matmul_operands(step)
     tracked = [n in step.run.tracked for n in (left, right)]
     if not all(tracked):
-        return _Product(left, right, tracked[1], False)
-    weights = [_is_softmax(n, step) for n in (left, right)]  # type: ignore[arg-type]
-    if weights[0] == weights[1]:
-        raise step.refuse("a product of two tensors is followed where one of them comes out of a softmax")
-    return _Product(left, right, weights[0], True)
+        return contraction(step, left, right, axes, follows_right=tracked[1], is_attention=False)
+    of_left, of_right = ((weighs(n, step), smallness(n, step)) for n in (left, right))
+    if of_left == of_right:
+        remedy = "comes out of a softmax (else a sigmoid, else another activation) or is smaller than the other"
+        raise step.refuse(f"a product of two tensors is followed where one of them {remedy}")
+    attends = max(of_left, of_right)[0] > 0
+    return contraction(step, left, right, axes, follows_right=of_left > of_right, is_attention=attends)
 
 
-def _attended(step: Step) -> _Product:
+def _attended(step: Step) -> Product:
     query, key, value = (_node(step, name, place) for place, name in enumerate(("query", "key", "value")))
     if value not in step.run.tracked:
         raise step.refuse("its values do not depend on the images")
     shapes = [step.shape(n) for n in (query, key, value)]
     if len(shapes[2]) < 3 or any(shape[:-2] != shapes[2][:-2] for shape in shapes):
         raise step.refuse(f"its queries, keys and values, of shapes {shapes}, differ in more than their length")
-    return _Product(None, value, True, True)
+    *batch, row, column = range(len(shapes[2]))
+    size = dict(enumerate(step.shape())) | {-1: shapes[2][-2]}
+    axes = matrix_axes(*[len(shapes[2])] * 3)
+    return Product(None, value, axes, (batch, [row], [-1], [column]), size, True, True)  # type: ignore[arg-type]
 
 
 def _node(step: Step, name: str, place: int) -> Node:
     return step.node.kwargs[name] if name in step.node.kwargs else step.node.args[place]  # type: ignore[return-value]
 
 
-def _is_softmax(node: Node, step: Step) -> bool:
-    """Whether a factor comes out of a softmax, perhaps rearranged, scaled by a number or through dropout."""
-    while True:
-        layer = step.run.layers[str(node.target)] if node.op == "call_module" else None
-        scaled = operation(node) in ("mul", "div", "truediv") and node.all_input_nodes == [node.args[0]]
-        if not (operation(node) in _PASSED or scaled or isinstance(layer, (nn.Dropout, nn.Identity))):
-            return operation(node) == "softmax" or isinstance(layer, nn.Softmax)
-        node = node.all_input_nodes[0]
-
-
-def _stays(product: _Product, step: Step) -> bool:
+def _stays(product: Product, step: Step) -> bool:
     if not product.is_attention or step.conventions.attends:
         return False
-    if step.shape(product.source) != step.shape():
-        before, after = step.shape(product.source), step.shape()
-        raise step.refuse(f"attention='skip' needs as many values as queries, not {before} for {after}")
+    _, rows, summed, columns = product.groups
+    values, queries = product.length(summed), product.length(rows if product.follows_right else columns)
+    if values != queries:
+        raise step.refuse(f"attention='skip' needs as many values as queries, not {values} for {queries}")
     return True
 
 
-def _same_token(units: Units, source: Node, step: Step) -> Moves:
-    return [(source, step.at_element(units, step.element(units), source))]
-
-
-def _matrices(tensor: Tensor, batch: tuple[int, ...]) -> Tensor:
-    """(B, rows, columns)."""
-    tensor = tensor.detach()
-    return tensor.expand(*batch, *tensor.shape[-2:]).reshape(-1, *tensor.shape[-2:])
+def _same_token(units: Units, product: Product, step: Step) -> Moves:
+    entry, row, column = product.places(step.element(units))
+    element = product.element(entry, row, row if product.follows_right else column, column)
+    return [(product.source, step.at_element(units, element, product.source))]
 
 
 def _probabilities(step: Step) -> Iterator[tuple[int, Tensor, Tensor]]:
@@ -151,7 +115,7 @@ def _probabilities(step: Step) -> Iterator[tuple[int, Tensor, Tensor]]:
         mask = torch.ones(length, keys, dtype=torch.bool, device=query.device).tril()
     if mask is not None:
         mask = mask.detach().expand(*batch, length, keys)
-    query, key, value = (_matrices(of, batch) for of in (query, key, value))
+    query, key, value = (of.detach().reshape(-1, *of.shape[-2:]) for of in (query, key, value))
     size = max(1, _ENTRIES // (length * keys))
     for start in range(0, len(query), size):
         some = slice(start, start + size)
@@ -165,11 +129,9 @@ def _probabilities(step: Step) -> Iterator[tuple[int, Tensor, Tensor]]:
         yield start, given.masked_fill(scores.isneginf(), 0.0), value[some]
 
 
-def _moves(units: Units, step: Step, product: _Product, parts: Any) -> Iterator[tuple[Node, Units]]:
+def _moves(units: Units, step: Step, product: Product, parts: Any) -> Iterator[tuple[Node, Units]]:
     """From the elements of left (B, I, S) @ right (B, S, J), which come in parts of B."""
-    height, width = step.shape()[-2:]
-    entry, rest = np.divmod(step.element(units), height * width)
-    row, column = np.divmod(rest, width)
+    entry, row, column = product.places(step.element(units))
     for start, left, right in parts:
         inside = ((entry >= start) & (entry < start + len(left))).nonzero()[0]
         if len(inside):
@@ -178,7 +140,7 @@ def _moves(units: Units, step: Step, product: _Product, parts: Any) -> Iterator[
 
 
 def _chosen(
-    units: Units, step: Step, product: _Product, left: Tensor, right: Tensor, start: int, at: list[Array]
+    units: Units, step: Step, product: Product, left: Tensor, right: Tensor, start: int, at: list[Array]
 ) -> Units:
     (entry, row, column), length = at, left.shape[-1]
     by_row, by_column = block(left.reshape(-1, length)), block(right.transpose(1, 2).reshape(-1, length))
@@ -196,10 +158,7 @@ def _chosen(
     chosen = choose_in_slices(len(units), length, choose_some)
     step.watch(chosen.score, product.source)
     entry, row, column, place = chosen.of(entry), chosen.of(row), chosen.of(column), chosen.tap
-    if product.follows_right:
-        element = (entry * length + place) * right.shape[2] + column
-    else:
-        element = (entry * left.shape[1] + row) * length + place
+    element = product.element(entry, row, place, column)
     value = None
     if not step.conventions.published:
         value = pick(block(step.value(product.source).reshape(-1)), element)

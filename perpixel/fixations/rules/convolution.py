@@ -59,12 +59,14 @@ class _Kernel:
 
 def _weigh(units: Units, step: Step, *, transposed: bool) -> Moves:
     source = step.operands[0]
+    if len(step.shape()) != step.argument("weight", 1).ndim:
+        raise step.refuse("a convolution is followed on maps with a batch dimension")
     kernel = _kernel(step, transposed)
     weight, output = _laid_out(step, kernel, units.channel, transposed)
     per_group, outputs = weight.shape[2], step.shape()[1]
     taps = kernel.table.taps(units.pixel)
     group = units.channel // (outputs // kernel.groups) if kernel.groups > 1 else None
-    inputs = Inputs.of(step.value(source), taps, group, per_group)
+    inputs = Inputs.of(_as_map(step.value(source)), taps, group, per_group)
     chosen = _choose(units, inputs, weight, output, step, kernel.fixed)
     channel = chosen.channel if group is None else chosen.channel + chosen.of(group) * per_group
     value = _value(units, inputs, chosen, step)
@@ -103,14 +105,15 @@ def _kernel(step: Step, transposed: bool) -> _Kernel:
         kept = tables.get(step.node)
         if kept is not None and kept.settings == settings:
             return kept
-    dilation = pair(step.argument("dilation", 7 if transposed else 5, 1))
-    padding, size = step.argument("padding", 4, 0), (weight.shape[2], weight.shape[3])
+    ones, zeros = (1, 0) if weight.ndim == 3 else (None, None)
+    dilation = pair(step.argument("dilation", 7 if transposed else 5, 1), ones)
+    padding, size = step.argument("padding", 4, 0), pair(weight.shape[2:], ones)
     if padding == "same":
         before = (dilation[0] * (size[0] - 1) // 2, dilation[1] * (size[1] - 1) // 2)
     else:
-        before = (0, 0) if padding == "valid" else pair(padding)
+        before = (0, 0) if padding == "valid" else pair(padding, zeros)
     mode = step.argument("padding_mode", 99, "zeros")
-    window = Window(size, pair(step.argument("stride", 3, 1)), before, dilation, mode, transposed)
+    window = Window(size, pair(step.argument("stride", 3, 1), ones), before, dilation, mode, transposed)
     keeps_place = step.conventions.keep_place(dilation)
     order = tap_order(size, step.conventions.published, keeps_place)
     fixed = centre_of(size, order) if keeps_place else None
@@ -118,6 +121,10 @@ def _kernel(step: Step, transposed: bool) -> _Kernel:
     if layer is not None:
         tables[step.node] = kernel
     return kernel
+
+
+def _as_map(x: Tensor) -> Tensor:
+    return x if x.ndim == 4 else x.unsqueeze(2)
 
 
 def _of_layer(step: Step) -> Tensor:

@@ -111,11 +111,18 @@ def centre_of(size: tuple[int, int], order: list[int]) -> int:
     return order.index(size[0] // 2 * size[1] + size[1] // 2)
 
 
-def pair(value: Any) -> tuple[int, int]:
-    """A setting per axis."""
+def pair(value: Any, one: int | None = None) -> tuple[int, int]:
+    """A setting per axis; on maps of one dimension `one`, which changes nothing, for the height."""
+    if one is not None:
+        return one, pair(value)[1]
     if isinstance(value, (tuple, list)):
         return (int(value[0]), int(value[-1]))
     return (int(value), int(value))
+
+
+def as_map(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """(N, C, L) as (N, C, 1, L)."""
+    return shape if len(shape) != 3 else (*shape[:2], 1, shape[2])
 
 
 def _wrapped(at: Array, length: int, mode: str) -> Array:

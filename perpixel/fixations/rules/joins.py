@@ -7,14 +7,19 @@ from torch import nn
 from torch.fx.node import Node
 
 from perpixel.fixations.points import Units
-from perpixel.fixations.rules.pooling import global_mean
+from perpixel.fixations.rules.pooling import along
 from perpixel.fixations.rules.step import Moves, Step
 from perpixel.fixations.rules.values import block, host
 from perpixel.fixations.trace.operations import operation
 
-_RESHAPED = ("detach", "interpolate", "expand", "expand_as", "view", "reshape", "unsqueeze", "dropout")
-_RESHAPING = (nn.Upsample, nn.Dropout, nn.Identity)
-_WEIGHTS = {"batch_norm": 3, "instance_norm": 3, "group_norm": 2, "layer_norm": 2}  # their places as arguments
+_WEIGHTS = {
+    "batch_norm": 3,
+    "instance_norm": 3,
+    "group_norm": 2,
+    "layer_norm": 2,
+    "rms_norm": 2,
+}  # their places as arguments
+_BY_ELEMENT = (nn.LayerNorm, nn.RMSNorm)
 _REDUCTIONS = ("sum", "mean", "amax", "amin")
 _JOINS = {"add": "add", "maximum": "maximum", "max": "maximum", "minimum": "minimum", "min": "minimum"}
 
@@ -33,21 +38,36 @@ def normalise(units: Units, step: Step) -> Moves:
     negative = host(block(weight.reshape(-1)) < 0)
     if not negative.any():
         return same(units, step)
-    by_element = isinstance(step.module, nn.LayerNorm) or operation(step.node) == "layer_norm"
+    by_element = isinstance(step.module, _BY_ELEMENT) or operation(step.node) in ("layer_norm", "rms_norm")
     place = step.index(units) % len(negative) if by_element else units.channel
     return [(step.operands[0], units.flipped(negative.take(place)))]
 
 
+def power(units: Units, step: Step) -> Moves:
+    """To the same unit; where it is negative and an even power is not, the sign turns over."""
+    exponent = step.argument("exponent", 1) if operation(step.node) == "pow" else 2
+    if not isinstance(exponent, (int, float)) or exponent <= 0:
+        raise step.refuse("a power is followed where its exponent is a positive number")
+    if exponent % 2 or step.conventions.published:
+        return same(units, step)
+    return [(step.operands[0], units.flipped(step.read(step.operands[0], units) < 0))]
+
+
 def join(units: Units, step: Step) -> Moves:
-    """To the branch with the largest signed value; the first of equal ones."""
-    joined = branches(step)
+    """To the branch with the largest signed value, in a minimum to the smallest; the first of equal ones.
+
+    Along a dimension: as `reduce`.
+    """
     if not is_join(step):
-        raise step.refuse("a maximum along a dimension")
+        return along(units, step)
+    joined = branches(step)
     if len(joined) == 1:
-        return [_onto(joined[0][0], _turned(units, joined[0][1], step), step)]
+        return [onto(joined[0][0], _turned(units, joined[0][1], step), step)]
     values = np.stack([step.read(node, units) * np.float32(factor) for node, factor in joined])
     step.watch(values, joined[0][0])
-    if units.minus is not None:
+    if operation(step.node) in ("minimum", "min"):
+        values = -values
+    elif units.minus is not None:
         values = np.where(units.minus, -values, values)
     winner = values.argmax(0)
     moves = []
@@ -55,7 +75,7 @@ def join(units: Units, step: Step) -> Moves:
         won = (winner == place).nonzero()[0]
         if len(won):
             part = units if len(won) == len(units) else units.take(won)
-            moves.append(_onto(branch, _turned(part, factor, step), step))
+            moves.append(onto(branch, _turned(part, factor, step), step))
     return moves
 
 
@@ -66,6 +86,8 @@ def is_join(step: Step) -> bool:
 
 def reads_join(step: Step) -> list[Node]:
     """The branches, where there is a choice."""
+    if not is_join(step):
+        return step.operands
     joined = [node for node, _ in branches(step)]
     return joined if len(joined) > 1 else []
 
@@ -77,7 +99,7 @@ def follows_join(step: Step) -> list[Node]:
 
 def reduce(units: Units, step: Step) -> Moves:
     """Through a sum, mean or maximum of stacked branches as through a join, of a map over its places as a pooling."""
-    return join(units, step) if _own(step.node) else global_mean(units, step)
+    return join(units, step) if _own(step.node) else along(units, step)
 
 
 def reads_reduce(step: Step) -> list[Node]:
@@ -111,7 +133,7 @@ def where(units: Units, step: Step) -> Moves:
     moves: Moves = []
     for node, mask in zip(choices, (first, ~first)):
         if isinstance(node, Node) and node in step.run.tracked and mask.any():
-            moves.append(_onto(node, units.take(mask), step))
+            moves.append(onto(node, units.take(mask), step))
     return moves
 
 
@@ -126,10 +148,13 @@ def follows_where(step: Step) -> list[Node]:
 
 
 def _choices(step: Step) -> list[object]:
-    given = step.node.args
-    if len(given) != 3 or step.node.kwargs:
+    fills = operation(step.node) == "masked_fill"
+    given = [*step.node.args, *(step.node.kwargs.values() if fills else ())]
+    if len(given) != 3 or (step.node.kwargs and not fills):
         raise step.refuse("a choice is followed where it has a condition and two tensors")
     first, second, third = given
+    if fills:
+        return [second, third, first]
     return [second, first, third] if step.node.op == "call_method" else [first, second, third]
 
 
@@ -152,29 +177,6 @@ def _parts(units: Units, step: Step, parts: list[tuple[Node, tuple[int, ...]]]) 
             moves.append((node, step.at_element(part, unit[inside], node, distinct=part.distinct)))
         start += length
     return moves
-
-
-def gate(units: Units, step: Step) -> Moves:
-    """Through a product to the gated operand; where the gate is negative, the sign turns over."""
-    source, other = gated(step)
-    if step.conventions.published:
-        return [_onto(source, units, step)]
-    if isinstance(other, Node):
-        negative = step.read(other, units) < 0
-    else:
-        negative = np.full(len(units), float(other) < 0)  # type: ignore[arg-type]
-    return [_onto(source, units.flipped(negative) if negative.any() else units, step)]
-
-
-def reads_gate(step: Step) -> list[Node]:
-    """The gate."""
-    other = gated(step)[1]
-    return [other] if isinstance(other, Node) and not step.conventions.published else []
-
-
-def follows_gate(step: Step) -> list[Node]:
-    """The gated operand."""
-    return [gated(step)[0]]
 
 
 def _own(node: Node) -> list[Node]:
@@ -230,7 +232,7 @@ def _turned(units: Units, factor: float, step: Step) -> Units:
     return units.flipped(np.ones(len(units), np.bool_))
 
 
-def _onto(branch: Node, units: Units, step: Step) -> tuple[Node, Units]:
+def onto(branch: Node, units: Units, step: Step) -> tuple[Node, Units]:
     """The units on an operand that may have been broadcast to the result."""
     shape, result = step.shape(branch), step.shape()
     if shape == result:
@@ -242,37 +244,3 @@ def _onto(branch: Node, units: Units, step: Step) -> tuple[Node, Units]:
     for length, place in zip(shape[1:], np.unravel_index(index, result[1:])):
         unit = unit * length + (place if length > 1 else 0)
     return branch, step.at_index(units, unit, branch)
-
-
-def gated(step: Step) -> tuple[Node, object]:
-    """Which factor of a product is followed, and the other one."""
-    factors = [*step.node.args, *step.node.kwargs.values()][:2]
-    tracked = [a for a in factors if isinstance(a, Node) and a in step.run.tracked]
-    if len(tracked) == 1 and (tracked[0] is factors[0] or operation(step.node) in ("mul", "multiply")):
-        return tracked[0], factors[1] if factors[0] is tracked[0] else factors[0]
-    if len(tracked) == 2 and operation(step.node) in ("mul", "multiply"):
-        one, two = tracked
-        first = _size(one, step) < _size(two, step) or (_size(one, step) == _size(two, step) and _is_gate(one, step))
-        second = _size(two, step) < _size(one, step) or (_size(one, step) == _size(two, step) and _is_gate(two, step))
-        if first == second:
-            first, second = (operation(n) in ("expand", "expand_as") for n in (one, two))
-        if first != second:
-            return (two, one) if first else (one, two)
-    raise step.refuse("a product is followed where one factor is a gate: smaller than the other, or out of a sigmoid")
-
-
-def _size(node: Node, step: Step) -> int:
-    return math.prod(step.shape(node)[1:])
-
-
-def _is_gate(node: Node, step: Step) -> bool:
-    """Whether a factor comes out of a sigmoid or softmax, perhaps resized."""
-    while operation(node) in _RESHAPED or (node.op == "call_module" and isinstance(_layer(node, step), _RESHAPING)):
-        node = node.all_input_nodes[0]
-    if node.op == "call_module":
-        return isinstance(_layer(node, step), (nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, nn.Softmax2d))
-    return operation(node) in ("sigmoid", "hardsigmoid", "softmax")
-
-
-def _layer(node: Node, step: Step) -> nn.Module:
-    return step.run.layers[str(node.target)]

@@ -17,7 +17,8 @@ from perpixel.fixations.rules.values import block, pick
 from perpixel.fixations.trace.operations import operation
 from perpixel.upsampling import axis_matrix
 
-_CUTS = {"split", "split_with_sizes", "chunk", "tensor_split", "hsplit", "vsplit", "dsplit", "unbind"}
+CUTS = {"split", "split_with_sizes", "chunk", "tensor_split", "hsplit", "vsplit", "dsplit", "unbind"}
+_WEIGHTS = 1 << 22  # looked at at once
 _NEARLY = 1e-9  # weights closer than this are equal
 
 
@@ -61,6 +62,43 @@ def _source_pixels(step: Step) -> Array | None:
     return (tables[0][:, None] * sizes[1][0] + tables[1]).ravel()
 
 
+def grid_sample(units: Units, step: Step) -> Moves:
+    """To the source pixel with the largest weight, the first of equal ones; dropped where none has any."""
+    source, grid = _sampled(step)
+    settings = {"mode": step.argument("mode", 2, "bilinear"), "padding_mode": step.argument("padding_mode", 3, "zeros")}
+    settings["align_corners"] = bool(step.argument("align_corners", 4))
+    values, image = block(step.value(grid).reshape(-1)), step.image(units)
+    pixel, there = image * np.ones_like(units.pixel), np.ones(len(units), np.bool_)
+    for axis, length in enumerate(step.shape(source)[2:]):
+        at = torch.from_numpy(pick(values, 2 * units.pixel + 1 - axis)).double()
+        for start in range(0, len(at), _WEIGHTS // length):
+            part = slice(start, start + _WEIGHTS // length)
+            ones = torch.eye(length, dtype=at.dtype).view(1, length, length, 1)
+            place = torch.stack([torch.zeros_like(at[part]), at[part]], 1).view(1, -1, 1, 2)
+            weights = F.grid_sample(ones, place, **settings)[0, :, :, 0]
+            high = weights.amax(0)
+            there[part] &= high.numpy() > 0
+            pixel[part] = pixel[part] * length + (weights >= high - _NEARLY).byte().argmax(0).numpy()
+    return [(source, units.at(pixel, units.channel).take(there))]
+
+
+def reads_sample(step: Step) -> list[Node]:
+    """The grid."""
+    return [_sampled(step)[1]]
+
+
+def follows_sample(step: Step) -> list[Node]:
+    """What is sampled."""
+    return [_sampled(step)[0]]
+
+
+def _sampled(step: Step) -> tuple[Node, Node]:
+    given = [a for a in (*step.node.args, *step.node.kwargs.values()) if isinstance(a, Node)]
+    if len(given) != 2 or given[0] not in step.run.tracked or len(step.shape()) != 4:
+        raise step.refuse("sampling is followed on a map (N, C, H, W) that depends on the images")
+    return given[0], given[1]
+
+
 def reads_resize(step: Step) -> list[Node]:
     """Nothing, but for the means of mode "area"."""
     return step.operands if step.argument("mode", 3, "nearest") == "area" else []
@@ -75,7 +113,7 @@ def rearrange(units: Units, step: Step) -> Moves:
     before, after = step.shape(source), step.shape()
     if len(chain) == 1 and _only_reshapes(step):
         return [(source, step.at_element(units, step.element(units), source, distinct=units.distinct))]
-    if any(operation(node) not in _CUTS for node in chain[1:]):
+    if any(operation(node) not in CUTS for node in chain[1:]):
         raise step.refuse(f"{chain[-1].target} gives several tensors that are not parts of one")
     numbers = torch.arange(1, 1 + math.prod(before), dtype=torch.float64, device=step.run.images.device).view(before)
     operand = source

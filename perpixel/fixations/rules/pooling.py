@@ -1,15 +1,20 @@
-"""Moves through pooling: to the strongest input of the unit's window, in the same channel."""
+"""Moves through pooling and reductions, to the strongest input of a unit's window; and back through unpooling."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from torch.fx.node import Node
 
 from perpixel.fixations.points import Array, Units
 from perpixel.fixations.rules.choice import Chosen, Given, choose, choose_in_slices
-from perpixel.fixations.rules.geometry import Taps, Window, pair, tap_order
+from perpixel.fixations.rules.geometry import Taps, Window, as_map, pair, tap_order
 from perpixel.fixations.rules.step import Moves, Step
-from perpixel.fixations.rules.values import Values
+from perpixel.fixations.rules.values import Values, block, host, pick, rows
+from perpixel.fixations.trace.operations import operation
+
+_PLANE = (None, None, 4)  # what settings of height are where there is none; dimensions
 
 
 def max_pool(units: Units, step: Step) -> Moves:
@@ -24,23 +29,71 @@ def average_pool(units: Units, step: Step) -> Moves:
 
 def adaptive_pool(units: Units, step: Step) -> Moves:
     """To the strongest input in the unit's cell."""
-    height, width = step.shape(step.operands[0])[-2:]
-    rows, columns = step.shape()[-2:]
+    height, width = as_map(step.shape(step.operands[0]))[-2:]
+    rows, columns = as_map(step.shape())[-2:]
     image = step.image(units)
     place = units.pixel - image * (rows * columns)
     y = place // columns
     return _strongest_in_cells(units, step, _cell(y, rows, height), _cell(place - y * columns, columns, width))
 
 
-def global_mean(units: Units, step: Step) -> Moves:
-    """Through a mean over height and width, to the strongest input of the channel."""
-    size = step.shape(step.operands[0])
-    dims = step.argument("dim", 1)
-    dims = [dims] if isinstance(dims, int) else dims
-    if len(size) != 4 or dims is None or sorted(d % 4 for d in dims) != [2, 3]:
-        raise step.refuse("a mean is followed over height and width of a map (N, C, H, W)")
+def along(units: Units, step: Step) -> Moves:
+    """Through a sum, mean, maximum or minimum along dimensions, to the strongest of the elements: the lowest of it."""
+    size, dims = step.shape(step.operands[0]), step.argument("dim", 1)
+    dims = {d % len(size) for d in ([dims] if isinstance(dims, int) else dims or range(len(size)))}
+    if 0 in dims:
+        raise step.refuse("it reduces over the images of a batch")
+    if dims != {2, 3} or len(size) != 4:
+        return _strongest_along(units, step, size, sorted(dims))
     zero = np.zeros_like(units.pixel)
     return _strongest_in_cells(units, step, _cell(zero, 1, size[2]), _cell(zero, 1, size[3]))
+
+
+def _strongest_along(units: Units, step: Step, size: tuple[int, ...], dims: list[int]) -> Moves:
+    source, kept = step.operands[0], [d for d in range(len(size)) if d not in dims]
+    numbers = np.arange(math.prod(size)).reshape(size).transpose(*kept, *dims)
+    numbers = numbers.reshape(-1, math.prod(size[d] for d in dims))
+    values, row, looked_for = block(step.value(source).reshape(-1)), step.element(units), _lowest(units, step)
+
+    def choose_some(part: slice) -> Chosen:
+        minus = None if looked_for is None else looked_for[part]
+        return choose(Given(pick(values, numbers[row[part]])), minus, None, step.conventions, step.k)
+
+    chosen = choose_in_slices(len(units), numbers.shape[1], choose_some)
+    step.watch(chosen.score, source)
+    moved = chosen.move(units, chosen.of(units.pixel), chosen.of(units.channel))
+    return [(source, step.at_element(moved, numbers[chosen.of(row), chosen.tap], source))]
+
+
+def unpool(units: Units, step: Step) -> Moves:
+    """To the input that was put there; where nothing was, the point is dropped."""
+    source, index = _unpooled(step)
+    channels, before, places = step.shape()[1], step.places(source), step.places()
+    row = step.image(units) * channels + units.channel
+    used, place = np.unique(row, return_inverse=True)
+    into = rows(block(step.value(index).reshape(-1, before)), used)
+    origin = np.full((len(used), places), -1)
+    origin[np.arange(len(used))[:, None], host(into)] = np.arange(before)
+    found = origin[place, units.pixel - step.image(units) * places]
+    there = found >= 0
+    return [(source, units.at(found + step.image(units) * before, units.channel).take(there))]
+
+
+def reads_unpool(step: Step) -> list[Node]:
+    """Where things are put."""
+    return [_unpooled(step)[1]]
+
+
+def follows_unpool(step: Step) -> list[Node]:
+    """What is put there."""
+    return [_unpooled(step)[0]]
+
+
+def _unpooled(step: Step) -> tuple[Node, Node]:
+    given = [a for a in (*step.node.args, *step.node.kwargs.values()) if isinstance(a, Node)]
+    if len(given) != 2 or given[0] not in step.run.tracked or len(step.shape()) not in (3, 4):
+        raise step.refuse("unpooling is followed on maps (N, C, ...) that depend on the images, with their indices")
+    return given[0], given[1]
 
 
 def cell_size(step: Step) -> int:
@@ -50,17 +103,20 @@ def cell_size(step: Step) -> int:
 
 def _pool(units: Units, step: Step, dilation: Any) -> Moves:
     kernel, stride = step.argument("kernel_size", 1), step.argument("stride", 2)
-    window = Window(pair(kernel), pair(stride or kernel), pair(step.argument("padding", 3, 0)), pair(dilation))
+    ones, zeros, length = (1, 0, 3) if (operation(step.node) or type(step.module).__name__).endswith("1d") else _PLANE
+    if len(step.shape()) != length:
+        raise step.refuse("a pooling is followed on maps with a batch dimension")
+    padding = pair(step.argument("padding", 3, 0), zeros)
+    window = Window(pair(kernel, ones), pair(stride or kernel, ones), padding, pair(dilation, ones))
     order = tap_order(window.size, step.conventions.published, False)
-    if len(step.shape()) != 4:
-        raise step.refuse("a pooling is followed over height and width of a map (N, C, H, W)")
     taps = step.table(window, order).taps(units.pixel)
     return _strongest(units, step, len(order), lambda part: taps.part(part))
 
 
 def _strongest_in_cells(units: Units, step: Step, ys: tuple[Array, Array], xs: tuple[Array, Array]) -> Moves:
     """To the strongest of the inputs at rows ys (P, h) and columns xs (P, w), each with a mask of those that exist."""
-    height, width = step.shape(step.operands[0])[-2:]
+    width = step.shape(step.operands[0])[-1]
+    height = step.places(step.operands[0]) // width
     image = step.image(units)
     size = (ys[0].shape[1], xs[0].shape[1])
     order = tap_order(size, step.conventions.published, False)
@@ -78,7 +134,7 @@ def _strongest_in_cells(units: Units, step: Step, ys: tuple[Array, Array], xs: t
 def _strongest(units: Units, step: Step, length: int, taps: Callable[[slice], Taps]) -> Moves:
     """To the strongest input of the `length` that the taps name for each unit, in its channel."""
     source = step.operands[0]
-    values = Values.of(step.value(source))
+    values, looked_for = Values.of(step.value(source)), _lowest(units, step)
     pixels: list[Array] = []
 
     def choose_some(part: slice) -> Chosen:
@@ -86,7 +142,7 @@ def _strongest(units: Units, step: Step, length: int, taps: Callable[[slice], Ta
         inputs = values.at(found.pixel, units.channel[part, None])
         if found.valid is not None:
             inputs[~found.valid] = 0
-        minus = None if units.minus is None else units.minus[part]
+        minus = None if looked_for is None else looked_for[part]
         chosen = choose(Given(inputs), minus, found.valid, step.conventions, step.k)
         pixels.append(chosen.tap_of(found.pixel))
         return chosen
@@ -94,6 +150,11 @@ def _strongest(units: Units, step: Step, length: int, taps: Callable[[slice], Ta
     chosen = choose_in_slices(len(units), length, choose_some)
     step.watch(chosen.score, source)
     return [(source, chosen.move(units, np.concatenate(pixels), chosen.of(units.channel)))]
+
+
+def _lowest(units: Units, step: Step) -> Array | None:
+    """Which units look for the lowest input: those asked what made them negative; all, in a minimum."""
+    return np.ones(len(units), np.bool_) if operation(step.node) in ("amin", "min") else units.minus
 
 
 def _cell(out: Array, cells: int, length: int) -> tuple[Array, Array]:

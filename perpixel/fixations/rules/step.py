@@ -12,7 +12,7 @@ from torch.fx.node import Node, map_arg
 
 from perpixel.checks import check_number, complain
 from perpixel.fixations.points import Array, Units
-from perpixel.fixations.rules.geometry import Window, WindowTable
+from perpixel.fixations.rules.geometry import Window, WindowTable, as_map
 from perpixel.fixations.rules.values import Values, block, pick
 from perpixel.fixations.trace.run import Run
 
@@ -54,11 +54,15 @@ class Conventions:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One operation: `node` of the graph, with access to what it was computed from."""
+    """One operation: `node` of the graph, with access to what it was computed from.
+
+    item: the node of the result where the operation gives several tensors.
+    """
 
     node: Node
     run: Run
     conventions: Conventions
+    item: Node | None = None
 
     @property
     def module(self) -> nn.Module | None:
@@ -81,7 +85,7 @@ class Step:
 
     def shape(self, node: Node | None = None) -> tuple[int, ...]:
         """The shape of an operand, or of the result."""
-        return self.run.shapes[self.node if node is None else node]
+        return self.run.shapes[(self.item or self.node) if node is None else node]
 
     def argument(self, name: str, position: int, default: Any = None) -> Any:
         """A setting of the operation: attribute `name` of the layer, or argument of the function at `position`."""
@@ -146,7 +150,7 @@ class Step:
         tables, source = self.run.plan.tables, self.operands[0]
         key = window, tuple(order), self.shape(source), self.shape()
         if key not in tables:
-            tables[key] = WindowTable(window, order, self.shape(source), self.shape())
+            tables[key] = WindowTable(window, order, as_map(self.shape(source)), as_map(self.shape()))
         return tables[key]
 
     def refuse(self, why: str) -> NotImplementedError:

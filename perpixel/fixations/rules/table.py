@@ -4,14 +4,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
 from torch import nn
 from torch.fx.node import Node
 from torch.nn import functional as F
 
 from perpixel.checks import check_option, complain
 from perpixel.fixations.points import Units
-from perpixel.fixations.rules import attention, convolution, joins, placement, pooling
+from perpixel.fixations.rules import attention, convolution, gates, joins, placement, pooling
 from perpixel.fixations.rules.step import Moves, Rule, Step, nothing
 from perpixel.fixations.trace.operations import operation
 
@@ -29,10 +28,13 @@ _MAX, _MEAN = Rule(pooling.max_pool, keeps_channel=True), Rule(pooling.average_p
 _CELL = Rule(pooling.adaptive_pool, keeps_channel=True, jumps=True, work=pooling.cell_size)
 _JOIN = Rule(joins.join, joins.reads_join, joins.follows_join)
 _REDUCE = Rule(joins.reduce, joins.reads_reduce, joins.follows_join, jumps=True)
-_GATE = Rule(joins.gate, joins.reads_gate, joins.follows_gate)
+_GATE = Rule(gates.gate, gates.reads_gate, gates.follows_gate)
 _CAT = Rule(joins.cat, nothing)
 _MATMUL = Rule(attention.matmul, attention.reads_matmul, attention.follows_matmul)
 _ATTENTION = Rule(attention.attention, attention.reads_attention, attention.follows_attention)
+_POWER, _GLU = Rule(joins.power, follows=_first), Rule(gates.glu, nothing)
+_SAMPLE = Rule(placement.grid_sample, placement.reads_sample, placement.follows_sample, keeps_channel=True)
+_UNPOOL = Rule(pooling.unpool, pooling.reads_unpool, pooling.follows_unpool, keeps_channel=True)
 _STACK, _WHERE = Rule(joins.stack, nothing), Rule(joins.where, joins.reads_where, joins.follows_where)
 _PLACE = Rule(placement.rearrange, nothing, placement.follows_rearrange)
 _RESIZE = Rule(placement.resize, placement.reads_resize, keeps_channel=True)
@@ -40,16 +42,23 @@ _RESIZE = Rule(placement.resize, placement.reads_resize, keeps_channel=True)
 # Operation -> rule. An operation is a layer's class (its subclasses count too), a function, or a bare name, which
 # stands for the method and for any function of that name.
 RULES: Mapping[Any, Rule] = {
-    **dict.fromkeys((nn.Conv2d, F.conv2d), _CONV),
-    **dict.fromkeys((nn.ConvTranspose2d, F.conv_transpose2d), _UPCONV),
+    **dict.fromkeys((nn.Conv2d, nn.Conv1d, "conv2d", "conv1d"), _CONV),
+    **dict.fromkeys((nn.ConvTranspose2d, nn.ConvTranspose1d, "conv_transpose2d", "conv_transpose1d"), _UPCONV),
     **dict.fromkeys((nn.Linear, F.linear), _LINEAR),
-    **dict.fromkeys((nn.MaxPool2d, F.max_pool2d, torch.max_pool2d), _MAX),
-    **dict.fromkeys((nn.AvgPool2d, F.avg_pool2d), _MEAN),
-    **dict.fromkeys((nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d), _CELL),
-    **dict.fromkeys((nn.AdaptiveMaxPool2d, F.adaptive_max_pool2d), _CELL),
+    **dict.fromkeys((nn.MaxPool2d, nn.MaxPool1d, "max_pool2d", "max_pool1d"), _MAX),
+    **dict.fromkeys(("max_pool2d_with_indices", "max_pool1d_with_indices"), _MAX),
+    **dict.fromkeys((nn.AvgPool2d, nn.AvgPool1d, "avg_pool2d", "avg_pool1d"), _MEAN),
+    **dict.fromkeys((nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool1d), _CELL),
+    **dict.fromkeys(("adaptive_avg_pool2d", "adaptive_avg_pool1d"), _CELL),
+    **dict.fromkeys(("adaptive_max_pool2d", "adaptive_max_pool1d"), _CELL),
+    **dict.fromkeys((nn.MaxUnpool2d, nn.MaxUnpool1d, "max_unpool2d", "max_unpool1d"), _UNPOOL),
+    "grid_sample": _SAMPLE,
     **dict.fromkeys(("sum", "mean", "amax", "amin"), _REDUCE),
     **dict.fromkeys((nn.BatchNorm2d, nn.SyncBatchNorm, nn.InstanceNorm2d, nn.GroupNorm, nn.LayerNorm), _NORM),
-    **dict.fromkeys(("batch_norm", "instance_norm", "group_norm", "layer_norm"), _NORM),
+    **dict.fromkeys((nn.BatchNorm1d, nn.InstanceNorm1d, nn.RMSNorm), _NORM),
+    **dict.fromkeys(("batch_norm", "instance_norm", "group_norm", "layer_norm", "rms_norm"), _NORM),
+    **dict.fromkeys(("pow", "square", "abs"), _POWER),
+    **dict.fromkeys((nn.GLU, "glu"), _GLU),
     **dict.fromkeys((nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU), _UNIT),
     **dict.fromkeys((nn.Mish, nn.Softplus, nn.Tanh, nn.Sigmoid, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid), _UNIT),
     **dict.fromkeys((nn.Softmax, nn.LogSoftmax, nn.Softmax2d, nn.LogSigmoid, nn.LocalResponseNorm, nn.Identity), _UNIT),
@@ -58,13 +67,14 @@ RULES: Mapping[Any, Rule] = {
     **dict.fromkeys(("softplus", "tanh", "sigmoid", "hardtanh", "hardswish", "hardsigmoid", "softmax"), _UNIT),
     **dict.fromkeys(("log_softmax", "logsigmoid", "local_response_norm", "dropout", "dropout2d", "clamp"), _UNIT),
     **dict.fromkeys(("contiguous", "clone", "detach", "to", "float", "double", "half", "type_as"), _UNIT),
+    **dict.fromkeys(("as_tensor", "normalize", "sqrt", "exp", "log", "log1p", "expm1", "softsign"), _UNIT),
     **dict.fromkeys(("stochastic_depth", "drop_path", "alpha_dropout", "feature_dropout"), _UNIT),
     **dict.fromkeys(("add", "sub", "neg", "maximum", "minimum", "max", "min"), _JOIN),
     **dict.fromkeys(("cat", "concat", "concatenate"), _CAT),
-    **dict.fromkeys(("matmul", "__matmul__", "bmm", "mm"), _MATMUL),
+    **dict.fromkeys(("matmul", "__matmul__", "bmm", "mm", "einsum"), _MATMUL),
     F.scaled_dot_product_attention: _ATTENTION,
     "stack": _STACK,
-    "where": _WHERE,
+    **dict.fromkeys(("where", "masked_fill"), _WHERE),
     **dict.fromkeys(("mul", "multiply", "div", "truediv", "true_divide"), _GATE),
     **dict.fromkeys((nn.Upsample, nn.UpsamplingBilinear2d, nn.UpsamplingNearest2d, F.interpolate), _RESIZE),
     **dict.fromkeys(
@@ -85,6 +95,17 @@ RULES: Mapping[Any, Rule] = {
             "channel_shuffle",
             "repeat",
             "repeat_interleave",
+            "tile",
+            "broadcast_to",
+            "index_select",
+            "gather",
+            "take_along_dim",
+            "swapdims",
+            "moveaxis",
+            "t",
+            "ravel",
+            "rot90",
+            "getattr",
         ),
         _PLACE,
     ),
@@ -100,7 +121,11 @@ class FixationRules:
         summed over the kernel, and the best tap in each; "element" takes single contributions (equation 2.3).
     attention: where points of attention's output go: "value", to the token with the largest probability x value, head
         by head; "skip", to the values of their own token, where there are as many as queries. Either way the
-        probabilities are taken as given: the queries and keys that made them are not followed.
+        probabilities are taken as given: the queries and keys that made them, and a mask, a position or a grid to
+        sample at made of the images, are not followed. So a point says where what it rests on came from, not why it
+        was looked for there. What weighs in a product is what comes out of a softmax; without one, out of a sigmoid;
+        without that, out of another activation (linear attention, gated units); else the smaller one (filters made of
+        the images). If they are alike: an error.
     extra: operation -> rule, looked up first. An operation is a layer's class, a function, or the name of a method or
         function. A rule is a function (units, step) -> pairs of an operand and the units on it, or a `Rule`.
 

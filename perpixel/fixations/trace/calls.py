@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 from torch.fx.node import Node
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from perpixel.borrow import intercepted
@@ -37,6 +38,7 @@ _REFLECTED: dict[str, Callable[..., Any]] = {
     "__rmatmul__": operator.matmul,
 }
 _OPERATORS: dict[str, Callable[..., Any]] = {"__getitem__": operator.getitem, "__setitem__": operator.setitem}
+_MADE_OF_LAYERS = (nn.Sequential, nn.MultiheadAttention)
 _METHODS = (types.MethodDescriptorType, types.WrapperDescriptorType)
 
 Compute = Callable[..., Any]
@@ -45,8 +47,9 @@ Compute = Callable[..., Any]
 class Calls:
     """One forward pass in which a subclass sees, in `call`, every layer and every function of a tensor.
 
-    Layers of torch.nn, and of the classes `leaves`, are seen as a whole. Code that torch's function mode does not reach
-    (TorchScript, numpy, compiled extensions) is not seen.
+    Layers of torch.nn, and of the classes `leaves`, are seen as a whole, but for those of transformers and attention:
+    they as the operations that they are made of, whatever torch would run in their place. Code that torch's function
+    mode does not reach (TorchScript, numpy, compiled extensions) is not seen.
     """
 
     def __init__(self, layers: Mapping[str, nn.Module], leaves: tuple[type[nn.Module], ...]) -> None:
@@ -111,6 +114,9 @@ class _Functions(TorchFunctionMode):
         self, func: Any, kinds: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         name, kwargs = getattr(func, "__name__", ""), kwargs or {}
+        if func is F.multi_head_attention_forward:
+            with self:
+                return _written_out(func)(*args, **kwargs)
         if name in _PLAIN:
             return func(*args, **kwargs)
         if name == "__get__":  # an attribute: a tensor only in .T, .data and the like
@@ -138,7 +144,16 @@ def is_leaf(layer: nn.Module, leaves: tuple[type[nn.Module], ...]) -> bool:
 @cache
 def _is_of_torch(kind: type[nn.Module]) -> bool:
     of_torch = kind.__module__.startswith(("torch.nn.modules.", "torch.nn.utils.", "torch.ao.nn."))
-    return of_torch and not issubclass(kind, nn.Sequential)
+    return of_torch and kind.__module__ != nn.Transformer.__module__ and not issubclass(kind, _MADE_OF_LAYERS)
+
+
+@cache
+def _written_out(function: Any) -> Callable[..., Any]:
+    """A function of torch.nn.functional that does not hand itself to torch's function mode as a whole."""
+    scope = {**function.__globals__, "has_torch_function": lambda tensors: False}
+    copy = types.FunctionType(function.__code__, scope, function.__name__, function.__defaults__, function.__closure__)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

@@ -12,8 +12,6 @@ from perpixel.checks import complain
 from perpixel.report import theme
 from perpixel.report.theme import Axes, Figure, line_color, to_array
 
-_ABSENT = "#e4e4e4"
-
 
 def class_matrix_chart(
     values: Tensor,
@@ -21,18 +19,22 @@ def class_matrix_chart(
     *,
     classes: Sequence[str],
     control: Tensor | None = None,
-    control_counts: Tensor | None = None,
-    meaning: str = "mean loss of the row's logit",
+    intervals: tuple[Tensor, Tensor] | None = None,
+    marked: Tensor | None = None,
+    few: int = 500,
     title: str = "",
     note: str = "",
 ) -> Figure:
-    """What the class of a row (its logit is read) loses when the class of a column is hidden, with pixel counts.
+    """What the class of a row (its logit is read) loses when the class of a column is hidden.
 
-    values: (C, C), NaN where nothing was counted (grey); counts: integer (C, C), the pixels behind each value, in small
-    print. control, control_counts: the same with as much hidden at random, beside it on the same scale. Classes without
-    any count are left out.
+    values: (C, C), NaN where nothing was counted (grey). control: the same with as much hidden at random; given, the
+    cells show the excess, values − control. counts: integer (C, C), the pixels behind each value, in small print;
+    cells from fewer than `few` are faint. intervals: lowest and highest of what is shown, each (C, C), NaN where
+    unknown. marked: bool (C, C), the cells with a dot; None: those whose interval excludes zero. Classes without any
+    count are left out.
     """
-    given = {"values": values, "counts": counts, "control": control, "control_counts": control_counts}
+    low, high = intervals or (None, None)
+    given = {"values": values, "counts": counts, "control": control, "low": low, "high": high, "marked": marked}
     cells = {name: theme.map_array(name, each, finite=False) for name, each in given.items() if each is not None}
     expected = f"shape {(len(classes), len(classes))}, one row per class"
     for name, each in cells.items():
@@ -43,41 +45,61 @@ def class_matrix_chart(
     if not len(shown):
         raise ValueError(complain("counts", "at least one pixel", "none", "Hide a class that the images have."))
     cells = {name: each[np.ix_(shown, shown)] for name, each in cells.items()}
-    tables: list[tuple[str, Any, Any]] = [("hidden whole", cells["values"], cells["counts"])]
-    if control is not None:
-        tables.append(("as much hidden at random", cells["control"], cells.get("control_counts")))
-    limit = max((float(np.nanmax(np.abs(t))) for _, t, _ in tables if np.isfinite(t).any()), default=0.0) or 1.0
-    names = [classes[int(i)] for i in shown]
-    side, longest = max(2.4, 0.62 * len(names)), 0.085 * max(len(name) for name in names)
-    height = side + 0.7 * longest + 0.65 + 0.35 * bool(title) + 0.25 * bool(note)
-    figure = theme.new_figure(len(tables) * side + longest + 1.4, height)
-    axes = figure.subplots(1, len(tables), squeeze=False, sharey=True)[0]
-    for axis, (heading, table, behind) in zip(axes, tables):
-        axis.set_facecolor(_ABSENT)
-        drawn = axis.imshow(table, cmap=theme.SIGNED, vmin=-limit, vmax=limit)
-        axis.set_title(heading, fontsize=10)
-        axis.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=9)
-        axis.set_yticks(range(len(names)), names, fontsize=9)
-        axis.set_xlabel("class that is hidden", fontsize=9)
-        for (row, column), value in np.ndenumerate(table):
-            _write(axis, row, column, value, None if behind is None else behind[row, column], limit)
-    axes[0].set_ylabel("class whose logit is read", fontsize=9)
-    bar = figure.colorbar(drawn, ax=list(axes), fraction=0.05, pad=0.02, aspect=24, shrink=0.9)
-    bar.set_label(meaning, fontsize=9)
+    table = cells["values"] - cells["control"] if control is not None else cells["values"]
+    figure = _draw_matrix(table, cells, [classes[int(i)] for i in shown], few)
+    how = ["grey: never seen together"] if np.isnan(table).any() else []
+    if "low" in cells:
+        how.append("small print: interval, and pixels counted")
+    if "marked" in cells or "low" in cells:
+        how.append("● the interval excludes zero" if marked is None else "● told apart from zero")
+    if (cells["counts"][np.isfinite(table)] < few).any():
+        how.append(f"faint: fewer than {few} pixels")
+    return theme.finished(figure, title, "; ".join([*how, *([note] if note else [])]))
+
+
+def _draw_matrix(table: Any, cells: Mapping[str, Any], names: Sequence[str], few: int) -> Figure:
+    known, count = np.isfinite(table), len(names)
+    strong = known & (cells["counts"] >= few)
+    limit = float(np.abs(table[strong if strong.any() else known]).max(initial=0.0)) or 1.0
+    names = [theme.wrapped(name, 2.2, 9) for name in names]
+    longest = max(theme.text_width(name, 9) for name in names)
+    side, down = max(0.92 * count, 2.8), max(0.58 * count, 1.9)
+    figure = theme.new_figure(side + longest + 1.9, down + 0.75 * longest + 1.35)
+    axis = figure.subplots()
+    axis.imshow(np.where(known[..., None], 1.0, 0.93).repeat(3, axis=-1), aspect="auto")
+    scale: dict[str, Any] = {"cmap": theme.signed_colors(), "vmin": -limit, "vmax": limit}
+    drawn = axis.imshow(table, aspect="auto", alpha=np.where(strong, 1.0, np.where(known, 0.3, 0.0)), **scale)
+    axis.set_xticks(range(count), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=9)
+    axis.set_yticks(range(count), names, fontsize=9)
+    axis.set_xlabel("class that is hidden", fontsize=9)
+    axis.set_ylabel("class whose logit is read", fontsize=9)
+    low, high = (cells.get(name, np.full_like(table, np.nan)) for name in ("low", "high"))
+    dots = cells["marked"] > 0 if "marked" in cells else (low > 0) | (high < 0)
+    for (row, column), value in np.ndenumerate(table):
+        ink = "#8a8a8a" if not strong[row, column] else "white" if abs(value) > 0.75 * limit else "#1a1a1a"
+        _write(
+            axis, row, column, value, limit, (low[row, column], high[row, column]), cells["counts"][row, column], ink
+        )
+        if known[row, column] and dots[row, column]:
+            axis.plot(column - 0.4, row - 0.36, "o", color=ink, markersize=4)
+    bar = figure.colorbar(drawn, ax=axis, fraction=0.05, pad=0.02, aspect=24, shrink=0.9, alpha=1)
+    more = "more than with as much hidden at random" if "control" in cells else "with the column's class hidden"
+    bar.set_label(f"mean fall of the row's logit, {more}", fontsize=9)
     bar.ax.tick_params(labelsize=8)
-    theme.caption(figure, title, note)
     return figure
 
 
-def _write(axis: Axes, row: int, column: int, value: float, count: float | None, limit: float) -> None:
-    middle: dict[str, Any] = {"ha": "center", "va": "center"}
+def _write(
+    axis: Axes, row: int, column: int, value: float, limit: float, ends: tuple[float, float], count: float, ink: str
+) -> None:
+    middle: dict[str, Any] = {"ha": "center", "va": "center", "color": ink}
     if not np.isfinite(value):
-        axis.text(column, row, "–", fontsize=8, color="#777777", **middle)
+        axis.text(column, row, "–", fontsize=8, **middle)
         return
-    color = "white" if abs(value) > 0.65 * limit else "black"
-    axis.text(column, row - 0.12, theme.table_number(value, limit), fontsize=8, color=color, **middle)
-    if count is not None:
-        axis.text(column, row + 0.26, theme.pixel_count(count), fontsize=5.8, color=color, **middle)
+    axis.text(column, row - 0.18, theme.table_number(value, limit), fontsize=9.5, **middle)
+    if np.isfinite(ends).all():
+        axis.text(column, row + 0.1, " to ".join(theme.table_number(e, limit) for e in ends), fontsize=6, **middle)
+    axis.text(column, row + 0.32, theme.pixel_count(count), fontsize=6, **middle)
 
 
 def profile_chart(
@@ -86,6 +108,7 @@ def profile_chart(
     area: Tensor,
     *,
     r50: Mapping[str, float] | None = None,
+    controls: Sequence[str] = (),
     ylabel: str = "share of the context's attribution",
     title: str = "",
     note: str = "",
@@ -94,19 +117,20 @@ def profile_chart(
 
     edges: (B + 1,), pixels. series: name -> (B,), or (S, B) for several networks or images, drawn as mean and range.
     area: (B,), the share of the pixels outside, which evenly spread attribution would have (dashed). r50: name ->
-    distance within which half lies, marked on the axis. NaN (no attribution outside) leaves a gap.
+    distance within which half lies, marked on the axis. NaN (no attribution outside) leaves a gap. controls: names of
+    the series drawn in grey.
     """
     borders = to_array(edges)
     figure = theme.new_figure(6.4, 3.9 + 0.3 * bool(note))
     axis = figure.subplots()
-    dashed: dict[str, Any] = {"color": theme.RANDOM, "linestyle": (0, (4, 2)), "linewidth": 1.6}
+    dashed: dict[str, Any] = {"color": theme.SMALL_PRINT, "linestyle": (0, (4, 2)), "linewidth": 1.4}
     axis.stairs(to_array(area), borders, baseline=None, label="share of the pixels", **dashed)
     for number, (name, values) in enumerate(series.items()):
         rows = to_array(torch.atleast_2d(values.detach()))
         if rows.shape[1] != len(borders) - 1:
             came = f"{rows.shape[1]} for {len(borders) - 1} bins"
             raise ValueError(complain("series", "a value per bin", came, "Use the edges of these profiles."))
-        color = line_color(number)
+        color = theme.RANDOM if name in controls else line_color(number)
         rows = rows[np.isfinite(rows).all(1)]
         if not len(rows):
             continue
@@ -122,9 +146,8 @@ def profile_chart(
     axis.set_xlim(borders[0], borders[-1])
     axis.set_ylim(bottom=0)
     _chart_axis(axis)
-    axis.legend(frameon=False, fontsize=9)
-    theme.caption(figure, title, note)
-    return figure
+    theme.legend(figure, *axis.get_legend_handles_labels())
+    return theme.finished(figure, title, note)
 
 
 @dataclass(frozen=True)
@@ -175,8 +198,7 @@ def removal_chart(panels: Sequence[CurvePanel], *, columns: int = 3, title: str 
             verdict = "better than" if panel.gain > 0 else "worse than" if panel.gain < 0 else "as"
             axis.set_title(f"{panel.gain:+.2g}, {verdict} random", fontsize=8.5, loc="right", color=theme.SMALL_PRINT)
     theme.legend(figure, list(handles.values()), list(handles), note)
-    theme.caption(figure, title)
-    return figure
+    return theme.finished(figure, title)
 
 
 def _chart_axis(axis: Axes) -> None:

@@ -20,8 +20,8 @@ class PointPanel:
     """One picture of a sheet.
 
     title: shown above. backdrop: float (H, W, 3) in [0, 1]. labels, y, x: (P,) class and place of every point, in
-    pixels of the backdrop; mass (P,) sets the dots' area. heat: (H, W), drawn over the backdrop. outlines: masks
-    (H, W) with the colour of their border.
+    pixels of the backdrop; mass (P,) sets the dots' area. heat: (H, W), labelled pixels that rest on each pixel, drawn
+    over the backdrop with a scale. outlines: masks (H, W) with the colour of their border.
     """
 
     title: str
@@ -83,27 +83,30 @@ def point_sheet(
     if not panels:
         raise ValueError(complain("panels", "at least one panel", "none", "Trace at least one pixel."))
     height, width = panels[0].backdrop.shape[:2]
-    size = cell, cell * height / width + 0.24
+    size = cell, cell * height / width + 0.24 + 0.5 * any(panel.heat is not None for panel in panels)
     figure, axes, columns = theme.panel_figure(len(panels), columns, size, 0.5, 0.3 * bool(title))
     if heaviest is None:
         heaviest = max((float(panel.mass.max()) for panel in panels if len(panel.mass)), default=1.0)
     for axis, panel in zip(axes, panels):
         _draw_panel(axis, panel, colors, heaviest, (cell / 3.2) ** 2)
-    theme.caption(figure, title)
+        if panel.heat is not None:
+            bar = figure.colorbar(axis.images[-1], ax=axis, orientation="horizontal", pad=0.02, aspect=30)
+            bar.set_label("labelled pixels that rest on a pixel", fontsize=8)
+            bar.ax.tick_params(labelsize=8, length=2)
+            bar.ax.locator_params(nbins=4)
     shown = sorted({c for panel in panels for c in panel.labels.unique().tolist()}) if legend else []
-    if shown or note:
-        handles = [_dot(colors[c]) for c in shown]
-        ncols = max(1, min(max(2, int(cell * columns / 1.25)), len(shown)))
-        theme.legend(figure, handles, [classes[c] for c in shown], note, ncols=ncols)
-    return figure
+    if shown:
+        theme.legend(figure, [_dot(colors[c]) for c in shown], [classes[c] for c in shown], note)
+    return theme.finished(figure, title, "" if shown else note)
 
 
 def _draw_panel(axis: Axes, panel: PointPanel, colors: Tensor, heaviest: float, scale: float) -> None:
     height, width = panel.backdrop.shape[:2]
     axis.imshow(panel.backdrop, interpolation="nearest")
-    if panel.heat is not None and float(panel.heat.max()) > 0:
-        heat = (panel.heat / panel.heat.max()).double().numpy()
-        axis.imshow(heat, cmap="inferno", alpha=np.clip(1.6 * heat, 0, 0.88), vmin=0, vmax=1)
+    if panel.heat is not None:
+        heat = theme.map_array("heat", panel.heat)
+        top = float(heat.max()) or 1.0
+        axis.imshow(heat, cmap="inferno", alpha=np.clip(1.6 * heat / top, 0, 0.88), vmin=0, vmax=top)
     for mask, color in panel.outlines:
         theme.outline(axis, mask, color, 1.3)
     if len(panel.mass):
@@ -113,9 +116,12 @@ def _draw_panel(axis: Axes, panel: PointPanel, colors: Tensor, heaviest: float, 
         order = order[of_class[panel.labels[order].long()].argsort(descending=True, stable=True)]
         share = (panel.mass / max(heaviest, 1e-12))[order].double().clamp(0, 1).sqrt().numpy()
         ink = (colors.double() / 255)[panel.labels[order].long()].numpy()
-        area = scale * (1.5 + 44 * share)
-        x, y = panel.x[order].numpy(), panel.y[order].numpy()
-        axis.scatter(x, y, s=area, c=ink, alpha=0.85, linewidths=0.3, edgecolors="#1118")
+        side = np.sqrt(scale * (1.5 + 44 * share))
+        rings = [side + np.minimum(0.6 * side, 2.2), side + np.minimum(0.35 * side, 1.2), side]
+        inks = [np.full_like(ink, 0.12), np.ones_like(ink), ink]  # a dark and a white ring: seen on their own colour,
+        x, y = (np.repeat(place[order].numpy(), 3) for place in (panel.x, panel.y))  # dot by dot: seen apart
+        area = np.stack(rings, 1).ravel() ** 2
+        axis.scatter(x, y, s=area, c=np.stack(inks, 1).reshape(-1, 3), linewidths=0)
     axis.set_xlim(-0.5, width - 0.5)
     axis.set_ylim(height - 0.5, -0.5)
     theme.picture_axis(axis, panel.title)

@@ -1,11 +1,24 @@
 """Values with their intervals: rows of dots, and lines over layers."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
 from perpixel.checks import complain
-from perpixel.report.theme import Array, Figure, caption, chart_axis, legend, line_color, new_figure, panel_figure
+from perpixel.report.theme import (
+    RANDOM,
+    Array,
+    Figure,
+    chart_axis,
+    finished,
+    legend,
+    line_color,
+    new_figure,
+    panel_figure,
+    text_width,
+    wrapped,
+)
 
 Interval = tuple[float, float, float]  # value, low, high
 
@@ -15,6 +28,7 @@ def interval_chart(
     series: Mapping[str, Sequence[Interval]],
     *,
     marks: Mapping[str, Sequence[float]] | None = None,
+    controls: Sequence[str] = (),
     xlabel: str,
     title: str = "",
     log: bool = False,
@@ -22,20 +36,24 @@ def interval_chart(
 ) -> Figure:
     """A row per name, a dot with its interval (value, low, high) per series, a tick per mark; NaN leaves a gap.
 
-    line: a vertical line, such as "no difference" at 1.
+    controls: names of the series drawn hollow and in grey. line: a vertical line, such as "no difference" at 1.
     """
     marks = marks or {}
     for key, values in {**series, **marks}.items():
         if len(values) != len(names):
             raise ValueError(complain(f"series[{key!r}]", f"{len(names)} values", len(values), "One for every name."))
-    figure = new_figure(7.6, 0.3 * len(names) * max(1.0, 0.45 * len(series) + 0.4) + 1.7)
+    names = [wrapped(name, 4.4, 10) for name in names]
+    room, lines = (max(map(of, names), default=0) for of in (partial(text_width, size=10), lambda n: 1 + n.count("\n")))
+    figure = new_figure(5.4 + room, 0.3 * len(names) * max(0.75 * lines, 1.0, 0.45 * len(series) + 0.4) + 1.7)
     axis = figure.subplots()
     rows, gap = np.arange(len(names)), 0.62 / max(len(series), 1)
     for number, (name, values) in enumerate(series.items()):
         places = rows + (number - (len(series) - 1) / 2) * gap
         value, low, high = _columns(values)
-        axis.hlines(places, low, high, color=line_color(number), linewidth=1.8, alpha=0.75)
-        axis.plot(value, places, "o", color=line_color(number), markersize=5, label=name)
+        color = RANDOM if name in controls else line_color(number)
+        face = "white" if name in controls else color
+        axis.hlines(places, low, high, color=color, linewidth=1.8, alpha=0.75)
+        axis.plot(value, places, "o", color=color, markerfacecolor=face, markersize=5, label=name)
     for number, (name, ticks) in enumerate(marks.items()):
         style, size = (("|", 11), ("D", 4), ("x", 6))[number % 3]
         axis.plot(ticks, rows, style, color="#222222", markersize=size, label=name)
@@ -48,10 +66,8 @@ def interval_chart(
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter("{x:g}")
     chart_axis(axis, grid="x")
-    caption(figure, title)
-    long = sum(len(name) for name in (*series, *marks)) > 60
-    legend(figure, *axis.get_legend_handles_labels(), ncols=2 if long else 4)
-    return figure
+    legend(figure, *axis.get_legend_handles_labels())
+    return finished(figure, title)
 
 
 def count_chart(
@@ -61,7 +77,9 @@ def count_chart(
     quartiles; counts on a logarithmic axis."""
     if not layers or not panels:
         raise ValueError(complain("layers, panels", "at least one of each", "none", "Measure a layer."))
-    figure, axes, columns = panel_figure(len(panels), 2, (5.4, 2.6), 1.4, share=True)
+    layers = [wrapped(name, 2.2, 7.5) for name in layers]
+    below = 0.9 * max(text_width(name, 7.5) for name in layers)
+    figure, axes, columns = panel_figure(len(panels), 2, (5.4, 2.6), 0.8, below, share=True)
     place = np.arange(len(layers))
     for axis, (heading, lines) in zip(axes, panels.items()):
         for number, (name, values) in enumerate(lines.items()):
@@ -79,8 +97,7 @@ def count_chart(
     for axis in axes[::columns]:
         axis.set_ylabel("inputs needed (K)")
     legend(figure, *axes[0].get_legend_handles_labels())
-    caption(figure, title)
-    return figure
+    return finished(figure, title)
 
 
 def _columns(values: Sequence[Interval]) -> Array:

@@ -43,7 +43,7 @@ def signed_panels(
     title: str = "",
     note: str = "",
 ) -> Figure:
-    """A grid of maps, orange for and purple against the label, each with a colour bar that is symmetric about zero.
+    """A grid of maps, orange for and blue against the label, each with a colour bar that is symmetric about zero.
 
     shared: one scale, that of the largest map, for all. clip: the quantile of |values| at which a scale ends; its bar
     has pointed ends where values lie beyond. meaning: of the panels without one of their own. A map of zeros is white.
@@ -71,7 +71,7 @@ def signed_panels(
         theme.picture_axis(axis, panel.title)
         if values is not None:
             end = limit or float(np.abs(values).max()) or 1.0
-            axis.imshow(values, **over, cmap=theme.SIGNED, vmin=-end, vmax=end)
+            axis.imshow(values, **over, cmap=theme.signed_colors(), vmin=-end, vmax=end)
             _draw_bar(figure, bar_axis, axis.images[0], panel.meaning or meaning)
         else:
             bar_axis.set_axis_off()
@@ -80,8 +80,7 @@ def signed_panels(
         _draw_outlines(axis, panel, size)
         if panel.note:
             axis.set_xlabel(panel.note, fontsize=8, color=theme.SMALL_PRINT)
-    theme.caption(figure, title, note)
-    return figure
+    return theme.finished(figure, title, note)
 
 
 def _draw_bar(figure: Figure, axis: Axes, drawn: Any, meaning: str) -> None:
@@ -92,6 +91,8 @@ def _draw_bar(figure: Figure, axis: Axes, drawn: Any, meaning: str) -> None:
     number = theme.short_number
     bar.set_ticks([-limit, 0, limit], labels=[number(-limit), "0", number(limit)])
     bar.ax.tick_params(labelsize=8, length=2)
+    for text, side in zip(bar.ax.get_xticklabels(), ("left", "center", "right")):  # beside the next bar's
+        text.set_horizontalalignment(side)
     bar.outline.set_edgecolor(theme.FRAME)
     if meaning:
         bar.set_label(meaning, fontsize=8)

@@ -35,7 +35,7 @@ def prediction_sheet(
         check_tensor("images", image, ndim=3, shape="(3, H, W)", floating=True)
     columns, cell = 2 + 2 * len(predictions), 2.5
     height, width = images[0].shape[1:]
-    figure = theme.new_figure(cell * columns, (cell * height / width + 0.36) * len(images) + 1.3)
+    figure = theme.new_figure(cell * columns + 0.4, (cell * height / width + 0.3) * len(images) + 0.6)
     axes = figure.subplots(len(images), columns, squeeze=False)
     seen: set[int] = set()
     for row, (image, truth) in enumerate(zip(images, labels)):
@@ -59,6 +59,5 @@ def prediction_sheet(
     handles = [theme.swatch(classes[c], colors[c]) for c in sorted(seen)]
     if any(bool((truth == ignore_index).any()) for truth in labels):
         handles.append(theme.swatch("void", theme.VOID))
-    theme.legend(figure, [*handles, theme.swatch("wrong", WRONG)], ncols=8, fontsize=9.5)
-    theme.caption(figure, title, size=12)
-    return figure
+    theme.legend(figure, [*handles, theme.swatch("wrong", WRONG)])
+    return theme.finished(figure, title)

@@ -40,10 +40,10 @@ def salient_sheet(
     colors = colors.cpu() if colors is not None else _palette(1 + int(max(each.max() for each in labels)))
     height, width = change.shape[-2:]
     place = theme.extent(height, width)
-    figure = theme.new_figure(4 * _CELL + 0.9, (_CELL * height / width + 0.62) * len(rows) + 0.5 + 0.3 * bool(title))
+    figure = theme.new_figure(4 * _CELL + 0.9, (_CELL * height / width + 0.32) * len(rows) + 0.4 + 0.3 * bool(title))
     axes = figure.subplots(len(rows), 4, squeeze=False)
     limit = float(change.abs().flatten().kthvalue(max(1, int(0.995 * change.numel()))).values) or 1.0
-    scale: dict[str, Any] = {"cmap": theme.SIGNED, "vmin": -limit, "vmax": limit}
+    scale: dict[str, Any] = {"cmap": theme.signed_colors(), "vmin": -limit, "vmax": limit}
     for line, row, picture, region, true, *two, moved in zip(axes, rows, pictures, regions, objects, *labels, change):
         shown: list[Any] = [picture.permute(1, 2, 0).numpy()]
         shown += [theme.paint_labels(each, colors, _NO_VOID) for each in two]
@@ -64,9 +64,8 @@ def salient_sheet(
             theme.outline(axis, true, _OBJECT, 0.8)
     present = torch.stack(labels).unique().tolist()
     named = [theme.swatch(name, colors[i]) for i, name in enumerate(classes or ()) if i in present]
-    theme.legend(figure, [*_meanings(), *named], ncols=6, fontsize=9.5)
-    theme.caption(figure, title, size=12)
-    return figure
+    theme.legend(figure, [*_meanings(), *named])
+    return theme.finished(figure, title)
 
 
 def _palette(count: int) -> Tensor:
@@ -82,6 +81,6 @@ def _meanings() -> list[Any]:
     return [
         Line2D([], [], color=_REGION, label="hidden region"),
         Line2D([], [], color=_OBJECT, label="the object"),
-        Patch(facecolor="#6a4a9c", label="activation lost"),
-        Patch(facecolor="#e08a2e", label="activation gained"),
+        Patch(facecolor=theme.AGAINST, label="activation lost"),
+        Patch(facecolor=theme.FOR, label="activation gained"),
     ]

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from perpixel.checks import complain
-from perpixel.report.theme import Figure, caption, chart_axis, legend, line_color, panel_figure
+from perpixel.report.theme import Figure, chart_axis, finished, legend, line_color, panel_figure
 
 
 def training_curves(
@@ -32,21 +32,25 @@ def training_curves(
         raise ValueError(complain("histories", f"rows with any of {list(panels)}", "none", "Train for an epoch first."))
     figure, axes, _ = panel_figure(len(kept), 3, (4.2, 3.1), 0.5)
     numbers = {name: (colors or {}).get(name, i) for i, name in enumerate(histories)}
+    places = [place for key in kept for points in lines[key].values() for place, _ in points]
+    low, high = min(places), max(places)
+    edge = 0.05 * (high - low) or 0.5
     handles: dict[int, Any] = {}
     for axis, key in zip(axes, kept):
         for name, points in lines[key].items():
             if points:
-                style: dict[str, Any] = {"color": line_color(numbers[name]), "marker": "o", "markersize": 3}
-                (line,) = axis.plot(*zip(*points), linewidth=1.6, alpha=0.9, **style)
+                size = 3 if len(points) > 1 else 7  # a point alone has no line that leads to it
+                style: dict[str, Any] = {"color": line_color(numbers[name]), "marker": "o", "markersize": size}
+                (line,) = axis.plot(*zip(*points), linewidth=1.6, alpha=0.85, **style)
                 handles.setdefault(numbers[name], (line, name))
         axis.set_title(panels[key], fontsize=11, loc="left")
         axis.set_xlabel(x)
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.set_xlim(low - edge, high + edge)
+        axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         chart_axis(axis)
-    caption(figure, title, size=12)
     shown, names = zip(*handles.values())
-    legend(figure, shown, names, ncols=len(names), fontsize=None)
-    return figure
+    legend(figure, shown, names)
+    return finished(figure, title)
 
 
 def _finite(value: Any) -> bool:

@@ -19,7 +19,6 @@ class ExplorerInput(NamedTuple):
     patches: Tensor
     labels: Tensor | None
     palette: Tensor
-    start: tuple[int, int]
 
 
 def check_input(
@@ -44,7 +43,7 @@ def check_input(
     _floats("effects", effects, 4, "(patches, C, h, w)")
     count, number = effects.shape[:2]
     if len(logits) < 2:
-        raise ValueError(complain("logits", "two classes or more", logits, "Stack background and foreground."))
+        raise ValueError(complain("logits", "two classes or more", logits, "Of one channel z, pass -z/2 and z/2."))
     if number != len(logits):
         expected = f"{len(logits)} classes on axis 1, as logits has"
         raise ValueError(complain("effects", expected, effects, "Pass (patches, C, h, w)."))
@@ -53,14 +52,14 @@ def check_input(
     if (boxes is None) == (segments is None):
         came = "both" if boxes is not None else "neither"
         raise ValueError(complain("boxes, segments", "one of the two", came, "Say once where the patches are."))
+    _check_start(start, size)
     return ExplorerInput(
         picture,
         logits.detach().float().cpu(),
         effects.detach().cpu(),
         _segments(segments, count, size) if boxes is None else _boxes(boxes, count, size),
         None if labels is None else _labels(labels, number, size, ignore_index),
-        _palette(palette, number),
-        _start(start, size),
+        _palette(palette, classes),
     )
 
 
@@ -127,11 +126,14 @@ def _labels(labels: Tensor, number: int, size: tuple[int, int], ignore_index: in
     return labels
 
 
-def _palette(palette: Tensor | None, number: int) -> Tensor:
-    """That given, or hues a golden angle apart, in three lightnesses."""
+def _palette(palette: Tensor | None, classes: Sequence[str]) -> Tensor:
+    """That given, or hues a golden angle apart, in three lightnesses; a class called "background" is slate."""
+    number = len(classes)
     if palette is None:
         tones = [((0.58 + 0.381966 * i) % 1, (0.5, 0.68, 0.36)[i % 3], (0.65, 0.75, 0.6)[i % 3]) for i in range(number)]
-        return (torch.tensor([colorsys.hls_to_rgb(*tone) for tone in tones]) * 255).round().long()
+        chosen = (torch.tensor([colorsys.hls_to_rgb(*tone) for tone in tones]) * 255).round().long()
+        ground = torch.tensor([name.casefold() == "background" for name in classes])
+        return torch.where(ground[:, None], chosen.new_tensor([62, 70, 80]), chosen)
     check_tensor("palette", palette, ndim=2, shape=f"({number}, 3)", floating=False)
     palette = palette.detach().cpu().long()
     if palette.shape != (number, 3) or int(palette.min()) < 0 or int(palette.max()) > 255:
@@ -139,10 +141,10 @@ def _palette(palette: Tensor | None, number: int) -> Tensor:
     return palette
 
 
-def _start(start: tuple[int, int] | None, size: tuple[int, int]) -> tuple[int, int]:
+def _check_start(start: tuple[int, int] | None, size: tuple[int, int]) -> None:
     if start is None:
-        return size[0] // 2, size[1] // 2
+        return
     if not isinstance(start, (tuple, list)) or len(start) != 2:
         raise TypeError(complain("start", "(row, column)", start, "Pass two integers."))
-    row, column = (check_integer("start", v, low=0, high=end - 1) for v, end in zip(start, size))
-    return row, column
+    for place, end in zip(start, size):
+        check_integer("start", place, low=0, high=end - 1)

@@ -16,9 +16,11 @@ from torch import Tensor
 from perpixel.checks import check_integer, complain
 from perpixel.report.explorer.arguments import check_input
 from perpixel.report.explorer.axes import Upsampling, upsampling_axes
+from perpixel.report.explorer.start import sure_pixel
 from perpixel.report.explorer.storage import grid_of, pack, precisions, storage_note, store_effects, store_logits
+from perpixel.report.theme import AGAINST, FOR
 
-_SCRIPTS = ("evidence.js", "draw.js", "text.js", "input.js", "explorer.js")
+_SCRIPTS = ("grid.js", "evidence.js", "draw.js", "text.js", "input.js", "explorer.js")
 
 
 class ExplorerPage(NamedTuple):
@@ -74,10 +76,11 @@ def context_explorer(
             align_corners=False, the same with align_corners=True ("bilinear_aligned"), or mode "nearest"; or a callable
             (1, K, h, w) -> (1, K, H, W), linear in rows and columns, such as `Influence.passes.upsampling`.
         title, note: text at the top and at the foot (say there how patches were hidden, and by which network).
-        start: (row, column) of the pixel asked about when the page opens; None: the middle.
+        start: (row, column) of the pixel asked about when the page opens; None: the one with the largest margin inside
+            the largest connected area of a predicted class that is not called "background".
         max_bytes: the file is kept at or below this, by these steps, as many as needed; the page names what they cost:
-            effects in 127 levels per pixel and class; 63 levels; only classes that win at some pixel with nothing or
-            one patch hidden; 31 levels; the effects averaged over 2 x 2 cells, 4 x 4 cells and so on.
+            effects in 127 levels per pixel and class; 63 levels; only classes that come first or second at some pixel,
+            or first with one patch hidden; 31 levels; the effects averaged over 2 x 2 cells, 4 x 4 cells and so on.
 
     Raises:
         ValueError, TypeError: of wrong shapes, NaN or infinite values, boxes or labels out of range, or if `max_bytes`
@@ -103,7 +106,7 @@ def context_explorer(
         "classes": list(classes),
         "palette": given.palette.tolist(),
         "size": list(size),
-        "start": list(given.start),
+        "start": list(start or sure_pixel(axes(given.logits), classes)),
         "image": _picture(given.image, max_bytes // 6),
         "patches": {"boxes": given.patches.tolist()} if segments is None else {"segments": pack(given.patches.int())},
         "truth": None if given.labels is None else pack(given.labels.int()),
@@ -144,7 +147,7 @@ def _json(content: dict[str, Any]) -> str:
 def _html(content: dict[str, Any], title: str) -> bytes:
     folder = resources.files("perpixel.report.explorer") / "assets"
     read = {name: (folder / name).read_text(encoding="utf-8") for name in ("explorer.html", "explorer.css", *_SCRIPTS)}
-    style = read["explorer.css"]
+    style = read["explorer.css"].replace("{{for}}", FOR).replace("{{against}}", AGAINST)
     script = '"use strict";\n(() => {\n' + "\n".join(read[name] for name in _SCRIPTS) + "})();\n"
     digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
     policy = (

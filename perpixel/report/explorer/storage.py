@@ -65,20 +65,16 @@ def _may_fit(given: ExplorerInput, precision: Precision, max_bytes: int) -> bool
 
 
 def _winning_classes(given: ExplorerInput, axes: Axes, effect_axes: Axes) -> list[int]:
-    """Classes with the highest logit at some pixel, with nothing or any one patch hidden; two at least."""
+    """Classes first or second at some pixel with nothing hidden, or first with any one patch hidden."""
     logits = axes(given.logits)
-    won = torch.bincount(logits.max(0).indices.flatten(), minlength=len(logits))
+    won = torch.bincount(logits.topk(2, 0).indices.flatten(), minlength=len(logits))
     every = max(1, round((logits[0].numel() / _WINNER_PIXELS) ** 0.5))
     logits = logits[:, ::every, ::every]
     sparse = Axes(effect_axes.rows[::every], effect_axes.columns[::every])
     for effect in given.effects:
         hidden = logits - sparse(effect.float())
         won += torch.bincount(hidden.max(0).indices.flatten(), minlength=len(logits))  # argmax is 8 times slower
-    winners = won.nonzero().flatten().tolist()
-    if len(winners) < 2:
-        rest = logits.mean((1, 2)).index_fill(0, torch.tensor(winners), -torch.inf)
-        winners.append(int(rest.argmax()))
-    return sorted(winners)
+    return won.nonzero().flatten().tolist()
 
 
 def store_effects(effects: Tensor, precision: Precision, axes: Axes) -> tuple[dict[str, Any], float]:
@@ -153,7 +149,9 @@ def storage_note(effects: Tensor, precision: Precision, factor: int, error: floa
         text += f", means over {cells} cells to save space (±{error:.2g} logits at most)."
     if len(precision.classes) < classes:
         left_out = f"{classes - len(precision.classes)} of {classes}"
-        text += f" Left out: effects on the classes that win nowhere, with nothing or one patch hidden ({left_out})."
+        text += (
+            f" Left out: effects on classes that come first or second nowhere ({left_out}); margins are without them."
+        )
     if factor > 1:
         text += f" Logits are means over {factor} × {factor} cells."
     return text

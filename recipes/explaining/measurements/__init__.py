@@ -2,7 +2,7 @@
 
 from recipes.explaining.measurements.class_matrix import ClassContextMatrix
 from recipes.explaining.measurements.curves import RemovalCurves
-from recipes.explaining.measurements.measurement import Figure, Measurement, Results, Rows, Section
+from recipes.explaining.measurements.measurement import Figure, Measurement, Results, Rows
 from recipes.explaining.measurements.object_alone import ObjectAlone
 from recipes.explaining.measurements.profiles import RadialProfiles
 from recipes.explaining.measurements.salient_parts import ObjectsWithoutSalientParts
@@ -18,4 +18,4 @@ MEASUREMENTS: tuple[type[Measurement], ...] = (
     ObjectsWithoutSalientParts,
 )
 
-__all__ = ["MEASUREMENTS", "Figure", "Measurement", "Results", "Rows", "Section"]
+__all__ = ["MEASUREMENTS", "Figure", "Measurement", "Results", "Rows"]

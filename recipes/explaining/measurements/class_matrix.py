@@ -1,28 +1,28 @@
 """Which class leans on which? The class-context matrix, pooled over images (matrix.csv, matrix.png)."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 
-from perpixel.evaluation import ratio
+from perpixel.evaluation import IMAGES, Statistic, difference, ratio, ratio_of_sums
 from perpixel.report import class_matrix_chart
 from recipes.explaining.maps import RANDOM, TRAINED, Explanation
-from recipes.explaining.measurements.measurement import Figure, Measurement, Results, Rows, Section, Tables
+from recipes.explaining.measurements.measurement import Figure, Measurement, Results, Rows, Tables
 from recipes.explaining.settings import DataSetSettings
-from recipes.explaining.statistics import (
-    FEWEST,
-    count,
-    interval_text,
-    of_network,
-    pooled_name,
-    with_interval,
-)
-from recipes.kit.statistics import Statistic, difference, ratio_of_sums
-from recipes.kit.tables import Row, markdown_text
+from recipes.explaining.statistics import count, interval_text, of_network, pooled_name, with_interval
+from recipes.kit.summary import Section
+from recipes.kit.tables import Row, add_verdicts, markdown_table, markdown_text
 
-MOST_NAMED = 3  # classes named per label
+MORE, LESS = "leans on it", "loses less than at random"
+HEAD = (
+    "label",
+    "hidden class",
+    "costs its logit, less as much at random",
+    "the same, random weights",
+    "images",
+    "verdict",
+)
 
 
 class ClassContextMatrix(Measurement):
@@ -49,26 +49,46 @@ class ClassContextMatrix(Measurement):
         return {"matrix": (rows, "the class-context matrix, with controls and intervals; logits")}
 
     def section(self, results: Results) -> Section:
-        own = [r for r in results.tables["matrix"] if r["network"] == TRAINED and r["class"] != r["hidden"]]
-        random = of_network(results.tables["matrix"], RANDOM, "class", "hidden")
-        lines = [_sentence(label, [r for r in own if r["class"] == label], random) for label in results.labels]
-        entries = [r for r in own if r["excess_low"] == r["excess_low"]]
-        if entries:
-            by_luck = len(entries) * (1 - self.settings.measure.level) / 2
-            outside = sum(r["excess_low"] > 0 for r in entries)
-            have = "has" if outside == 1 else "have"
-            lines.append(
-                f"\nOf {len(entries)} pairs of different classes, {outside} {have} an interval above zero; about "
-                f"{by_luck:.1f} would by luck alone, if every interval held what it says and nothing leaned on "
-                "anything."
-            )
+        random, shown = of_network(results.tables["matrix"], RANDOM, "class", "hidden"), list[Row]()
+        few, open_ones, pairs = list[str](), list[str](), _pairs(results.tables["matrix"])
+        for label in results.labels:
+            own = [r for r in pairs if r["class"] == label]
+            named = [r for r in own if r["excess_low"] > 0 or r["excess_verdict"] == LESS]
+            shown += sorted(named, key=lambda r: -r["excess"])
+            if not named:
+                (open_ones if any(r["images"] >= IMAGES for r in own) else few).append(label)
+        body = []
+        for row in shown:
+            pair = row["class"], row["hidden"]
+            texts = [interval_text(of, "excess", sign=True) for of in (row, random[pair])]
+            body.append([*pair, *texts, str(row["images"]), row["excess_verdict"]])
+        lines = [*markdown_table(HEAD, body, left=(0, 1, 5)), ""] if body else []
+        unseen = f"Seen with no other class in {IMAGES} images, so nothing can be said"
+        for names, what in ((open_ones, "Not certain to lean on any class"), (few, unseen)):
+            lines += [f"- {what}: {markdown_text(', '.join(names))}."] if names else []
+        tested = [r for r in pairs if r["images"] >= IMAGES]
         whose = "labelled" if self.settings.measure.truth else "predicted"
+        less = sum(r["excess_verdict"] == f"{LESS} on these images" for r in pairs)
         note = (
             "Mean fall of a class's logit at its visible pixels when another class is hidden (all patches with more "
             f"than {100 * self.settings.measure.least:g} % of pixels {whose} so), less the fall when as many pixels "
-            f"are hidden at random places, with its interval over images (from {FEWEST} images on)."
+            "are hidden at random places, with its interval over images. Shown of "
+            f"{count(len(tested), 'pair')} that {IMAGES} images or more can tell of: those that cost more than that, "
+            'and those that certainly cost less. "On these images": not certain enough for so many pairs (Holm\'s '
+            f"correction); {less} more cost less only so. All are in matrix.csv."
         )
         return Section("Which context decides", lines, note)
+
+    def verdict(self, results: Results) -> str:
+        pairs = _pairs(results.tables["matrix"])
+        tested = [r for r in pairs if r["images"] >= IMAGES]
+        if not tested:
+            return f"Too few images to say which class leans on which: no two are seen together in {IMAGES}."
+        found = sorted((r for r in pairs if r["excess_verdict"] == MORE), key=lambda r: -r["excess"])
+        named = [f"{markdown_text(r['class'])} on {markdown_text(r['hidden'])}" for r in found[:4]]
+        text = ", ".join(named) + (f" and {len(found) - 4} more pairs" if len(found) > 4 else "")
+        begin = f"Of {count(len(tested), 'pair')} of classes, {len(found) or 'none'} for certain"
+        return f"{begin}{' leans' if len(found) < 2 else ' lean'} on the other" + (f": {text}." if found else ".")
 
     def charts(self, results: Results) -> Iterator[Figure]:
         whose = "true" if self.settings.measure.truth else "predicted"
@@ -76,14 +96,17 @@ class ClassContextMatrix(Measurement):
             matrix = PooledMatrix(results.measured[self.name], network)
             if matrix.pixels.any():
                 about = f"{self.subject}, {network}, {len(results.images)} images ({whose} classes)"
+                ends = torch.full((2, *matrix.pixels.shape), torch.nan, dtype=torch.float64)
+                for row in (r for r in results.tables["matrix"] if r["network"] == network):
+                    c, k = (self.images.classes.index(row[name]) for name in ("class", "hidden"))
+                    ends[:, c, k] = torch.tensor([row["excess_low"], row["excess_high"]], dtype=torch.float64)
                 figure = class_matrix_chart(
                     torch.from_numpy(matrix.loss),
                     torch.from_numpy(matrix.pixels),
                     classes=self.images.classes,
                     control=torch.from_numpy(matrix.control),
-                    meaning="mean loss of the row's logit",
+                    intervals=(ends[0], ends[1]),
                     title=f"Which class leans on which? {about}",
-                    note="grey: never seen together, or nothing left visible",
                 )
                 yield name, figure, f"the class-context matrix of the network, {network}, beside its control"
 
@@ -115,7 +138,8 @@ class PooledMatrix:
 def matrix_rows(rows: Sequence[Row], names: Sequence[str], settings: DataSetSettings) -> Rows:
     """matrix.csv: a row per network, class whose logit is read, and hidden class.
 
-    excess: loss - control, with interval over images; minus_random: less that of the networks with random weights.
+    excess: logit_fall - logit_fall_at_random, with interval over images, and for pairs of the explained network with a
+    verdict; minus_random_weights: less that of the networks with random weights.
     """
     matrices, result = {network: PooledMatrix(rows, network) for network in (TRAINED, RANDOM)}, Rows()
     for network, matrix in matrices.items():
@@ -123,34 +147,16 @@ def matrix_rows(rows: Sequence[Row], names: Sequence[str], settings: DataSetSett
             images, seen = len(matrix.sums), int((matrix.counts[:, 0, c, k] > 0).sum())
             row = {"network": network, "class": names[c], "hidden": names[k], "images": seen}
             row |= {"pixels": int(matrix.pixels[c, k])}
-            row |= {"loss": float(matrix.loss[c, k]), "control": float(matrix.control[c, k])}
+            row |= {"logit_fall": float(matrix.loss[c, k]), "logit_fall_at_random": float(matrix.control[c, k])}
             row |= with_interval("excess", matrix.excess(c, k), images, seen, settings)
             if network == TRAINED:
                 statistic = difference(matrix.excess(c, k), matrices[RANDOM].excess(c, k))
-                row |= with_interval("minus_random", statistic, images, seen, settings)
+                row |= with_interval("minus_random_weights", statistic, images, seen, settings)
             result.append(row)
+    add_verdicts(_pairs(result), "excess", level=settings.level, more=MORE, less=LESS)
     return result
 
 
-def _sentence(label: str, rows: Sequence[Row], random: Mapping[tuple[str, ...], Row]) -> str:
-    """What the label leans on: rows of the matrix with its logit, and those of random weights."""
-    text_of = partial(interval_text, name="excess", sign=True)
-    name, known = markdown_text(label), [r for r in rows if r["excess_low"] == r["excess_low"]]
-    costly = sorted((r for r in known if r["excess_low"] > 0), key=lambda r: -r["excess"])[:MOST_NAMED]
-    cheap = sorted((r for r in known if r["excess_high"] < 0), key=lambda r: r["excess"])[:MOST_NAMED]
-    if costly:
-        parts = []
-        for row in costly:
-            control = random.get((label, row["hidden"]))
-            beside = "" if control is None else f"; random weights {text_of(control)}"
-            parts.append(f"**{markdown_text(row['hidden'])}** {text_of(row)}, {count(row['images'], 'image')}{beside}")
-        text = f"- **{name}** leans on " + "; ".join(parts) + "."
-    elif not known:
-        seen = max((r["images"] for r in rows if r["excess"] == r["excess"]), default=0)
-        text = f"- **{name}**: too few images to say (with any one other class in at most {seen})."
-    else:
-        text = f"- **{name}**: no class whose hiding costs it certainly more than as much hidden at random."
-    if cheap:
-        named = ", ".join(f"{markdown_text(r['hidden'])} {text_of(r)}" for r in cheap)
-        text += f" Hiding these costs it less than hiding as much at random: {named}."
-    return text
+def _pairs(rows: Rows) -> Rows:
+    """Rows of the explained network about two different classes."""
+    return [r for r in rows if r["network"] == TRAINED and r["class"] != r["hidden"]]

@@ -8,9 +8,11 @@ from torch import Tensor, nn
 
 from perpixel.attribution import Curve, Faithfulness, faithfulness
 from perpixel.report import CurvePanel, removal_chart
+from recipes.explaining.images import ALL_OF_LABEL
 from recipes.explaining.maps import TRAINED, Explanation, SignedMap
-from recipes.explaining.measurements.measurement import Figure, Measurement, Results, Rows, Section, Tables
-from recipes.kit.tables import Row
+from recipes.explaining.measurements.measurement import Figure, Measurement, Results, Rows, Tables
+from recipes.kit.summary import Section
+from recipes.kit.tables import Row, markdown_table
 
 NEAREST, RESET = "nearest first", "reset network"
 COLUMNS = ("fraction", "value", "random", "random_low", "random_high", "nearest")
@@ -28,7 +30,7 @@ class RemovalCurves(Measurement):
         rows = Rows()
         for found in explanation.maps:
             self.explainer.stop_if_asked()
-            if found.region.kind == "label" and not bool(found.region.mask.all()):
+            if found.region.kind == ALL_OF_LABEL and not bool(found.region.mask.all()):
                 label = self.images.classes[found.region.label]
                 common = {"image": explanation.image.name, "label": label, "method": found.method}
                 rows += curve_rows(self._faithfulness(explanation, found), common)
@@ -84,30 +86,30 @@ class RemovalCurves(Measurement):
         }
 
     def section(self, results: Results) -> Section:
-        every, lines = results.tables["faithfulness"], list[str]()
+        every = results.tables["faithfulness"]
         rows = [r for r in every if r["score"] == "margin"] or every
+        body = []
         for method in dict.fromkeys(r["method"] for r in rows):
             for kind in ("deletion", "insertion"):
                 mine = [r for r in rows if (r["method"], r["curve"]) == (method, kind)]
-                better, nearest = (sum(r[name] > 0 for r in mine) for name in ("gain", "gain_nearest"))
-                beaten = sum(r["beaten"] for r in mine) / len(mine)
-                lines.append(
-                    f"- {method}, {kind}: better than random order in {better} of {len(mine)} drawn regions "
-                    f"(beats {100 * beaten:.0f} % of the random orders), better than nearest-first in {nearest}."
+                better, nearest = (
+                    f"{sum(r[name] > 0 for r in mine)} of {len(mine)}"
+                    for name in ("gain_over_random", "gain_over_nearest_first")
                 )
-            alike = [r["correlation_reset"] for r in rows if r["method"] == method]
-            alike = [value for value in alike if value == value]
-            if alike:
-                lines.append(
-                    f"- {method}: with all layers reset, the map's rank correlation with the first is "
-                    f"{sum(alike) / len(alike):+.2f} (near 1 would mean that it does not show what was learnt)."
-                )
+                beaten = f"{100 * sum(r['random_orders_beaten'] for r in mine) / len(mine):.0f}"
+                alike = [r["correlation_with_reset_network"] for r in mine]
+                alike = [value for value in alike if value == value]
+                reset = f"{sum(alike) / len(alike):+.2f}" if alike else "–"
+                body.append([f"{method}, {kind}", better, beaten, nearest, reset])
+        head = ("map and curve", "better than random order", "random orders beaten (%)", "better than nearest first")
+        lines = markdown_table((*head, "like the map of a reset network"), body) if body else []
         note = (
             "The object stays; patches of context are removed (deletion) or put back (insertion) in the order of the "
-            f"map, and the margin of the region is read. Control: {self.settings.curves.seeds} random orders, and "
-            "nearest first."
+            f"map, and the margin of the region is read. Controls: {self.settings.curves.seeds} random orders, nearest "
+            "first, and the network with all layers reset: a rank correlation near 1 with its map would mean that the "
+            "map does not show what was learnt. Of the drawn images only, so nothing is claimed."
         )
-        return Section("Deletion and insertion", lines, note)
+        return Section("Do the maps point at what matters?", lines, note)
 
 
 def curve_rows(found: Faithfulness, common: Mapping[str, Any]) -> Rows:
@@ -118,11 +120,17 @@ def curve_rows(found: Faithfulness, common: Mapping[str, Any]) -> Rows:
         for score in curve.scores:
             named = {**common, "curve": curve.kind, "score": score}
             row = {**named, "area": float(curve.area(score)[0])}
-            row |= {"area_random": float(curve.area(score, "random").mean()), "gain": float(curve.gain(score)[0])}
-            row |= {"relative_gain": float(curve.relative_gain(score)[0]), "beaten": float(curve.beaten(score)[0])}
-            for name, order in (("gain_nearest", NEAREST), ("gain_reset", RESET)):
+            row |= {
+                "area_random_orders": float(curve.area(score, "random").mean()),
+                "gain_over_random": float(curve.gain(score)[0]),
+            }
+            row |= {
+                "relative_gain_over_random": float(curve.relative_gain(score)[0]),
+                "random_orders_beaten": float(curve.beaten(score)[0]),
+            }
+            for name, order in (("gain_over_nearest_first", NEAREST), ("gain_over_reset_network", RESET)):
                 row[name] = float(curve.gain(score, order)[0]) if order in curve.controls else float("nan")
-            rows.append(row | {"correlation_reset": alike, "points": _points(curve, score, named)})
+            rows.append(row | {"correlation_with_reset_network": alike, "points": _points(curve, score, named)})
     return rows
 
 

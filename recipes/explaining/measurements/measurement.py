@@ -8,19 +8,11 @@ from perpixel.report import fixation_backdrop
 from recipes.explaining.images import ExplainedImage, Region
 from recipes.explaining.maps import Explainer, Explanation
 from recipes.kit.images import Images
+from recipes.kit.summary import Section
 
 Rows = list[dict[str, Any]]
 Tables = dict[str, tuple[Rows, str]]  # by file name without ".csv": rows, and what they hold
 Figure = tuple[str, Any, str]  # file name without ".png", matplotlib figure, what it shows
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of summary.md; left out where it has no lines."""
-
-    title: str
-    lines: Sequence[str]
-    note: str = ""
 
 
 @dataclass
@@ -40,9 +32,11 @@ class Results:
     tables: dict[str, Rows] = field(default_factory=dict)
 
     def all_rows(self, name: str) -> Rows:
-        """The rows of a measurement, those of drawn images last; the column "set" tells which they are."""
+        """The rows of a measurement, those of drawn images last; the column "image_is" tells which they are."""
         drawn = [] if self.drawn is self.measured else self.drawn[name]
-        return [row | {"set": "measured"} for row in self.measured[name]] + [row | {"set": "drawn"} for row in drawn]
+        return [row | {"image_is": "measured"} for row in self.measured[name]] + [
+            row | {"image_is": "drawn"} for row in drawn
+        ]
 
 
 class Measurement:
@@ -73,13 +67,17 @@ class Measurement:
         """What the tables say, in sentences."""
         return None
 
+    def verdict(self, results: Results) -> str:
+        """The most important of them, in one."""
+        return ""
+
     def charts(self, results: Results) -> Iterator[Figure]:
         """Pictures of all images together."""
         return iter(())
 
     def columns(self, explanation: Explanation, region: Region) -> dict[str, Any]:
         """The first columns of a row about a region."""
-        common = {"image": explanation.image.name, "network": explanation.network_name, "kind": region.kind}
+        common = {"image": explanation.image.name, "network": explanation.network_name, "pixels_asked": region.kind}
         return common | {"label": self.images.classes[region.label]}
 
     def backdrop(self, image: ExplainedImage) -> Any:

@@ -1,12 +1,16 @@
 """Does the object keep its label with everything else hidden? (alone.csv, alone_means.csv)"""
 
 from perpixel.attribution import object_alone
+from perpixel.evaluation import IMAGES
 from recipes.explaining.maps import RANDOM, TRAINED, Explanation
-from recipes.explaining.measurements.measurement import Measurement, Results, Rows, Section, Tables
-from recipes.explaining.statistics import ALL, Means, count, interval_text, labels_in, of_network, with_interval
-from recipes.kit.tables import markdown_text
+from recipes.explaining.measurements.measurement import Measurement, Results, Rows, Tables
+from recipes.explaining.statistics import ALL, Means, interval_text, labels_in, of_network, with_interval
+from recipes.kit.summary import Section
+from recipes.kit.tables import markdown_table
 
-QUANTITIES = ("kept_before", "kept", "kept_elsewhere", "logit_drop", "margin_drop")
+# percent of the region's pixels with the label: in the whole image, shown alone, a piece of its shape shown elsewhere
+QUANTITIES = ("whole_percent", "alone_percent", "elsewhere_percent", "logit_fall", "margin_fall")
+HEAD = ("label", "keeps it alone (%)", "a piece elsewhere gets it (%)", "margin falls by", "random weights")
 
 
 class ObjectAlone(Measurement):
@@ -36,7 +40,7 @@ class ObjectAlone(Measurement):
             wanted = {} if label == ALL else {"label": label}
             regions, seen = means.seen(wanted)
             for network in (TRAINED, RANDOM):
-                row = {"label": label, "network": network, "questions": regions, "images": seen}
+                row = {"label": label, "network": network, "regions": regions, "images": seen}
                 for name in QUANTITIES:
                     statistic = means.of(name, {**wanted, "network": network})
                     row |= with_interval(name, statistic, means.images, seen, self.settings.measure)
@@ -48,18 +52,17 @@ class ObjectAlone(Measurement):
         }
 
     def section(self, results: Results) -> Section:
-        rows, lines = results.tables["alone_means"], []
-        random = of_network(rows, RANDOM, "label")
+        rows = results.tables["alone_means"]
+        random, body = of_network(rows, RANDOM, "label"), []
         for row in rows:
-            if row["network"] != TRAINED or row["questions"] == 0:
-                continue
-            name = "All labels" if row["label"] == ALL else f"**{markdown_text(row['label'])}**"
-            text = f"- {name} ({count(row['questions'], 'region')}, {count(row['images'], 'image')}): "
-            whose = "their" if row["questions"] > 1 else "its"
-            text += f"{interval_text(row, 'kept', ' %')} of {whose} pixels keep the label with everything else hidden"
-            if row["kept_elsewhere"] == row["kept_elsewhere"]:
-                elsewhere = interval_text(row, "kept_elsewhere", " %")
-                text += f"; with a piece of the same shape elsewhere shown in place, {elsewhere}"
-            text += f". The margin falls by {interval_text(row, 'margin_drop')} per pixel"
-            lines.append(f"{text} (random weights: by {interval_text(random[row['label'],], 'margin_drop')}).")
-        return Section("Does the object keep its label alone?", lines)
+            if row["network"] == TRAINED and row["regions"]:
+                shares = [interval_text(row, name, 1) for name in QUANTITIES[1:3]]
+                falls = [interval_text(of, "margin_fall") for of in (row, random[row["label"],])]
+                body.append([row["label"], *shares, *falls, str(row["regions"]), str(row["images"])])
+        note = (
+            "Everything but the object is hidden: how many of its pixels keep the label, and how far the margin falls, "
+            "per pixel. Beside it, a piece of the same shape from elsewhere in the image, asked for the same label. "
+            f"Intervals over images where there are {IMAGES} or more."
+        )
+        table = markdown_table((*HEAD, "regions", "images"), body)
+        return Section("Does the object keep its label alone?", table if body else [], note)

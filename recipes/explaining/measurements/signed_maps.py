@@ -7,33 +7,27 @@ import numpy as np
 import torch
 
 from perpixel.attribution import context_share, density_ratio, evidence_share, pointing, radial_profile
+from perpixel.evaluation import IMAGES, difference
 from perpixel.report import MapPanel, fixation_backdrop, interval_chart, signed_panels
-from recipes.explaining.images import EVIDENCE
+from recipes.explaining.images import ALL_OF_LABEL, EVIDENCE
 from recipes.explaining.maps import RANDOM, TRAINED, Explanation, SignedMap
-from recipes.explaining.measurements.measurement import Figure, Measurement, Results, Rows, Section, Tables
+from recipes.explaining.measurements.measurement import Figure, Measurement, Results, Rows, Tables
 from recipes.explaining.settings import INFLUENCE, DataSetSettings
 from recipes.explaining.statistics import (
     ALL,
     Means,
-    against_random,
-    count,
     interval_text,
     labels_in,
     of_network,
     pooled_name,
     with_interval,
 )
-from recipes.kit.statistics import difference
-from recipes.kit.tables import Row
+from recipes.kit.summary import Section
+from recipes.kit.tables import Row, add_verdicts, format_number, markdown_table
 
-EVIDENCE_COLOR = "#1f6fd0"
-# quantity of shares.csv -> what it would be by chance, measured on the same maps
-CHANCE = {
-    "context_share": "context_area",
-    "r50": "r50_area",
-    "evidence": "evidence_chance",
-    "pointing": "pointing_chance",
-}
+EVIDENCE_COLOR = "#0a7d3c"
+OUTSIDE, REACH, ON, HIT = "outside_percent", "half_within_pixels", "on_evidence_percent", "highest_on_evidence_percent"
+CHANCE = "_if_even"  # column of shares.csv: what an evenly spread map gives
 
 
 class SignedMaps(Measurement):
@@ -50,14 +44,16 @@ class SignedMaps(Measurement):
                 "method": found.method,
                 **context_columns(found, border),
                 **evidence_columns(found),
-                "delta": found.delta,
+                "left_unexplained": found.delta,
             }
             for found in explanation.maps
         ]
 
     def figures(self, explanations: Sequence[Explanation], rows: Mapping[str, Rows]) -> Iterator[Figure]:
         image, score = explanations[0].image, self.settings.ask.score
-        row_of = {(r["network"], r["method"], r["label"]): r for r in rows[self.name] if r["kind"] == "label"}
+        row_of = {
+            (r["network"], r["method"], r["label"]): r for r in rows[self.name] if r["pixels_asked"] == ALL_OF_LABEL
+        }
         patch, panels = self.explainer.patch(image), []
         outlines = fixation_backdrop(None, image.predicted, self.images.colors, style="outlines")
         backdrop = self.backdrop(image)
@@ -80,16 +76,16 @@ class SignedMaps(Measurement):
                             marks=marks,
                             patch=grid if by_patch else None,
                             meaning=f"{score}, per pixel of the region",
-                            note=f"context {row['context_share']:.0f} % ({row['context_area']:.0f} % of the area)",
+                            note=f"{row[OUTSIDE]:.0f} % lie outside ({row[OUTSIDE + CHANCE]:.0f} % if even)",
                         )
                     )
         if not panels:
             return
-        known = "; blue: what decides" if any(r.evidence is not None for r in image.regions) else ""
+        known = "; green: what decides" if any(r.evidence is not None for r in image.regions) else ""
         figure = signed_panels(
             panels,
             columns=1 + len(self.settings.maps.methods),
-            title=f"{image.name}: what speaks for (orange) and against (purple) the label",
+            title=f"{image.name}: what speaks for (orange) and against (blue) the label",
             note=f"black line: the region asked about{known}. Every map has a scale of its own.",
         )
         yield f"panels-{image.file_name}", figure, f"{image.name}: signed maps, trained and random weights"
@@ -101,30 +97,29 @@ class SignedMaps(Measurement):
         return {"shares": (results.all_rows(self.name), what), "means": (means, of_means)}
 
     def section(self, results: Results) -> Section:
-        rows = [r for r in results.tables["means"] if r["kind"] == "label" and r["label"] == ALL]
-        random = of_network(rows, RANDOM, "method", "quantity")
-        lines = []
+        rows = [r for r in results.tables["means"] if r["pixels_asked"] == ALL_OF_LABEL and r["label"] == ALL]
+        random, body = of_network(rows, RANDOM, "method", "quantity"), []
+        names = {OUTSIDE: "outside the region (%)", REACH: "half of that within (pixels)"}
         for row in (r for r in rows if r["network"] == TRAINED):
-            other = random[row["method"], row["quantity"]]
-            if row["quantity"] == "context_share":
-                lines.append(
-                    f"- {row['method']}: {interval_text(row, 'value', ' %')} of the absolute values lie outside the "
-                    f"region (evenly spread: {row['chance']:.1f} %; random weights: "
-                    f"{interval_text(other, 'value', ' %')}); difference to random weights "
-                    f"{interval_text(row, 'minus_random', sign=True)} points: "
-                    f"{against_random(row, 'more than', 'less than')}."
-                )
-            else:
-                lines.append(
-                    f"  Half of what lies outside is within {interval_text(row, 'value')} pixels of it (evenly spread: "
-                    f"{row['chance']:.1f}; random weights: {interval_text(other, 'value')})."
-                )
+            texts = [interval_text(of, "value", 1) for of in (row, random[row["method"], row["quantity"]])]
+            difference_to = interval_text(row, "minus_random_weights", 1, sign=True)
+            verdict = row["minus_random_weights_verdict"]
+            chance = format_number(row["chance"], 1)
+            body.append([f"{row['method']}: {names[row['quantity']]}", *texts, chance, difference_to, verdict])
+        head = (
+            "of the absolute values",
+            "trained",
+            "random weights",
+            "if evenly spread",
+            "trained − random",
+            "verdict",
+        )
         note = (
-            "The context share alone cannot tell a trained from a random network; it only means something as a "
-            "difference to it. The border of the region is left out (the maps of "
+            "How much of a map lies outside the region cannot tell a trained from a random network by itself: it only "
+            "means something as a difference to it. The border of the region is left out (the maps of "
             f"{INFLUENCE} are as coarse as its patches)."
         )
-        return Section("How much lies outside the region", lines, note)
+        return Section("The maps, and how much lies outside the region", markdown_table(head, body, (0, 5)), note)
 
 
 def context_columns(found: SignedMap, border: float) -> dict[str, Any]:
@@ -132,20 +127,20 @@ def context_columns(found: SignedMap, border: float) -> dict[str, Any]:
     maps, region = found.values[None], found.region.mask[None]
     even, profile = torch.ones_like(maps), radial_profile(maps, region, 2)
     return {
-        "pixels": int(region.sum()),
-        "context_share": 100 * float(context_share(maps, region, exclude_border=border)),
-        "context_area": 100 * float(context_share(even, region, exclude_border=border)),
-        "density_ratio": float(density_ratio(maps, region, exclude_border=border)),
-        "r50": float(profile.r50),
-        "r50_area": float(profile.r50_area),
-        "positive": float(maps.clamp(min=0).sum()),
-        "negative": float(maps.clamp(max=0).sum()),
+        "region_pixels": int(region.sum()),
+        OUTSIDE: 100 * float(context_share(maps, region, exclude_border=border)),
+        OUTSIDE + CHANCE: 100 * float(context_share(even, region, exclude_border=border)),
+        "density_outside_over_inside": float(density_ratio(maps, region, exclude_border=border)),
+        REACH: float(profile.r50),
+        REACH + CHANCE: float(profile.r50_area),
+        "sum_for": float(maps.clamp(min=0).sum()),
+        "sum_against": float(maps.clamp(max=0).sum()),
     }
 
 
 def evidence_columns(found: SignedMap) -> dict[str, float]:
     """What lies on the known evidence of the region, beside chance, in percent; NaN where none is known."""
-    names = ("evidence", "evidence_chance", "pointing", "pointing_chance")
+    names = (ON, ON + CHANCE, HIT, HIT + CHANCE)
     if found.region.evidence is None:
         return dict.fromkeys(names, float("nan"))
     evidence = found.region.evidence[None]
@@ -154,31 +149,35 @@ def evidence_columns(found: SignedMap) -> dict[str, float]:
 
 
 def mean_rows(rows: Sequence[Row], images: Sequence[str], settings: DataSetSettings) -> Rows:
-    """means.csv: a row per kind, label, method, quantity and (pooled) network, with interval, chance, and control.
+    """means.csv: a row per pixels asked, label, method, quantity and (pooled) network: interval, chance, and control.
 
-    minus_chance: value less what chance gives; trained rows also have minus_random: less the networks with random
-    weights, on the same regions. Ends of intervals are over images.
+    minus_chance: value less what an evenly spread map gives; trained rows also have minus_random_weights: less the
+    networks with random weights, on the same regions. Ends of intervals are over images; the verdicts on all trained
+    rows are one table.
     """
     means, result, once = Means(rows, images), Rows(), np.ones((1, len(images)))
-    kinds, methods = (dict.fromkeys(r[name] for r in rows) for name in ("kind", "method"))
-    labels = {kind: labels_in(rows) if kind == "label" else [ALL] for kind in kinds}
+    kinds, methods = (dict.fromkeys(r[name] for r in rows) for name in ("pixels_asked", "method"))
+    labels = {kind: labels_in(rows) if kind == ALL_OF_LABEL else [ALL] for kind in kinds}
     for kind, label, method in ((k, n, m) for k in kinds for n in labels[k] for m in methods):
-        wanted = {"kind": kind, "method": method} | ({} if label == ALL else {"label": label})
+        wanted = {"pixels_asked": kind, "method": method} | ({} if label == ALL else {"label": label})
         regions, seen = means.seen(wanted)
-        for quantity in ("context_share", "r50") if kind == "label" else ("evidence", "pointing"):
+        for quantity in (OUTSIDE, REACH) if kind == ALL_OF_LABEL else (ON, HIT):
             for network in (TRAINED, RANDOM):
-                own, chance = (means.of(of, {**wanted, "network": network}) for of in (quantity, CHANCE[quantity]))
-                row = {"kind": kind, "label": label, "method": method, "quantity": quantity, "network": network}
-                row |= {"questions": regions, "images": seen}
+                own, chance = (means.of(of, {**wanted, "network": network}) for of in (quantity, quantity + CHANCE))
+                row = {"pixels_asked": kind, "label": label, "method": method, "quantity": quantity}
+                row |= {"network": network, "regions": regions, "images": seen}
                 compared = {"value": own, "minus_chance": difference(own, chance)}
                 if network == TRAINED:
                     random = means.of(quantity, {**wanted, "network": RANDOM})
-                    compared["minus_random"] = difference(own, random)
+                    compared["minus_random_weights"] = difference(own, random)
                 for name, statistic in compared.items():
                     row |= with_interval(name, statistic, means.images, seen, settings)
                     if name == "value":
                         row["chance"] = float(chance(once)[0])
                 result.append(row)
+    trained = [row for row in result if row["network"] == TRAINED]
+    more, less = "more than random", "less than random"
+    add_verdicts(trained, "minus_random_weights", level=settings.level, more=more, less=less)
     return result
 
 
@@ -188,27 +187,52 @@ class EvidenceShares(Measurement):
     name = "evidence"
 
     def section(self, results: Results) -> Section:
-        means, lines = results.tables["means"], list[str]()
-        own, random = (of_network(means, name, "kind", "method", "quantity") for name in (TRAINED, RANDOM))
+        own, random = self._rows(results, TRAINED), self._rows(results, RANDOM)
+        body = []
         for kind, what in EVIDENCE.items():
-            rows = [row for (of, _, quantity), row in own.items() if of == kind and quantity == "evidence"]
-            if rows:
-                seen = f"{count(rows[0]['questions'], 'region')}, {count(rows[0]['images'], 'image')}"
-                lines.append(f"- *{kind}* (evidence: {what}; {seen}):")
-            for row in rows:
-                keys = [(kind, row["method"], quantity) for quantity in ("evidence", "pointing")]
-                on, hit = (
-                    f"{interval_text(own[key], 'value', ' %')}{what} (chance {own[key]['chance']:.1f} %, random "
-                    f"weights {interval_text(random[key], 'value', ' %')}"
-                    for key, what in zip(keys, (" of the positive values on the evidence", ""))
-                )
-                above = against_random(row, "above", "below")
-                lines.append(f"  - {row['method']}: {on}: {above}); the highest value lies there in {hit}).")
-        return Section("Do the maps find what decides?", lines)
+            for (of, method), row in own.items():
+                if of == kind:
+                    texts = [interval_text(r[of, method], "value", 1) for r in (own, random)]
+                    chance, seen = format_number(row["chance"], 1), f"{row['regions']}, {row['images']}"
+                    verdict = row["minus_random_weights_verdict"]
+                    body.append([f"{kind}: {what}", method, *texts, chance, seen, verdict])
+        head = (
+            "asked, and what decides",
+            "map",
+            "on what decides (%)",
+            "random weights",
+            "chance",
+            "regions, images",
+        )
+        note = (
+            "This data knows what decides each label. Of what a map says in favour of the label, how much lies there? "
+            "The verdict is on the difference to random weights, corrected for all rows of means.csv (which also has "
+            "how often the highest value lies there)."
+        )
+        table = markdown_table((*head, "verdict"), body, (0, 1, 6))
+        return Section("Do the maps find what decides?", table if body else [], note)
+
+    def verdict(self, results: Results) -> str:
+        own, random = (self._rows(results, name) for name in (TRAINED, RANDOM))
+        own = {key: row for key, row in own.items() if key[1] == INFLUENCE}
+        said = [
+            f"{kind}: {row['value']:.0f} % (random weights {random[kind, method]['value']:.0f} %)"
+            for (kind, method), row in own.items()
+            if row["minus_random_weights_verdict"] == "more than random"
+        ]
+        if said or not own:
+            begin = "What decides is known here, and the patches point there for certain more than with random weights"
+            return f"{begin}: {'; '.join(said)}." if said else ""
+        few = max(row["images"] for row in own.values()) < IMAGES
+        return f"Whether the maps find what decides is {'not to be told from so few images' if few else 'undecided'}."
+
+    def _rows(self, results: Results, network: str) -> dict[tuple[Any, ...], Row]:
+        """Means of the share on the evidence, by pixels asked and method."""
+        rows = [row for row in results.tables["means"] if row["quantity"] == ON]
+        return of_network(rows, network, "pixels_asked", "method")
 
     def charts(self, results: Results) -> Iterator[Figure]:
-        rows = [r for r in results.tables["means"] if r["quantity"] == "evidence"]
-        own, random = (of_network(rows, name, "kind", "method") for name in (TRAINED, RANDOM))
+        own, random = self._rows(results, TRAINED), self._rows(results, RANDOM)
         pairs = sorted(own, key=lambda pair: list(EVIDENCE).index(pair[0]))
         if pairs:
             ends = ("value", "value_low", "value_high")
@@ -217,6 +241,7 @@ class EvidenceShares(Measurement):
             figure = interval_chart(
                 [f"{kind}: {method}" for kind, method in pairs],
                 series,
+                controls=(RANDOM,),
                 marks={"chance: the evidence's share of the image": [random[pair]["chance"] for pair in pairs]},
                 xlabel="share of the positive values on the evidence (%)",
                 title=f"{self.subject}: do the maps find what decides?",

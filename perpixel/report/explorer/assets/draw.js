@@ -1,8 +1,10 @@
 // Drawing: two canvases (labels, context), the colour bar, and the marks above them.
 
 const SVG = "http://www.w3.org/2000/svg";
-const FOR = [0, 98, 204];
-const AGAINST = [230, 97, 0];
+const [FOR, AGAINST] = ["--for-fill", "--against-fill"].map((name) => {
+  const hex = getComputedStyle(document.documentElement).getPropertyValue(name);
+  return hex.match(/[0-9a-f]{2}/gi).map((part) => parseInt(part, 16));
+});
 const NONE = [0, 0, 0];
 const STRONGEST = 0.92; // share of the colour where the effect is largest
 const CPU = { willReadFrequently: true }; // pixels are only ever put: no need of the graphics card
@@ -31,6 +33,7 @@ class View {
       $(id).classList.toggle("coarse", width < 320);
       $(`${id}-marks`).setAttribute("viewBox", `0 0 ${width} ${height}`);
     }
+    document.body.style.setProperty("--aspect", String(width / height));
     this.grey = new Uint8ClampedArray(height * width);
     for (let i = 0; i < this.grey.length; i++) {
       this.grey[i] = 62 + 0.6 * (0.299 * photo[4 * i] + 0.587 * photo[4 * i + 1] + 0.114 * photo[4 * i + 2]);
@@ -121,9 +124,9 @@ class View {
   }
 
   // Lines above both pictures. `drawn` is a region being drawn.
-  drawMarks(answer, borders, { cursor, pinned, preview, drawn }) {
-    const { width, height } = this.evidence;
-    const unit = width / Math.max(1, $("stage").clientWidth);
+  drawMarks(answer, borders, { cursor, pinned, preview, drawn, under }) {
+    const { width } = this.evidence;
+    const unit = width / Math.max(1, $("stage").clientWidth, $("context-stage").clientWidth);
     const line = (d, colour, thick, more = {}) =>
       shape("path", {
         d,
@@ -149,11 +152,14 @@ class View {
     if (preview && answer.hidden !== null) {
       const grey = { fill: "#777", "fill-opacity": 0.92, "shape-rendering": "crispEdges" };
       left.push(shape("path", { d: this.area(answer.hidden), ...grey }));
-      left.push(...cased(this.outline(answer.hidden), "#fff", 1.5, { "stroke-dasharray": "5 3" }));
+    }
+    if (answer.hidden !== null && (preview || under !== null)) {
+      for (const marks of [left, right])
+        marks.push(...cased(this.outline(answer.hidden), "#fff", 1.5, { "stroke-dasharray": "5 3" }));
     }
     for (const [list, colour, first, dash] of [
-      [answer.opponents, "#ffb27a", 65, { "stroke-dasharray": "4 3" }],
-      [answer.supporters, "#9fcbff", 49, {}],
+      [answer.opponents, "#9fcbff", 65, { "stroke-dasharray": "4 3" }],
+      [answer.supporters, "#ffb27a", 49, {}],
     ]) {
       list.forEach((p, i) => right.push(...cased(this.outline(p), colour, i ? 1.2 : 2, dash)));
       list.forEach((p, i) => {

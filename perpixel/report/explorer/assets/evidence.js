@@ -1,52 +1,6 @@
-// What the numbers say: unpacking, upsampling as torch does it, and the answer to one question. No drawing here.
+// What the numbers say: the answer to one question. No drawing here.
 
-async function inflate(text, Kind) {
-  const raw = atob(text);
-  const bytes = new Uint8Array(raw.length);
-  for (let i = 0; i < raw.length; i++) bytes[i] = raw.charCodeAt(i);
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
-  return new Kind(await new Response(stream).arrayBuffer());
-}
-
-// How values on a grid become full size: for every row and column of the picture the first cell and the weights from there.
-class Grid {
-  static async unpack({ shape, rows, columns }) {
-    const self = new Grid();
-    [self.rows, self.columns] = shape.slice(-2);
-    self.cells = self.rows * self.columns;
-    self.buffer = new Float64Array(self.columns);
-    const part = async ({ first, weights, taps }) => ({
-      taps,
-      first: await inflate(first, Int32Array),
-      weights: await inflate(weights, Float64Array),
-    });
-    [self.y, self.x] = [await part(rows), await part(columns)];
-    return self;
-  }
-
-  // Row y at full size of the values `plane` on the grid, times `sign`, added to `out`.
-  line(y, plane, sign, out) {
-    this.buffer.fill(0);
-    for (let j = 0; j < this.y.taps; j++) {
-      const share = sign * this.y.weights[y * this.y.taps + j];
-      const start = (this.y.first[y] + j) * this.columns;
-      for (let i = 0; i < this.columns; i++) this.buffer[i] += share * plane[start + i];
-    }
-    const { first, weights, taps } = this.x;
-    for (let x = 0, at = 0; x < out.length; x++) {
-      for (let i = first[x]; i < first[x] + taps; i++) out[x] += weights[at++] * this.buffer[i];
-    }
-  }
-
-  // Weight of every cell in the value at a pixel (y, x), added to `weights`.
-  add(weights, y, x, amount) {
-    for (let j = 0; j < this.y.taps; j++) {
-      const share = amount * this.y.weights[y * this.y.taps + j];
-      const start = (this.y.first[y] + j) * this.columns + this.x.first[x];
-      for (let i = 0; i < this.x.taps; i++) weights[start + i] += share * this.x.weights[x * this.x.taps + i];
-    }
-  }
-}
+const AFFORDABLE = 6e7; // products for one answer: well under a second
 
 class Evidence {
   static async unpack(data) {
@@ -117,7 +71,7 @@ class Evidence {
   label(hidden, mask, c) {
     const same = (old) => old.hidden === hidden && old.mask === mask && old.c === c;
     const known = this.recent.find(same) ?? { hidden, mask, c, ...this.scan(hidden, mask, c) };
-    this.recent = [known, ...this.recent.filter((old) => old !== known)].slice(0, 4);
+    this.recent = [known, ...this.recent.filter((old) => old !== known)].slice(0, 6);
     return known;
   }
 
@@ -128,7 +82,8 @@ class Evidence {
     return Float64Array.from({ length: cells }, (_, i) => this.scales[this.slot[c] * cells + i] * steps[i]);
   }
 
-  // Labels of the pixels in `mask` (null: all), with patch `hidden` hidden (-1: none), and means for class `c`.
+  // Labels of the pixels in `mask` (null: all), with patch `hidden` hidden (-1: none), and means for class `c`. The
+  // margin is over the classes whose effects are stored.
   scan(hidden, mask, c) {
     const { height, width, logitGrid, effectGrid } = this;
     const labels = new Int16Array(height * width).fill(-1);
@@ -136,14 +91,15 @@ class Evidence {
     const classes = hidden < 0 ? this.classes.map((_, k) => k) : this.kept;
     const planes = classes.map((k) => this.logits.subarray(k * logitGrid.cells, (k + 1) * logitGrid.cells));
     const effects = hidden < 0 ? [] : classes.map((k) => this.plane(hidden, k));
-    const [values, best, own, other] = Array.from({ length: 4 }, () => new Float64Array(width));
-    const total = { logit: 0, margin: 0, pixels: 0 };
+    const [values, best, own, other, sum] = Array.from({ length: 5 }, () => new Float64Array(width));
+    const total = { logit: 0, margin: 0, probability: 0, pixels: 0 };
     const first = mask ? Math.floor(mask.indexOf(1) / width) : 0;
     const last = mask ? Math.floor(mask.lastIndexOf(1) / width) : height - 1;
     for (let y = first; y <= last; y++) {
       const row = y * width;
       best.fill(-Infinity);
       other.fill(-Infinity);
+      sum.fill(0);
       for (let j = 0; j < classes.length; j++) {
         const k = classes[j];
         values.fill(0);
@@ -153,11 +109,12 @@ class Evidence {
           if (mask && !mask[row + x]) continue;
           const value = values[x];
           if (value > best[x]) {
+            sum[x] = 1 + sum[x] * Math.exp(best[x] - value);
             best[x] = value;
             labels[row + x] = k;
-          }
+          } else sum[x] += Math.exp(value - best[x]);
           if (k === c) own[x] = value;
-          else if (value > other[x]) other[x] = value;
+          else if (value > other[x] && this.slot[k] >= 0) other[x] = value;
         }
       }
       for (let x = 0; x < width; x++) {
@@ -165,25 +122,75 @@ class Evidence {
         counts[labels[row + x]]++;
         total.logit += own[x];
         total.margin += own[x] - other[x];
+        total.probability += Math.exp(own[x] - best[x]) / sum[x];
         total.pixels++;
       }
     }
-    const { logit, margin, pixels } = total;
-    return { labels, counts, pixels, logit: logit / pixels, margin: margin / pixels };
+    const { logit, margin, probability, pixels } = total;
+    const means = { logit: logit / pixels, margin: margin / pixels, probability: probability / pixels };
+    return { labels, counts, pixels, ...means };
   }
 
-  // question: {mask, pixels, at: [y, x] or null, why: class or null, rival: "" | "runner-up" | class}
+  // How far the mean margin of class c over the pixels in `mask` falls with each patch hidden; the best other class may
+  // be another one then. Of very many pixels every so-manieth is taken.
+  marginEffects(c, mask) {
+    const { width, logitGrid, effectGrid, steps, scales, count, kept } = this;
+    const inside = [];
+    for (let i = mask.indexOf(1); i >= 0; i = mask.indexOf(1, i + 1)) inside.push(i);
+    const taps = effectGrid.y.taps * effectGrid.x.taps;
+    const every = Math.ceil((inside.length * taps * count * kept.length) / AFFORDABLE);
+    const pixels = inside.filter((_, n) => n % every === 0);
+    const [cells, weights] = [new Int32Array(pixels.length * taps), new Float64Array(pixels.length * taps)];
+    const logits = kept.map(() => new Float64Array(pixels.length));
+    pixels.forEach((i, n) => {
+      const [y, x] = [Math.floor(i / width), i % width];
+      effectGrid.taps(y, x, cells, weights, n * taps);
+      const own = [[], []];
+      logitGrid.taps(y, x, ...own, 0);
+      kept.forEach((k, s) => {
+        own[0].forEach((cell, j) => (logits[s][n] += own[1][j] * this.logits[k * logitGrid.cells + cell]));
+      });
+    });
+    const best = new Float64Array(pixels.length);
+    const mean = (p) => {
+      let total = 0;
+      best.fill(-Infinity);
+      kept.forEach((k, s) => {
+        const plane = steps.subarray((s * count + p) * effectGrid.cells);
+        const scale = scales.subarray(s * effectGrid.cells);
+        for (let n = 0, at = 0; n < pixels.length; n++) {
+          let value = logits[s][n];
+          if (p < 0) at += taps;
+          else for (const end = at + taps; at < end; at++) value -= weights[at] * scale[cells[at]] * plane[cells[at]];
+          if (k === c) total += value;
+          else if (value > best[n]) best[n] = value;
+        }
+      });
+      for (const value of best) total -= value;
+      return total / pixels.length;
+    };
+    const before = mean(-1);
+    return { effects: Float64Array.from({ length: count }, (_, p) => before - mean(p)), every };
+  }
+
+  // What every patch does for the question: to the margin, to the logit alone, or to the lead over one rival.
+  effectsFor({ mask, pixels }, why, rival) {
+    if (rival === "") return this.marginEffects(why, mask);
+    const cells = new Float64Array(this.effectGrid.cells);
+    for (let i = mask.indexOf(1); i >= 0; i = mask.indexOf(1, i + 1))
+      this.effectGrid.add(cells, Math.floor(i / this.width), i % this.width, 1 / pixels);
+    const effects = this.effectsOn(why, cells);
+    if (rival !== "logit") this.effectsOn(rival, cells).forEach((v, p) => (effects[p] -= v));
+    return { effects, every: 1 };
+  }
+
+  // question: {mask, pixels, at: [y, x] or null, why: class or null, rival: "" (the best other) | "logit" | class}
   answer(question, chosen) {
     const { mask, pixels } = question;
     const C = this.classes.length;
-    const cells = new Float64Array(this.effectGrid.cells);
     const logitCells = new Float64Array(this.logitGrid.cells);
-    for (let i = mask.indexOf(1); i >= 0; i = mask.indexOf(1, i + 1)) {
-      const y = Math.floor(i / this.width);
-      const x = i % this.width;
-      this.effectGrid.add(cells, y, x, 1 / pixels);
-      this.logitGrid.add(logitCells, y, x, 1 / pixels);
-    }
+    for (let i = mask.indexOf(1); i >= 0; i = mask.indexOf(1, i + 1))
+      this.logitGrid.add(logitCells, Math.floor(i / this.width), i % this.width, 1 / pixels);
     const means = new Float64Array(C);
     for (let c = 0; c < C; c++) {
       for (let i = 0; i < logitCells.length; i++)
@@ -194,22 +201,41 @@ class Evidence {
     const label = largest(counts);
     const why = question.why !== null && this.slot[question.why] >= 0 ? question.why : label;
     const now = this.label(-1, mask, why);
-    const runner = largest(means, (c) => c !== why && this.slot[c] >= 0);
-    const wanted =
-      question.rival === "runner-up" ? runner : question.rival === "" ? null : Number(question.rival);
-    const rival = wanted === null || wanted === why || wanted < 0 || this.slot[wanted] < 0 ? null : wanted;
-    const effects = this.effectsOn(why, cells);
-    if (rival !== null) this.effectsOn(rival, cells).forEach((v, p) => (effects[p] -= v));
+    const named = question.rival !== "" && question.rival !== "logit";
+    const rival = named && (question.rival === why || this.slot[question.rival] < 0) ? "" : question.rival;
+    const same = this.last && this.last.mask === mask && this.last.why === why && this.last.rival === rival;
+    this.last = same ? this.last : { mask, why, rival, ...this.effectsFor(question, why, rival) };
+    const { effects, every } = this.last;
     const order = Array.from(effects.keys()).sort((a, b) => effects[b] - effects[a] || a - b);
     const supporters = order.filter((p) => effects[p] > 0).slice(0, 3);
     const opponents = order
       .filter((p) => effects[p] < 0)
       .reverse()
       .slice(0, 3);
-    const hidden = chosen ?? supporters[0] ?? null;
-    const after = hidden === null ? null : this.label(hidden, mask, why);
-    const best = largest(means, (c) => c !== why);
-    return { question, label, why, rival, best, counts, now, effects, supporters, opponents, hidden, after };
+    const best = largest(means, (c) => c !== why && this.slot[c] >= 0);
+    const found = { question, label, why, rival, best, counts, now, effects, every, supporters, opponents };
+    return this.without(found, chosen ?? supporters[0] ?? null);
+  }
+
+  // The answer with another patch hidden.
+  without(answer, hidden) {
+    const after = hidden === null ? null : this.label(hidden, answer.question.mask, answer.why);
+    return { ...answer, hidden, after };
+  }
+
+  // The patch over a pixel: of several the one whose middle is nearest; null without any.
+  patchAt(y, x) {
+    if (!this.boxes) {
+      const segment = this.segments[y * this.width + x];
+      return segment < 0 ? null : segment;
+    }
+    let [found, nearest] = [null, Infinity];
+    this.boxes.forEach(([top, left, bottom, right], p) => {
+      if (y < top || y >= bottom || x < left || x >= right) return;
+      const far = Math.hypot((top + bottom - 1) / 2 - y, (left + right - 1) / 2 - x);
+      if (far < nearest) [found, nearest] = [p, far];
+    });
+    return found;
   }
 
   // Mean effect of the patches over each pixel; NaN where there is none.
@@ -250,51 +276,4 @@ function largest(values, allowed = () => true) {
     if (allowed(i) && (best < 0 || v > values[best])) best = i;
   });
   return best;
-}
-
-// Pixels whose centre lies in a polygon [[x, y], ...] (even-odd rule).
-function rasterise(polygon, height, width) {
-  const mask = new Uint8Array(height * width);
-  for (let y = 0; y < height; y++) {
-    const crossings = [];
-    polygon.forEach(([x0, y0], i) => {
-      const [x1, y1] = polygon[(i + 1) % polygon.length];
-      if (y0 <= y + 0.5 !== y1 <= y + 0.5) crossings.push(x0 + ((y + 0.5 - y0) / (y1 - y0)) * (x1 - x0));
-    });
-    crossings.sort((a, b) => a - b);
-    for (let i = 0; i + 1 < crossings.length; i += 2) {
-      const start = Math.max(0, Math.ceil(crossings[i] - 0.5));
-      const end = Math.min(width, Math.ceil(crossings[i + 1] - 0.5));
-      if (end > start) mask.fill(1, y * width + start, y * width + end);
-    }
-  }
-  return mask;
-}
-
-// The edges between pixels of different value, as an SVG path; `frame`: the picture's border counts as value 0.
-function contours(values, height, width, frame = false) {
-  const at = (y, x) => (y < 0 || x < 0 || y >= height || x >= width ? 0 : values[y * width + x]);
-  const pad = frame ? 0 : 1;
-  const parts = [];
-  for (let y = pad; y <= height - pad; y++) {
-    for (let x = 0, start = -1; x <= width; x++) {
-      const edge = x < width && at(y, x) !== at(y - 1, x);
-      if (edge && start < 0) start = x;
-      if (!edge && start >= 0) {
-        parts.push(`M${start} ${y}H${x}`);
-        start = -1;
-      }
-    }
-  }
-  for (let x = pad; x <= width - pad; x++) {
-    for (let y = 0, start = -1; y <= height; y++) {
-      const edge = y < height && at(y, x) !== at(y, x - 1);
-      if (edge && start < 0) start = y;
-      if (!edge && start >= 0) {
-        parts.push(`M${x} ${start}V${y}`);
-        start = -1;
-      }
-    }
-  }
-  return parts.join("");
 }

@@ -11,7 +11,9 @@ class Explorer {
     this.rival = "";
     this.preview = false;
     this.chosen = null;
+    this.under = null; // the patch under the pointer, while an answer is kept
     this.pinned = false;
+    document.body.dataset.view = "context";
     this.cursor = data.start;
     this.question = this.pixel(...this.cursor);
     this.buildClasses();
@@ -19,7 +21,8 @@ class Explorer {
     this.input = new PictureInput(this);
     this.listenToControls();
     this.refresh();
-    new ResizeObserver(() => this.marks()).observe($("stage"));
+    const resized = new ResizeObserver(() => this.marks());
+    for (const id of ["stage", "context-stage"]) resized.observe($(id));
   }
 
   pixel(y, x) {
@@ -39,18 +42,34 @@ class Explorer {
     this.question = question;
     this.pinned = keep;
     this.why = why;
-    this.rival = this.rival === "" || this.rival === "runner-up" ? this.rival : "";
-    this.chosen = null;
+    this.rival = this.rival === "logit" ? "logit" : "";
+    [this.chosen, this.under] = [null, null];
     this.refresh(speak);
   }
 
   release() {
-    if (document.activeElement === $("release")) $("stage").focus();
+    if (document.activeElement === $("release")) this.stage().focus();
     this.preview = false;
     this.ask(this.pixel(...this.cursor), { speak: true });
   }
 
+  // The picture that is shown: on a narrow screen only one is.
+  stage() {
+    return $("stage").offsetParent ? $("stage") : $("context-stage");
+  }
+
+  // While an answer is kept: what would be with the patch under the pointer hidden; null: the pointer has left.
+  peek(p) {
+    if (!this.pinned || p === this.under) return;
+    this.under = p;
+    const { supporters } = this.answer;
+    this.answer = this.evidence.without(this.answer, p ?? this.chosen ?? supporters[0] ?? null);
+    this.text.writeVerdict(this.answer);
+    this.paint();
+  }
+
   refresh(speak = true) {
+    this.under = null;
     this.answer = this.evidence.answer({ ...this.question, why: this.why, rival: this.rival }, this.chosen);
     const { answer, view, text } = this;
     text.writeQuestion(answer);
@@ -59,14 +78,12 @@ class Explorer {
     view.drawContext(answer.effects);
     this.paint();
     $("why").value = String(answer.why);
-    $("rival").value =
-      answer.rival === null ? "" : this.rival === "runner-up" ? "runner-up" : String(answer.rival);
+    $("rival").value = String(answer.rival);
     for (const option of $("rival").options) {
       option.disabled = option.value === String(answer.why) || option.dataset.stored === "no";
     }
-    const what = this.data.classes[answer.why];
-    const other = answer.rival === null ? "" : ` rather than ${this.data.classes[answer.rival]}`;
-    $("context-caption").textContent = `Context: why ${what}${other}?`;
+    $("context-caption").textContent = `Why ${text.asked(answer)}?`;
+    $("measure").textContent = text.measure(answer);
     $("release").disabled = !this.pinned;
     for (const button of $("classes").children) {
       const asked = this.pinned && this.question.of === Number(button.dataset.class);
@@ -101,8 +118,8 @@ class Explorer {
   }
 
   marks(drawn) {
-    const { question, pinned, preview } = this;
-    this.view.drawMarks(this.answer, this.shownBorders, { cursor: question.at, pinned, preview, drawn });
+    const { question, pinned, preview, under } = this;
+    this.view.drawMarks(this.answer, this.shownBorders, { cursor: question.at, pinned, preview, under, drawn });
   }
 
   buildClasses() {
@@ -139,9 +156,10 @@ class Explorer {
 
   buildSelects() {
     $("rival").append(
-      element("option", { value: "" }, "— (its logit alone)"),
-      element("option", { value: "runner-up" }, "the runner-up"),
+      element("option", { value: "" }, "the best other class"),
+      element("option", { value: "logit" }, "nothing: its logit alone"),
     );
+    $("rival").parentElement.hidden = this.data.classes.length === 2; // the other class is the rival
     this.data.classes.forEach((name, c) => {
       const stored = this.evidence.slot[c] >= 0;
       for (const id of ["why", "rival"]) {
@@ -160,10 +178,17 @@ class Explorer {
     const off = this.preview && (patch === null || patch === this.chosen);
     this.preview = !off;
     this.chosen = off ? null : patch;
+    if (this.preview) this.show("labels"); // the labels change, so they are what is to be seen
     this.refresh();
   }
 
+  show(view) {
+    document.body.dataset.view = view;
+    for (const radio of document.querySelectorAll("input[name=view]")) radio.checked = radio.value === view;
+  }
+
   listenToControls() {
+    $("view").addEventListener("change", (event) => this.show(event.target.value));
     $("opacity").addEventListener("input", () => this.paint());
     $("truth").addEventListener("change", () => this.paint());
     $("truth-toggle").hidden = !this.evidence.truth;
@@ -177,7 +202,8 @@ class Explorer {
       this.refresh();
     });
     $("rival").addEventListener("change", () => {
-      this.rival = $("rival").value;
+      const { value } = $("rival");
+      this.rival = value === "" || value === "logit" ? value : Number(value);
       [this.pinned, this.chosen] = [true, null];
       this.refresh();
     });

@@ -42,6 +42,11 @@ class PictureInput {
         stage.setPointerCapture(event.pointerId);
       });
       stage.addEventListener("pointermove", (event) => this.move(event));
+      stage.addEventListener("pointerleave", () => {
+        this.settle();
+        this.explorer.peek(null);
+      });
+      stage.addEventListener("keydown", (event) => this.key(event));
       stage.addEventListener("pointerup", (event) => this.drop(event));
       stage.addEventListener("pointercancel", () => {
         this.drag = null;
@@ -49,7 +54,6 @@ class PictureInput {
       });
       stage.addEventListener("click", (event) => this.click(event));
     }
-    $("stage").addEventListener("keydown", (event) => this.key(event));
   }
 
   move(event) {
@@ -59,16 +63,26 @@ class PictureInput {
       if (this.drag.far) this.explorer.marks(closed(this.polygon()));
       return;
     }
-    if (this.explorer.pinned || event.pointerType === "touch") return;
+    if (event.pointerType === "touch") return;
+    if (this.clicked && Math.hypot(event.clientX - this.clicked[0], event.clientY - this.clicked[1]) < 8) return;
+    this.clicked = null;
     this.next = this.inside(this.at(event));
     if (this.waiting) return;
     this.waiting = requestAnimationFrame(() => {
       this.waiting = 0;
+      if (this.explorer.pinned) return this.explorer.peek(this.evidence.patchAt(...this.next));
       const [y, x] = this.explorer.question.at ?? [-1, -1];
-      if (this.explorer.pinned || (this.next[0] === y && this.next[1] === x)) return;
+      if (this.next[0] === y && this.next[1] === x) return;
       this.explorer.cursor = this.next;
       this.explorer.ask(this.explorer.pixel(...this.explorer.cursor));
     });
+  }
+
+  // Forget where the pointer was; after a click or drop only one that moves on points at a patch.
+  settle(event = null) {
+    cancelAnimationFrame(this.waiting);
+    this.waiting = 0;
+    this.clicked = event && [event.clientX, event.clientY];
   }
 
   polygon() {
@@ -94,6 +108,7 @@ class PictureInput {
     const drag = this.drag;
     if (drag && drag.far) {
       this.drag.points.push(this.at(event));
+      this.settle(event);
       this.dropped = true; // the click that follows belongs to the drag
       this.askPolygon(this.polygon(), drag.tool === "lasso" ? "drawn region" : "rectangle");
     }
@@ -102,6 +117,7 @@ class PictureInput {
 
   click(event) {
     if (this.dropped) return;
+    this.settle(event);
     const [y, x] = this.inside(this.at(event));
     const { question, pinned } = this.explorer;
     const near =

@@ -77,11 +77,24 @@ class AnswerText {
     const pro = answer.supporters.indexOf(p);
     const con = answer.opponents.indexOf(p);
     const mark = pro >= 0 ? String(pro + 1) : String.fromCharCode(65 + con);
-    return pro < 0 && con < 0 ? `the ${this.unit}` : `${this.unit} ${mark}`;
+    return pro < 0 && con < 0 ? `this ${this.unit}` : `${this.unit} ${mark}`;
+  }
+
+  // "tree", "tree rather than sky"
+  asked({ why, rival }) {
+    const { classes } = this.data;
+    if (rival === "") return classes[why];
+    return rival === "logit" ? `${classes[why]}, its logit alone` : `${classes[why]} rather than ${classes[rival]}`;
+  }
+
+  measure({ rival, every }) {
+    const what = rival === "" ? "margin" : rival === "logit" ? "logit" : "lead";
+    const part = every > 1 ? `, at one pixel in ${every}` : "";
+    return `${what} lost with each ${this.unit} hidden${part}`;
   }
 
   writeQuestion(answer) {
-    const { question, label, why, best, now } = answer;
+    const { question, label, now } = answer;
     const truth = this.evidence.truth;
     const subject = question.at
       ? `column ${question.at[1]}, row ${question.at[0]}`
@@ -90,15 +103,6 @@ class AnswerText {
       this.tagged(label),
       element("small", {}, element("span", { class: "name" }, subject)),
     );
-    const mean = question.at ? "" : "mean ";
-    $("score").replaceChildren(
-      `${mean}logit `,
-      number(now.logit, "logit"),
-      `, ${mean}margin `,
-      number(now.margin, "margin", signed(now.margin)),
-    );
-    if (why !== label) $("score").prepend("as ", this.name(why), ": ");
-    if (question.at) $("score").append(now.margin >= 0 ? " ahead of " : " behind ", this.name(best));
     $("was").textContent = "";
     if (truth && question.at) {
       const actual = truth[question.at[0] * this.evidence.width + question.at[1]];
@@ -119,53 +123,61 @@ class AnswerText {
     }
   }
 
+  // The classes of a question's pixels: one, or up to three with their shares.
+  called(question, counts) {
+    const found = Array.from(counts.keys())
+      .filter((c) => counts[c])
+      .sort((a, b) => counts[b] - counts[a]);
+    if (question.at) return [found, [this.tagged(found[0])]];
+    const parts = found.slice(0, 3).map((c) => {
+      const share = counts[c] / question.pixels;
+      return element("div", {}, number(share, "", percent(share)), " ", this.tagged(c));
+    });
+    return [found, parts];
+  }
+
+  stack(counts, found) {
+    return found.map((c) => {
+      const part = element("span");
+      part.style.background = this.css(c);
+      part.style.flexGrow = String(counts[c]);
+      return part;
+    });
+  }
+
+  // The table: now, beside what would be with a patch hidden.
   writeVerdict(answer) {
-    const { question, hidden, after, label, why, now } = answer;
-    $("preview").disabled = hidden === null;
-    $("stack").replaceChildren();
-    $("after").replaceChildren();
-    if (hidden === null) {
-      $("hidden-title").textContent = "Nothing to hide";
-      $("verdict").textContent = `No ${this.unit} supports this label: hiding any one would not weaken it.`;
-      return;
-    }
-    $("hidden-title").textContent = `If ${this.badge(answer, hidden)} is hidden`;
-    $("verdict").replaceChildren();
-    const shares = Array.from(after.counts.keys())
-      .filter((c) => after.counts[c])
-      .sort((a, b) => after.counts[b] - after.counts[a]);
-    if (question.at) {
-      $("verdict").append(shares[0] === label ? "it stays " : "it becomes ", this.tagged(shares[0]));
-    } else {
-      shares.slice(0, 3).forEach((c, i) => {
-        const share = after.counts[c] / question.pixels;
-        const part = [number(share, "", percent(share)), " ", this.tagged(c)];
-        $("verdict").append(i ? ", " : "", element("span", { class: "tagged" }, ...part));
-      });
-      for (const c of shares) {
-        const part = element("span");
-        part.style.background = this.css(c);
-        part.style.flexGrow = String(after.counts[c]);
-        $("stack").append(part);
-      }
-    }
-    $("verdict").dataset.classes = JSON.stringify(shares);
+    const { question, hidden, after, label, why, best, now } = answer;
+    const all = this.evidence.kept.length === this.data.classes.length;
     const mean = question.at ? "" : "mean ";
-    $("after").append(
-      `${mean}logit of `,
-      this.name(why),
-      " ",
-      number(now.logit),
-      " → ",
-      number(after.logit, "logit-after"),
-    );
-    if (this.evidence.kept.length === this.data.classes.length) {
-      $("after").append(
-        `, ${mean}margin `,
-        number(now.margin, "", signed(now.margin)),
-        " → ",
-        number(after.margin, "margin-after", signed(after.margin)),
-      );
+    $("as").replaceChildren("as ", this.name(why));
+    for (const name of ["probability", "logit", "margin"]) $(`${name}-name`).textContent = mean + name;
+    if (question.at) $("margin-name").append(" over ", this.name(best));
+    $("logit-name").parentElement.hidden = this.data.classes.length === 2; // of two classes only the margin counts
+    $("preview").disabled = hidden === null;
+    $("hidden-title").textContent =
+      hidden === null ? "nothing to hide" : `if ${this.badge(answer, hidden)} is hidden`;
+    $("none").hidden = hidden !== null;
+    $("none").textContent = `No ${this.unit} supports this label: hiding any one would not weaken it.`;
+    for (const [found, where, tail] of [
+      [now, "called", ""],
+      [after, "verdict", "-after"],
+    ]) {
+      if (!found) {
+        for (const id of ["verdict", "stack-after", "probability-cell-after", "logit-cell-after", "margin-cell-after"])
+          $(id).replaceChildren("");
+        continue;
+      }
+      const [classes, parts] = this.called(question, found.counts);
+      $(where).replaceChildren(...parts);
+      $(where).dataset.classes = JSON.stringify(classes);
+      $(where).classList.toggle("changed", classes[0] !== label);
+      $(`stack${tail}`).replaceChildren(...(question.at ? [] : this.stack(found.counts, classes)));
+      const known = all || !tail;
+      const share = number(found.probability, `probability${tail}`, percent(found.probability));
+      $(`probability-cell${tail}`).replaceChildren(known ? share : "not stored");
+      $(`logit-cell${tail}`).replaceChildren(number(found.logit, `logit${tail}`));
+      $(`margin-cell${tail}`).replaceChildren(number(found.margin, `margin${tail}`, signed(found.margin)));
     }
   }
 
@@ -176,17 +188,20 @@ class AnswerText {
     const subject = question.at
       ? `Column ${question.at[1]}, row ${question.at[0]}`
       : `${question.name}, ${question.pixels} pixels`;
-    const against = answer.rival === null ? "" : ` rather than ${names[answer.rival]}`;
     const part = (list, badge, word) =>
       list.length
         ? `${word}: ${this.unit} ${badge}, ${this.evidence.place(list[0], question)}, ${signed(effects[list[0]])}. `
         : "";
     const sentences = [`${subject}: ${names[answer.label]}. `];
     sentences.push(
-      `Why ${names[answer.why]}${against}: logit ${figures(answer.now.logit)}, margin ${signed(answer.now.margin)}. `,
+      `Why ${this.asked(answer)}: probability ${percent(answer.now.probability)}, margin ${signed(answer.now.margin)}. `,
     );
     sentences.push(part(supporters, "1", "Strongest towards it"), part(opponents, "A", "Strongest against it"));
-    sentences.push(`${$("hidden-title").textContent}: ${$("verdict").textContent}.`);
+    const { hidden, after } = answer;
+    if (after) {
+      const called = names[largest(after.counts)];
+      sentences.push(`If ${this.badge(answer, hidden)} is hidden: ${called}, margin ${signed(after.margin)}.`);
+    } else sentences.push($("none").textContent);
     return sentences.join("");
   }
 }
