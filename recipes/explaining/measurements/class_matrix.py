@@ -97,15 +97,18 @@ class ClassContextMatrix(Measurement):
             if matrix.pixels.any():
                 about = f"{self.subject}, {network}, {len(results.images)} images ({whose} classes)"
                 ends = torch.full((2, *matrix.pixels.shape), torch.nan, dtype=torch.float64)
+                certain = torch.zeros(matrix.pixels.shape, dtype=torch.bool)
                 for row in (r for r in results.tables["matrix"] if r["network"] == network):
                     c, k = (self.images.classes.index(row[name]) for name in ("class", "hidden"))
                     ends[:, c, k] = torch.tensor([row["excess_low"], row["excess_high"]], dtype=torch.float64)
+                    certain[c, k] = row.get("excess_verdict") in (MORE, LESS)
                 figure = class_matrix_chart(
                     torch.from_numpy(matrix.loss),
                     torch.from_numpy(matrix.pixels),
                     classes=self.images.classes,
                     control=torch.from_numpy(matrix.control),
                     intervals=(ends[0], ends[1]),
+                    marked=certain if network == TRAINED else None,
                     title=f"Which class leans on which? {about}",
                 )
                 yield name, figure, f"the class-context matrix of the network, {network}, less its control"
