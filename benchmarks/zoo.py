@@ -26,10 +26,11 @@ from perpixel import TemplateSimilarityLoss, attach, explain, fixations, influen
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 START, END = "<!-- zoo: start -->", "<!-- zoo: end -->"
 WORDS = {  # what errors say, shorter
-    "masks of queries": "masks of queries: `call=`, to train a module around it",
-    "classifier layer": "no single classifier layer: `features=`",
+    "masks of queries": "masks of queries",
+    "classifier layer": "no one head",
+    "a product is followed where": "a product without a gate",
 }
-FEATURES = ("attach, template term", "fixations", "influence", "explain")
+FEATURES = ("attach", "fixations", "influence", "explain")
 CLASSES = 3
 STAGES = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
 DECODERS = "Unet UnetPlusPlus MAnet Linknet FPN PSPNet PAN DeepLabV3 DeepLabV3Plus UPerNet Segformer"
@@ -118,7 +119,7 @@ def _words(error: Exception) -> str:
     text = " ".join(str(error).split()).replace("|", "/")
     text = re.sub(r"^node .*? got call_\w+ (.*)\. Give it a rule.*$", r"\1", text)
     known = next((words for said, words in WORDS.items() if said in text), None)
-    return known or (text if len(text) <= 90 else f"{text[:87]}...")
+    return known or (text if len(text) <= 40 else f"{text[:37]}...")
 
 
 def _torchvision() -> dict[str, Network]:

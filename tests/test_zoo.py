@@ -10,7 +10,6 @@ PAGE = zoo.PAGE.read_text(encoding="utf-8")
 PARTS = {
     "perpixel": "perpixel",
     "transformers": "transformers Segformer",
-    "transformers ": "transformers Mask2Former",
     "segmentation_models_pytorch": "smp FPN, mit_b0",
 }
 
@@ -18,7 +17,7 @@ PARTS = {
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("library", PARTS)
 def test_the_page_says_what_happens(library: str) -> None:
-    if not importlib.util.find_spec(library.strip()):
+    if not importlib.util.find_spec(library):
         pytest.skip(f"needs {library}")
     written, networks = zoo.rows_of(PAGE), zoo.networks(PARTS[library])
     assert networks
