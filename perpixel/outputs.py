@@ -106,11 +106,11 @@ def class_logits(logits: Tensor) -> Tensor:
 def predicted_labels(logits: Tensor) -> Tensor:
     """Logits (N, C, ...) -> int64 (N, ...): the arg-max; of one channel 1 where it is positive, else 0.
 
-    One that is all in [0, 1], as probabilities are, causes a warning.
+    One that is all in [0, 1] and somewhere above a half, as probabilities are, causes a warning.
     """
     if logits.shape[1] > 1:
         return logits.argmax(1)
-    if logits.numel() and bool(((logits >= 0) & (logits <= 1)).all()):
+    if logits.numel() and bool(((logits >= 0) & (logits <= 1)).all() & (logits > 0.5).any()):
         warnings.warn(
             "model: its one channel lies in [0, 1] everywhere, as probabilities do, so that all is foreground. Binary "
             "networks are expected to give logits: if a sigmoid is at the end, take it off (smp: activation=None).",

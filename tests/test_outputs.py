@@ -162,7 +162,12 @@ def test_one_channel_stands_for_two_classes() -> None:
 
 
 def test_what_looks_like_a_mistake_with_one_channel_is_said() -> None:
-    for logits, warns in ((LOGITS[:, :1].sigmoid(), True), (LOGITS[:, :1], False), (LOGITS.softmax(1), False)):
+    for logits, warns in (
+        (LOGITS[:, :1].sigmoid(), True),
+        (LOGITS[:, :1], False),
+        (LOGITS.softmax(1), False),
+        (LOGITS[:, :1] * 0 + 0.3, False),
+    ):
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             predicted_labels(logits)
