@@ -50,8 +50,10 @@ def class_matrix_chart(
     how = ["grey: never seen together"] if np.isnan(table).any() else []
     if "low" in cells:
         how.append("small print: interval, and pixels counted")
-    if "marked" in cells or "low" in cells:
-        how.append("● the interval excludes zero" if marked is None else "● told apart from zero")
+    if "marked" in cells:
+        how.append("● told apart from zero" + ("" if cells["marked"].any() else ": none"))
+    elif "low" in cells:
+        how.append("● the interval excludes zero")
     if (cells["counts"][np.isfinite(table)] < few).any():
         how.append(f"faint: fewer than {few} pixels")
     return theme.finished(figure, title, "; ".join([*how, *([note] if note else [])]))

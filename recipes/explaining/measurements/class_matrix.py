@@ -108,7 +108,7 @@ class ClassContextMatrix(Measurement):
                     classes=self.images.classes,
                     control=torch.from_numpy(matrix.control),
                     intervals=(ends[0], ends[1]),
-                    marked=certain if network == TRAINED else None,
+                    marked=certain,
                     title=f"Which class leans on which? {about}",
                 )
                 yield name, figure, f"the class-context matrix of the network, {network}, less its control"
@@ -141,8 +141,8 @@ class PooledMatrix:
 def matrix_rows(rows: Sequence[Row], names: Sequence[str], settings: DataSetSettings) -> Rows:
     """matrix.csv: a row per network, class whose logit is read, and hidden class.
 
-    excess: logit_fall - logit_fall_at_random, with interval over images, and for pairs of the explained network with a
-    verdict; minus_random_weights: less that of the networks with random weights.
+    excess: logit_fall - logit_fall_at_random, with interval over images and, for pairs of classes, a verdict (a table
+    per network); minus_random_weights: less that of the networks with random weights.
     """
     matrices, result = {network: PooledMatrix(rows, network) for network in (TRAINED, RANDOM)}, Rows()
     for network, matrix in matrices.items():
@@ -151,15 +151,16 @@ def matrix_rows(rows: Sequence[Row], names: Sequence[str], settings: DataSetSett
             row = {"network": network, "class": names[c], "hidden": names[k], "images": seen}
             row |= {"pixels": int(matrix.pixels[c, k])}
             row |= {"logit_fall": float(matrix.loss[c, k]), "logit_fall_at_random": float(matrix.control[c, k])}
-            row |= with_interval("excess", matrix.excess(c, k), images, seen, settings, tested=network == TRAINED)
+            row |= with_interval("excess", matrix.excess(c, k), images, seen, settings, tested=True)
             if network == TRAINED:
                 statistic = difference(matrix.excess(c, k), matrices[RANDOM].excess(c, k))
                 row |= with_interval("minus_random_weights", statistic, images, seen, settings)
             result.append(row)
-    add_verdicts(_pairs(result), "excess", level=settings.level, more=MORE, less=LESS)
+    for network in matrices:
+        add_verdicts(_pairs(result, network), "excess", level=settings.level, more=MORE, less=LESS)
     return result
 
 
-def _pairs(rows: Rows) -> Rows:
-    """Rows of the explained network about two different classes."""
-    return [r for r in rows if r["network"] == TRAINED and r["class"] != r["hidden"]]
+def _pairs(rows: Rows, network: str = TRAINED) -> Rows:
+    """Rows of a network about two different classes."""
+    return [r for r in rows if r["network"] == network and r["class"] != r["hidden"]]
