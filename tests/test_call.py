@@ -173,3 +173,14 @@ class Around(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return put_together(self.model, x)
+
+
+def test_the_function_gets_the_network_without_its_wrapper() -> None:
+    (_, other), x = nets(), images(1)
+
+    def checked(model: nn.Module, x: Tensor) -> Any:
+        assert model is other
+        return call(model, x)
+
+    for wrapped in (nn.DataParallel(other), torch.compile(other, backend="eager")):
+        assert torch.equal(called(wrapped, checked)(x)["out"], call(other, x)["out"])  # type: ignore[arg-type]

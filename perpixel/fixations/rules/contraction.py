@@ -76,6 +76,7 @@ class Product:
 
 
 def matmul_operands(step: Step) -> tuple[Node, Node, tuple[Any, ...]]:
+    """Left and right of matmul, bmm or @, and the axes of both and of the result."""
     given = [*step.node.args, *step.node.kwargs.values()]
     if len(given) != 2 or not all(isinstance(n, Node) for n in given):
         raise step.refuse("a product of matrices is followed where it has two operands and no other argument")
@@ -93,6 +94,7 @@ def matrix_axes(left: int, right: int, result: int) -> tuple[tuple[int, ...], ..
 
 
 def einsum_operands(step: Step) -> tuple[Node, Node, tuple[Any, ...]]:
+    """Left and right of an einsum of two, and the axes of both and of the result: its letters."""
     equation, *given = step.node.args
     if len(given) == 1 and isinstance(given[0], (tuple, list)):
         given = [*given[0]]
@@ -113,6 +115,7 @@ def _letters(text: str, dimensions: int) -> tuple[Any, ...]:
 
 
 def contraction(step: Step, left: Node, right: Node, axes: Any, *, follows_right: bool, is_attention: bool) -> Product:
+    """Two operands with these axes as one product of matrices; an axis in one operand alone must be kept."""
     shapes = [step.shape(left), step.shape(right), step.shape()]
     size: dict[Any, int] = {}
     for of, shape in zip(axes, shapes):
