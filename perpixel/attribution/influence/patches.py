@@ -141,7 +141,7 @@ def segments_of(segments: object, images: int, size: Size) -> Segments:
         values = found[found >= 0].unique()
         if len(values) == 0:
             raise ValueError(complain("segments", "a segment in every image", "only negatives", "Leave the image out."))
-        number = torch.searchsorted(values, found)
+        number = torch.searchsorted(values, found.contiguous())
         numbered.append(torch.where(found < 0, -1, number))
         counts.append(len(values))
         around = ndimage.find_objects((numbered[-1] + 1).numpy())
