@@ -108,6 +108,7 @@ def test_what_was_expected_is_said_in_words(
             "data.scale: expected the smallest and the largest factor, both above 0, got [2.0, 1.0]",
         ),
         ({"data.crop": "0"}, "data.crop: expected an integer >= 1"),
+        ({"train.layers": "head"}, "train.layers: expected last-3 or all, got head. The loss acts on the features"),
         ({"data.workers": "-1"}, "data.workers: expected an integer >= 0"),
         ({"data.jitter": "2"}, "data.jitter: expected a finite number in [0, 1]"),
         ({"data.train_images": "0"}, "data.train_images: expected an integer >= 1"),

@@ -85,7 +85,7 @@ def test_a_loss_of_no_weight_is_the_control(tmp_path: Path, capsys: pytest.Captu
 @pytest.mark.slow
 def test_several_seeds_share_a_start_and_are_averaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
-    assert finetune(short(folder, seeds="[0,3,4]", train__layers="head")) == 0
+    assert finetune(short(folder, seeds="[0,3,4]", train__layers="last-3")) == 0
     assert sorted(p.name for p in folder.iterdir() if p.is_dir()) == ["seed0", "seed3", "seed4", "start"]
     results = json.loads((folder / "results.json").read_text())
     for line in results["lines"]:
@@ -94,7 +94,7 @@ def test_several_seeds_share_a_start_and_are_averaged(tmp_path: Path, capsys: py
     assert "by seed:" in told
     assert "share one start" in told
     start, trained = (weights(folder)[f"{part}/stem.0.0.weight"] for part in ("start", "seed4/loss"))
-    assert torch.equal(start, trained)  # only the head trained
+    assert torch.equal(start, trained)  # only the last layers trained
 
 
 BOTH_STRATEGIES = """

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import perpixel
-from perpixel.checks import check_integer
+from perpixel.checks import check_integer, complain
 from recipes.kit.checks import check_seeds
 from recipes.kit.settings import EvaluationSettings, RunSettings, Schedule
 
@@ -76,6 +76,9 @@ class FinetuneSettings(RunSettings):
         check_integer("checkpoint_every", self.checkpoint_every, low=1)
         check_seeds("seeds", self.seeds)
         check_integer("train.epochs", self.train.epochs, low=1)
+        if self.train.layers == "head":
+            remedy = "The loss acts on the features, which are frozen then: both arms would train alike."
+            raise ValueError(complain("train.layers", "last-3 or all", "head", remedy))
 
     @classmethod
     def add_to(cls, parser: Any) -> None:
