@@ -93,6 +93,18 @@ def test_names_from_file_option_or_count(root: Path) -> None:
     assert data.colors.tolist() == [[1, 2, 3]] * 3
 
 
+def test_names_as_json(root: Path) -> None:
+    file = root / "classes.json"
+    file.write_text('["sky", "stra\u00dfe", "sea"]')
+    assert FolderSegmentation(root).classes == ("sky", "stra\u00dfe", "sea")
+    for text, message in (('["sky", 3]', "a list of names, got list"), ('{"0": "sky"}', "got dict"), ("[sky", "JSON")):
+        file.write_text(text)
+        refused(root, rf"classes\.json: expected .*{message}")
+    file.write_text('["sky", "road", "sea"]')
+    (root / "classes.txt").write_text("sky\nroad\nsea\n")
+    refused(root, "classes.txt or classes.json, got both")
+
+
 def test_other_void_value(root: Path) -> None:
     put_mask(root / "train/masks/a.png", np.full((6, 8), 9))
     assert set(FolderSegmentation(root, num_classes=3, ignore_index=9)[0][1].unique().tolist()) == {9}

@@ -1,5 +1,6 @@
 """`FolderSegmentation`: images and masks in folders, paired by file name."""
 
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -41,11 +42,11 @@ class FolderSegmentation(FileSegmentation):
     Masks hold class ids in one channel; palette PNGs are read as indices. Subfolders are part of the stem.
 
     Args:
-        root: the folder; its `classes.txt`, if any, names the classes, one per line.
+        root: the folder; its `classes.txt`, one name per line, or `classes.json`, a list of names, names the classes.
         split: name of the split's folder or list.
         transforms: see `perpixel.data.transforms`.
         num_classes, classes: how many classes there are, or their names in order of id. With neither, and no
-            `classes.txt`, every mask under `root` is read once for the highest id: give one of them for big data.
+            such file, every mask under `root` is read once for the highest id: give one of them for big data.
         colors: (num_classes, 3) RGB for pictures; default the palette of PASCAL VOC (beside `foreground` another).
         ignore_index: the value of void in the masks.
         foreground: of masks of two classes, the value that is class 1; 0 is class 0. Where it is also `ignore_index`,
@@ -57,9 +58,10 @@ class FolderSegmentation(FileSegmentation):
     Raises:
         FileNotFoundError: a folder or a listed file is missing.
         ValueError: no pair at all, an image without mask or a mask without image (first layout), two files with one
-            stem, a stem listed twice, a list or `classes.txt` that is not UTF-8; and on access: an unreadable file, a
-            coloured or lossy mask, sizes that differ, a label outside the classes. With `foreground`: masks of
-            other values, or of which nobody knows whether `ignore_index` is foreground or void.
+            stem, a stem listed twice, a list or `classes.txt` that is not UTF-8, a `classes.json` that is no list of
+            names, both of them; and on access: an unreadable file, a coloured or lossy mask, sizes that differ, a label
+            outside the classes. With `foreground`: masks of other values, or of which nobody knows whether
+            `ignore_index` is foreground or void.
     """
 
     def __init__(
@@ -156,11 +158,10 @@ class FolderSegmentation(FileSegmentation):
         raise FileNotFoundError(complain("split", expected, came, remedy))
 
     def _name_classes(self, num_classes: int | None, classes: Sequence[str] | None) -> tuple[str, ...]:
-        file = self.root / "classes.txt"
         if isinstance(classes, str):
             raise TypeError(complain("classes", "a sequence of names", classes, "Pass a list of strings."))
-        if classes is None and file.is_file():
-            classes = [line.strip() for line in _lines(file) if line.strip()]
+        if classes is None:
+            classes = _names_in(self.root)
         if num_classes is not None:
             check_integer("num_classes", num_classes, low=1)
         if self.foreground is not None:
@@ -250,6 +251,25 @@ def _listed(root: Path, list_file: Path) -> list[tuple[str, Path, Path]]:
     if not pairs:
         raise ValueError(complain(str(list_file), "one stem per line", "an empty list", "List the split's files."))
     return list(pairs.values())
+
+
+def _names_in(root: Path) -> list[str] | None:
+    """The class names of classes.txt or classes.json; None without either."""
+    text, listed = root / "classes.txt", root / "classes.json"
+    if text.is_file() and listed.is_file():
+        raise ValueError(complain(str(root), "classes.txt or classes.json", "both", "Remove one of them."))
+    if text.is_file():
+        return [line.strip() for line in _lines(text) if line.strip()]
+    if not listed.is_file():
+        return None
+    try:
+        names = json.loads("\n".join(_lines(listed)))
+    except json.JSONDecodeError as error:
+        raise ValueError(complain(str(listed), "JSON", str(error), "Mend it, or write classes.txt.")) from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        remedy = 'Example: ["background", "person"], in the order of their ids.'
+        raise ValueError(complain(str(listed), "a list of names", type(names).__name__, remedy))
+    return names
 
 
 def _lines(file: Path) -> list[str]:
