@@ -26,7 +26,7 @@ from recipes.kit.command_line import named
 from recipes.kit.job import Job
 from recipes.kit.networks import random_network
 from recipes.kit.run_folder import save_figure
-from recipes.kit.summary import Section, Summary
+from recipes.kit.summary import Section, Summary, subject
 from recipes.kit.tables import markdown_text, save_csv, save_json
 from recipes.training.origin import Origin, keep, origin
 from recipes.training.pretraining import load_network, train_network
@@ -138,7 +138,7 @@ class ExplainJob(Job):
         ]
         labels = markdown_text(", ".join(results.labels)) if len(results.labels) < 5 else "the labels"
         about = (
-            f"{settings.model.name} on {settings.data.name}, weights from {markdown_text(results.weights)}. Measured "
+            f"{markdown_text(subject(settings))}, weights from {markdown_text(results.weights)}. Measured "
             f"on {count(len(results.images), 'image')}; drawn: {markdown_text(', '.join(results.drawn_images))}. "
             f"Patches: {f'{patch} pixels' if patch else 'an eighth of the shorter side'}. A region is where the "
             "network predicts the label. Beside every number stands that of a network with random weights."

@@ -21,6 +21,7 @@ from recipes.kit.job import Job
 from recipes.kit.networks import build_network, seed_everything, select_layers
 from recipes.kit.run_folder import CONFIG
 from recipes.kit.settings import RunSettings, Schedule
+from recipes.kit.summary import subject
 from recipes.kit.tables import markdown_text
 from recipes.kit.weights import Weights, load_weights, starting_weights
 from recipes.training.history import Row, read_json_lines
@@ -113,8 +114,7 @@ class FinetuneJob(Job):
             results = self._save_results(starts, arms, histories)
             pictures = self._draw(starts, arms, first, histories)
             title = f"{markdown_text(settings.name)}: did the loss help?"
-            subject = f"{settings.model.name} on {settings.data.name}"
-            results.summary(title, subject, pictures, self._files()).save(self.folder, self.progress)
+            results.summary(title, subject(settings), pictures, self._files()).save(self.folder, self.progress)
 
     def _folder(self, seed: int, arm: str) -> Path:
         return self.folder / f"seed{seed}" / arm
@@ -156,7 +156,7 @@ class FinetuneJob(Job):
     ) -> dict[str, str]:
         """Curves of all seeds, predictions of the first: their names and what they show."""
         settings, seed = self.settings, self.settings.seeds[0]
-        title = f"{settings.name}: {settings.model.name} on {settings.data.name}"
+        title = f"{settings.name}: {subject(settings)}"
         draw_curves(self.folder / "curves.png", histories, starts, title)
         networks = {}
         for arm, weights in first.items():

@@ -10,6 +10,7 @@ from rich.markdown import Markdown
 from perpixel.report import summary_page
 from recipes.kit.progress import Progress
 from recipes.kit.run_folder import write_atomically
+from recipes.kit.settings import RunSettings
 from recipes.kit.tables import markdown_text
 
 
@@ -76,6 +77,12 @@ class Summary:
                 elif joined and not table:
                     progress.report(joined)
         progress.report(f"\nAll of it, with pictures: {folder / 'index.html'} (the same as summary.md)")
+
+
+def subject(settings: RunSettings) -> str:
+    """Network and data, for titles: a folder of one's own by its name."""
+    name, root = settings.data.name, settings.data.root
+    return f"{settings.model.name} on {Path(root).resolve().name if name == 'folder' and root else name}"
 
 
 def picture(name: str, what: str) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from recipes.kit.images import EvaluationBatch
 from recipes.kit.job import Job
-from recipes.kit.summary import Section
+from recipes.kit.summary import Section, subject
 from recipes.tracing.settings import FixationSettings
 from recipes.training.origin import Origin, keep
 
@@ -49,4 +49,4 @@ class FixationRun(Job):
     @property
     def subject(self) -> str:
         """Network and data, for titles."""
-        return f"{self.settings.model.name} on {self.settings.data.name}"
+        return subject(self.settings)

@@ -64,7 +64,7 @@ class ClassContextMatrix(Measurement):
             body.append([*pair, *texts, str(row["images"]), row["excess_verdict"]])
         lines = [*markdown_table(HEAD, body, left=(0, 1, 5)), ""] if body else []
         unseen = f"Seen with no other class in {IMAGES} images, so nothing can be said"
-        for names, what in ((open_ones, "Not certain to lean on any class"), (few, unseen)):
+        for names, what in ((open_ones, "Shown to lean on no other class, even on these images"), (few, unseen)):
             lines += [f"- {what}: {markdown_text(', '.join(names))}."] if names else []
         tested = [r for r in pairs if r["images"] >= IMAGES]
         whose = "labelled" if self.settings.measure.truth else "predicted"

@@ -8,7 +8,7 @@ from perpixel.report import fixation_backdrop
 from recipes.explaining.images import ExplainedImage, Region
 from recipes.explaining.maps import Explainer, Explanation
 from recipes.kit.images import Images
-from recipes.kit.summary import Section
+from recipes.kit.summary import Section, subject
 
 Rows = list[dict[str, Any]]
 Tables = dict[str, tuple[Rows, str]]  # by file name without ".csv": rows, and what they hold
@@ -87,4 +87,4 @@ class Measurement:
     @property
     def subject(self) -> str:
         """Network and data, for titles."""
-        return f"{self.settings.model.name} on {self.settings.data.name}"
+        return subject(self.settings)
