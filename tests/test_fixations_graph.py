@@ -486,3 +486,27 @@ def test_the_output_may_be_used_for_more_than_to_be_returned() -> None:
     for _ in range(2):
         fix, plain = (fixations(kind(*layers), torch.ones(1, 2, 6, 6)) for kind in (Net, nn.Sequential))
         assert torch.equal(fix.points, plain.points)
+
+
+@pytest.mark.parametrize(
+    ("by_name", "by_place"),
+    [
+        (lambda a, b: torch.sub(other=b, input=a), lambda a, b: torch.sub(a, b)),
+        (lambda a, b: torch.add(other=b, alpha=-2, input=a), lambda a, b: torch.add(a, b, alpha=-2)),
+        (lambda a, b: torch.div(other=b.sigmoid(), input=a), lambda a, b: a / b.sigmoid()),
+        (lambda a, b: torch.matmul(other=b.mT, input=a.softmax(-1)), lambda a, b: a.softmax(-1) @ b.mT),
+        (lambda a, b: torch.where(other=b, input=a, condition=a > 0), lambda a, b: torch.where(a > 0, a, b)),
+        (lambda a, b: torch.masked_fill(mask=b > 0, value=0.0, input=a), lambda a, b: a.masked_fill(b > 0, 0.0)),
+        (lambda a, b: a.sub(other=b), lambda a, b: a - b),
+        (lambda a, b: a.where(b > 0, other=b), lambda a, b: torch.where(b > 0, a, b)),
+        (lambda a, b: torch.cat(dim=1, tensors=[a, b]), lambda a, b: torch.cat([a, b], 1)),
+    ],
+)
+def test_operands_given_by_name_are_told_apart(by_name: Callable, by_place: Callable) -> None:
+    torch.manual_seed(0)
+    model = Base(lambda m, x: by_place(m.a(x), m.b(m.a(x))))
+    other = copy.deepcopy(model)
+    other.body = lambda m, x: by_name(m.a(x), m.b(m.a(x)))
+    found, expected = fixations(other.eval(), IMAGES), fixations(model.eval(), IMAGES)
+    assert torch.equal(found.points, expected.points)
+    assert torch.equal(found.mass, expected.mass)

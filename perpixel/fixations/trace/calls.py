@@ -5,11 +5,13 @@ import types
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
+from inspect import Signature
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.fx.node import Node
+from torch.fx.operator_schemas import get_signature_for_torch_op
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -129,6 +131,7 @@ class _Functions(TorchFunctionMode):
             return self.calls.call("call_function", target, (args[1], args[0]), kwargs, target)
         if name in _OPERATORS:
             return self.calls.call("call_function", _OPERATORS[name], args, kwargs, func)
+        args, kwargs = _by_place(getattr(torch, name, func) if type(func) in _METHODS else func, args, kwargs)
         if type(func) in _METHODS or getattr(Tensor, name, None) is func:
             return self.calls.call("call_method", name, args, kwargs, func)
         return self.calls.call("call_function", func, args, kwargs, func)
@@ -145,6 +148,27 @@ def is_leaf(layer: nn.Module, leaves: tuple[type[nn.Module], ...]) -> bool:
 def _is_of_torch(kind: type[nn.Module]) -> bool:
     of_torch = kind.__module__.startswith(("torch.nn.modules.", "torch.nn.utils.", "torch.ao.nn."))
     return of_torch and kind.__module__ != nn.Transformer.__module__ and not issubclass(kind, _MADE_OF_LAYERS)
+
+
+def _by_place(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
+    """Arguments of a function of torch, tensors given by name at their place: rules tell operands by their order."""
+    if not any(True for _ in tensors_in(kwargs)):
+        return args, kwargs
+    for signature in _signatures(func):
+        try:
+            given = signature.bind(*args, **kwargs)
+        except TypeError:
+            continue  # an overload with other arguments
+        last = max((n for n, value in enumerate(given.args) if any(True for _ in tensors_in(value))), default=-1)
+        last = max(last, len(args) - 1)
+        names = list(given.arguments)[: last + 1]
+        return given.args[: last + 1], {name: value for name, value in kwargs.items() if name not in names}
+    return args, kwargs
+
+
+@cache
+def _signatures(func: Any) -> list[Signature]:
+    return list(get_signature_for_torch_op(func) or ())
 
 
 @cache
