@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from perpixel.checks import complain
-from perpixel.models import small_fcn
+from perpixel.models import NETWORKS, build
 from perpixel.outputs import dense_logits
 from recipes.kit.command_line import named
 from recipes.kit.settings import ModelSettings
@@ -31,17 +31,16 @@ def build_network(settings: ModelSettings, num_classes: int) -> nn.Module:
     import torchvision
 
     options: dict[str, Any] = dict(settings.options)
-    if settings.name == "small_fcn":
-        for option in ("weights", "weights_backbone", "aux_loss"):
+    if settings.name in NETWORKS:
+        for option in ("weights", "aux_loss"):
             if getattr(settings, option):
                 came = f"{option}={getattr(settings, option)!r}"
-                raise ValueError(complain(f"model.{option}", "nothing for small_fcn", came, "Leave it out."))
-        _check_known(options, small_fcn, settings.name)
-        with named("model.options."):
-            return small_fcn(num_classes, **options)
+                raise ValueError(complain(f"model.{option}", f"nothing for {settings.name}", came, "Leave it out."))
+        with named("model.options.", weights="model.weights_backbone", options="model.options"):
+            return build(settings.name, num_classes, weights=settings.weights_backbone, **options)
     known = torchvision.models.list_models(module=torchvision.models.segmentation)
     if settings.name not in known:
-        expected = "small_fcn or one of torchvision's " + ", ".join(known)
+        expected = f"one of {', '.join(NETWORKS)}, or of torchvision's {', '.join(known)}"
         raise ValueError(complain("model.name", expected, settings.name, "Choose one of these."))
     builder = torchvision.models.get_model_builder(settings.name)
     _check_known(options, builder, settings.name)

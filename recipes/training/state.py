@@ -1,7 +1,9 @@
 """All that a training step changes, and so all that a checkpoint holds of the model."""
 
 import random
-from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -21,26 +23,41 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import perpixel
 from recipes.kit.job import Job
 from recipes.kit.networks import build_network, select_layers
-from recipes.kit.settings import Schedule
+from recipes.kit.settings import EvaluationSettings, ModelSettings, Schedule
 from recipes.kit.weights import Weights
 from recipes.training.optimizer import build_optimizer, set_training
 from recipes.training.sharding import WHOLE
 
 
-class TrainingState:
-    """Network, average of its weights, criterion, optimizer and learning rates, on one process or several.
+@dataclass
+class Training:
+    """What to train: a schedule from `start` (None: random weights), with a loss term beside the base or without.
 
-    start: weights to start from (None: random ones); term: makes a loss term beside the base; steps: of the schedule.
+    term, base: make them (base None: cross-entropy); model: the network (None: that of the settings).
     """
 
-    def __init__(
-        self, job: Job, schedule: Schedule, steps: int, start: Weights | None, term: Callable[[], nn.Module] | None
-    ) -> None:
+    folder: Path
+    title: str
+    seed: int
+    schedule: Schedule
+    start: Weights | None = None
+    term: partial[Any] | None = None
+    base: partial[Any] | None = None
+    model: ModelSettings | None = None
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    checkpoint_every: int = 100
+
+
+class TrainingState:
+    """Network, average of its weights, criterion, optimizer and learning rates, on one process or several."""
+
+    def __init__(self, job: Job, training: Training, steps: int) -> None:
+        schedule, model = training.schedule, training.model or job.settings.model
         self.fabric, self.schedule, self.layout = job.fabric, schedule, torch.contiguous_format
-        model, hardware, device = job.settings.model, job.settings.hardware, job.fabric.device
+        hardware, device = job.settings.hardware, job.fabric.device
         self.network = build_network(model, job.images.channels)
-        if start is not None:
-            self.network.load_state_dict(start)
+        if training.start is not None:
+            self.network.load_state_dict(training.start)
         self.trained, classifier = select_layers(self.network, schedule.layers, model.head)
         if hardware.channels_last:
             self.layout = torch.channels_last
@@ -50,9 +67,10 @@ class TrainingState:
         if schedule.ema is not None:
             average = get_ema_multi_avg_fn(schedule.ema)
             self.average = AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
-        terms = () if term is None else (term(),)
+        terms = () if training.term is None else (training.term(),)
+        base = None if training.base is None else training.base()
         self.criterion = perpixel.attach(
-            self.network, *terms, head=model.head, ignore_index=job.settings.data.ignore_index
+            self.network, *terms, base=base, head=model.head, ignore_index=job.settings.data.ignore_index
         ).to(device)
         network = cast(nn.Module, torch.compile(self.network)) if hardware.compile else self.network
         self.model = self.fabric.setup_module(network)

@@ -3,9 +3,7 @@
 import time
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from functools import partial
-from pathlib import Path
+from dataclasses import fields
 from typing import Any, cast
 
 import numpy as np
@@ -17,29 +15,14 @@ from perpixel.evaluation import SegmentationScores, score_images
 from recipes.kit.job import Job
 from recipes.kit.networks import seed_everything
 from recipes.kit.run_folder import DamagedCheckpoint
-from recipes.kit.settings import EvaluationSettings, Schedule
 from recipes.kit.weights import Weights, unwrap_weights
 from recipes.training.checkpoints import BEST, LAST, PREVIOUS, load_checkpoint, load_newest, save_checkpoint
 from recipes.training.history import History, Row
 from recipes.training.origin import Origin, compare, digest, origin
-from recipes.training.state import TrainingState
+from recipes.training.state import Training, TrainingState
 
 FLUSH = 10  # steps between readings of the loss values: each waits for the device
 SCORES = "scores.pt"
-
-
-@dataclass
-class Training:
-    """What to train: a schedule from `start` (None: random weights), with a loss term beside the base or without."""
-
-    folder: Path
-    title: str
-    seed: int
-    schedule: Schedule
-    start: Weights | None = None
-    term: partial[Any] | None = None
-    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
-    checkpoint_every: int = 100
 
 
 def train(job: Job, training: Training) -> tuple[SegmentationScores, Weights]:
@@ -72,8 +55,11 @@ def training_origin(job: Job, training: Training) -> Origin:
     name = next((one.name for one in fields(settings) if getattr(settings, one.name) is schedule), "schedule")
     loss = training.term.keywords if training.term is not None else "none"
     start = training.start if training.start is not None else "random weights"
-    parts = {name: schedule, "seed": training.seed, "start": start, "loss": loss, "evaluation": training.evaluation}
-    return origin(job, **parts)
+    parts: dict[str, Any] = {name: schedule, "seed": training.seed, "start": start, "loss": loss}
+    parts["evaluation"] = training.evaluation
+    if training.base is not None:
+        parts["base"] = {"name": training.base.func.__name__, **training.base.keywords}
+    return origin(job, **parts, model=training.model or settings.model)
 
 
 def _open_history(job: Job, training: Training, checkpoint: Mapping[str, Any]) -> History:
@@ -96,7 +82,7 @@ class Trainer:
         self.per_epoch = job.images.steps_per_epoch(schedule.batch_size)
         self.step, self.steps = 0, schedule.epochs * self.per_epoch
         seed_everything(training.seed * 1000 + self.fabric.global_rank)
-        self.state = TrainingState(job, schedule, self.steps, training.start, training.term)
+        self.state = TrainingState(job, training, self.steps)
         self.best = -1.0
         self.means: dict[str, MeanMetric] = defaultdict(_running_mean)  # of the epoch: seconds and loss terms
         self.pending: list[tuple[int, float, dict[str, Tensor]]] = []
