@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from data_files import put_mask
-from finetune_runs import finetune, short
+from finetune_runs import finetune, short, tiny
 from PIL import Image
 from recipe_jobs import arguments, check_not_overwritten, draw_nothing, interrupted, table
 
@@ -322,6 +322,27 @@ def test_other_classes_than_those_of_the_training_are_refused(
     line = told([*given, "--folder", str(tmp_path / "out")], capsys)
     assert line.startswith("data: classes: expected ['background', ")
     assert "got ['field', 'wood', 'water']" in line
+
+
+def test_masks_whose_classes_nobody_names_have_those_of_the_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a class that the test set does not have, nothing is known; what is predicted as it is wrong."""
+    own = {"data__name": "folder", "data__size": "null", "pretrain__epochs": "0", "evaluation__pictures": "0"}
+    given = own | {"data__train_images": "null", "data__eval_images": "null", "evaluation__resamples": "100"}
+    root = put_data(tmp_path / "data", "train", [(32, 40)] * 4, [0, 1, 2])
+    put_data(root, "val", [(32, 40)] * 2, [0, 1, 2])
+    assert finetune(tiny(tmp_path / "run", data__root=str(root), train__epochs="1", **given)) == 0
+    test = put_data(tmp_path / "test", "test", [(32, 40)] * 2, [0, 1], names=False)
+    capsys.readouterr()
+    changes = {"data.root": str(test), "data.eval_split": "test", "folder": str(tmp_path / "out")}
+    assert evaluate({"run": str(tmp_path / "run"), "arm": "seed0/control", **changes}) == 0
+    (line,) = printed_json(capsys.readouterr().out)
+    assert list(line["iou"]) == list(CLASSES)
+    assert line["iou"]["water"] in (0, None)
+    (test / "classes.txt").write_text("sea\nsky\nsand")
+    message = told(arguments({"run": str(tmp_path / "run"), **changes, "folder": str(tmp_path / "no")}), capsys)
+    assert message.startswith("data: classes: expected ['field', 'wood', 'water'], as seed0/control of ")
 
 
 def test_examples_are_the_median_the_best_and_the_worst_in_turns() -> None:

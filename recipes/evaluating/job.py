@@ -7,9 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import ArgumentParser, Namespace
+
 from perpixel.evaluation import ScoreDifference, SegmentationScores, pixel_accuracy, score_images
 from perpixel.report import interval_chart
-from recipes.evaluating.networks import Candidate, Loaded, check_model, find_candidates, load
+from recipes.evaluating.networks import Candidate, Loaded, check_model, find_candidates, load, name_classes
 from recipes.evaluating.results import Arm, class_rows, compare_arms, difference_rows, image_rows, save
 from recipes.evaluating.settings import EvaluateSettings
 from recipes.kit.job import Job, settings_of_run
@@ -45,6 +47,11 @@ class EvaluateJob(Job):
     candidates: list[Candidate] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
     subject: str = ""  # networks and data, for titles
+
+    @classmethod
+    def read_settings(cls, parser: ArgumentParser, parsed: Namespace) -> EvaluateSettings:
+        """The settings, checked, with the classes of the run where the data name none."""
+        return name_classes(super().read_settings(parser, parsed))
 
     def prepare(self) -> None:
         """Find and load every network, so that mistakes show before anything is written."""
@@ -180,6 +187,7 @@ class EvaluateJob(Job):
         split = f"split {settings.data.eval_split!r}"
         about = f"{self.subject}, {split}: {self.images.evaluated} images. Percent; intervals "
         about += f"({100 * settings.evaluation.level:g} %) over images."
+        about += "".join(f" Note: {text}." for text in self.told)
         verdict = " ".join(arm.describe() for arm in arms[:2])
         verdict += f" {found[0].describe(names[1])}" if found else ""
         files = {
@@ -195,7 +203,6 @@ class EvaluateJob(Job):
         size = _size(self.settings.data.size)
         single = any(len(arm.scores) == 1 for arm in arms)
         return [
-            *(f"Note: {text}." for text in self.told),
             "The intervals cover the choice of the images, for these trained networks"
             + ("; not the luck of training, of which one network says nothing." if single else ".")
             + " Images that resemble each other, such as frames of a film, make them too narrow.",

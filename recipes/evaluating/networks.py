@@ -79,6 +79,27 @@ def load(settings: EvaluateSettings, candidate: Candidate, images: Images) -> Lo
     return Loaded(network, model, source, trained)
 
 
+def name_classes(settings: EvaluateSettings) -> EvaluateSettings:
+    """The classes of the training for masks of one's own where nothing beside them names any.
+
+    Their number would be guessed from the masks, and a test set need not have them all.
+    """
+    data = settings.data
+    if (
+        settings.run is None
+        or data.name != "folder"
+        or data.root is None
+        or {"classes", "num_classes"} & {*data.options}
+    ):
+        return settings
+    part = find_candidates(settings)[0].part
+    if part is None or any((Path(data.root) / name).is_file() for name in ("classes.txt", "classes.json")):
+        return settings
+    classes = read_part(settings.run, part)[1].get("data: classes")
+    options = {**data.options, "classes": classes} if classes else data.options
+    return replace(settings, data=replace(data, options=options))
+
+
 def check_model(given: ModelSettings, own: Mapping[str, Any]) -> None:
     """ValueError for a setting of the model that is not that of the run: its folders say which networks they hold."""
     for one in fields(given):
