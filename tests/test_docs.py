@@ -110,7 +110,7 @@ def test_commands_parse(command: str, tmp_path: Path, monkeypatch: pytest.Monkey
         parser = JOBS[recipe].build_parser()
         if given[:1] == ["--resume"]:
             assert len(given) == 2
-        else:
+        elif given:  # else it is named, not called
             JOBS[recipe].read_settings(parser, read_arguments(parser, given)[0])
     elif words[:1] == ["-m"] and words[1].startswith("benchmarks."):
         source = (ROOT / words[1].replace(".", "/")).with_suffix(".py").read_text()
