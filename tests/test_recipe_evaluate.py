@@ -296,7 +296,10 @@ def test_mistakes_beside_a_run_are_told_in_one_line(
         ({"arm": "control"}, "arm: expected nothing beside a single network, got "),
         ({"data.eval_split": "val"}, "data.train_split, data.eval_split: expected "),
         ({"model.options": "{width: 9}"}, "model.checkpoint: expected the network's entries, got "),
-        ({"data.options": "{classes: [a,b,c,d]}"}, "model.checkpoint: expected 4 classes, as the data has, got "),
+        (
+            {"data.options": "{classes: [a,b,c,d]}"},
+            "model.checkpoint: expected 4 classes, as the data has, got classifier.",
+        ),
         ({"data.binary": "true"}, "data.binary: expected "),
     ],
 )
@@ -309,7 +312,9 @@ def test_mistakes_beside_weights_are_told_in_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     given = [*of_file(checkpoint, root, tmp_path / "out"), *arguments(changes)]
-    assert told(given, capsys)[: len(message)] == message
+    line = told(given, capsys)
+    assert line[: len(message)] == message
+    assert "replace_head" not in line  # nothing is trained here
     assert not (tmp_path / "out").exists()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from perpixel.evaluation import ScoreDifference, SegmentationScores, pixel_accuracy, score_images
+from perpixel.evaluation import IMAGES, ScoreDifference, SegmentationScores, pixel_accuracy, score_images
 from perpixel.report import interval_chart
 from recipes.evaluating.networks import Candidate, Loaded, check_model, find_candidates, load, name_classes
 from recipes.evaluating.results import Arm, class_rows, compare_arms, difference_rows, image_rows, save
@@ -203,7 +203,9 @@ class EvaluateJob(Job):
         size = _size(self.settings.data.size)
         single = any(len(arm.scores) == 1 for arm in arms)
         return [
-            "The intervals cover the choice of the images, for these trained networks"
+            f"{self.images.evaluated} images are too few for intervals: what is said holds on these images."
+            if self.images.evaluated < IMAGES
+            else "The intervals cover the choice of the images, for these trained networks"
             + ("; not the luck of training, of which one network says nothing." if single else ".")
             + " Images that resemble each other, such as frames of a film, make them too narrow.",
             f"Scored at {size}, to which images and masks were brought."

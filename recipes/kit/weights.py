@@ -165,9 +165,12 @@ def unwrap_weights(content: Any, source: str) -> Weights:
 
 
 def load_weights(
-    network: nn.Module, weights: Weights, source: str, *, replace_head: bool, num_classes: int
+    network: nn.Module, weights: Weights, source: str, *, replace_head: bool | None, num_classes: int
 ) -> list[str]:
-    """Load `weights`; returns the classifier entries that stay at random because their number of classes differs."""
+    """Load `weights`; returns the classifier entries that stay at random because their number of classes differs.
+
+    replace_head: whether they may; None where nothing would train them.
+    """
     own = network.state_dict()
     for prefix in ("_orig_mod.", "module.", "model.", "network."):
         if weights and all(k.startswith(prefix) for k in weights) and not any(k.startswith(prefix) for k in own):
@@ -183,6 +186,8 @@ def load_weights(
     if replaced and not replace_head:
         came = f"{replaced[0]} of shape {tuple(weights[replaced[0]].shape)} in {source}"
         remedy = "Pass --model.replace_head true to train a new classifier."
+        if replace_head is None:
+            remedy = "Give data of the classes that it was trained on: --data.name, --data.root."
         expected = f"{num_classes} classes, as the data has" if num_classes > 1 else "one output, as data.binary asks"
         raise ValueError(complain("model.checkpoint", expected, came, remedy))
     others = [k for k in differ if k not in replaced]
