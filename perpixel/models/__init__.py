@@ -1,6 +1,20 @@
 """Segmentation networks that torchvision does not have."""
 
 from perpixel.models.build import NETWORKS, build
+from perpixel.models.fcn import FCN, fcn8s_vgg16, fcn16s_vgg16, fcn32s_alexnet, fcn32s_googlenet, fcn32s_vgg16
+from perpixel.models.learnable_upsampling import LearnableUpsampling
 from perpixel.models.small import SmallFCN, small_fcn
 
-__all__ = ["NETWORKS", "SmallFCN", "build", "small_fcn"]
+__all__ = [
+    "FCN",
+    "NETWORKS",
+    "LearnableUpsampling",
+    "SmallFCN",
+    "build",
+    "fcn8s_vgg16",
+    "fcn16s_vgg16",
+    "fcn32s_alexnet",
+    "fcn32s_googlenet",
+    "fcn32s_vgg16",
+    "small_fcn",
+]

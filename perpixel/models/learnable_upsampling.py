@@ -1,8 +1,8 @@
 """From a coarse grid to the pixels of an image, wherever the grid's cells lie: bilinear at first, then learned."""
 
 import math
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,18 +22,34 @@ class Cells(NamedTuple):
         return Cells(self.stride // finer.stride, (self.offset - finer.offset) / finer.stride)
 
 
-def cells_of(layers: Iterable[nn.Module], start: Cells = Cells()) -> Cells:
-    """The cells that convolutions and poolings, one after the other, make of those of `start`; others keep them."""
-    stride, offset = start
-    for layer in layers:
-        if isinstance(layer, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
-            size, step, padding, dilation = (
-                (one if isinstance(one, int) else one[0])
-                for one in (layer.kernel_size, layer.stride, layer.padding, getattr(layer, "dilation", 1))
-            )
-            offset += stride * (dilation * (size - 1) / 2 - padding)
-            stride *= step
+def cells_of(layers: Iterable[nn.Module]) -> Cells:
+    """The cells that convolutions and poolings, one after the other, make of the pixels; other layers keep them."""
+    stride, offset = Cells()
+    for size, step, padding, _ in _windows(layers):
+        offset += stride * ((size - 1) / 2 - padding)
+        stride *= step
     return Cells(stride, offset)
+
+
+def count_cells(layers: Iterable[nn.Module], pixels: int) -> int:
+    """How many cells the layers make of an image of so many pixels, along one axis; 0 if it is too small for them."""
+    for size, step, padding, ceil in _windows(layers):
+        cells = (pixels + 2 * padding - size + (step - 1) * ceil) // step + 1
+        if ceil and (cells - 1) * step >= pixels + padding:  # no window begins in the padding behind
+            cells -= 1
+        if cells <= 0:
+            return 0
+        pixels = cells
+    return pixels
+
+
+def _windows(layers: Iterable[Any]) -> Iterator[tuple[int, int, int, bool]]:
+    """Size, stride, padding and ceil_mode of every window, along one axis."""
+    kinds = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
+    for layer in (layer for layer in layers if isinstance(layer, kinds)):
+        given: Any = (layer.kernel_size, layer.stride, layer.padding, getattr(layer, "dilation", 1))
+        size, step, padding, dilation = (one if isinstance(one, int) else one[0] for one in given)
+        yield dilation * (size - 1) + 1, step, padding, getattr(layer, "ceil_mode", False)
 
 
 class LearnableUpsampling(nn.Module):
@@ -44,10 +60,9 @@ class LearnableUpsampling(nn.Module):
     F.interpolate(mode="bilinear", align_corners=False), at the borders too (the grid is padded with copies of its
     border, and the result cropped).
 
-    Each channel has a kernel of its own, `weight` (C, 1, k, k) with k = 2 · stride, one less where the offset is a whole
-    number (of a stride that is odd, as a rule), and no bias. The original's C × C kernels, zero at first but on the
-    diagonal, have C times the weights, and take 3 to 12 times as long for 21 classes on a CPU, for a mixture of
-    classes that a 1×1 convolution before it gives as well.
+    Each channel has a kernel of its own, `weight` (C, 1, k, k) with k = 2 · stride, one less where the offset is a
+    whole number, and no bias. The original's C × C kernels, zero at first but on the diagonal, have C times the weights
+    and the work, and mix the classes of scores that a layer of their own has made just before.
 
     channels: C. stride: pixels of the result from one cell to the next. offset: the pixel at the centre of cell 0; see
     `cells_of` for that of a layer. Source: Long, Shelhamer and Darrell 2015 (arXiv 1411.4038), section 3.3.
