@@ -248,7 +248,11 @@ def test_every_scale_may_be_trained_and_terms_hear_the_images_own(make: Any) -> 
     assert [tuple(gave.shape[-2:]) for _, gave in own[:3]] == [(3, 3), (4, 4), (6, 5)]
     assert torch.equal(term.given[0], own[2][0])
     assert torch.equal(term.given[1], own[2][1])
+    expected = [[[labels[n, 8 * y, 8 * x] for x in range(5)] for y in range(6)] for n in range(2)]
+    assert term.given[2].tolist() == expected
     with pytest.raises(ValueError, match="has no part in them"):
+        criterion(network(images)["scale_0.5"], labels)
+    with torch.no_grad(), pytest.raises(ValueError, match="head: expected"):
         criterion(network(images)["scale_0.5"], labels)
     with pytest.warns(UserWarning, match=r"\['scale_0.5', 'scale_0.75', 'scale_1'\].*add nothing"):
         attach(network, term)(network(images), labels)
@@ -289,7 +293,7 @@ def test_nothing_that_explains_the_network_refines() -> None:
     network = deeplab_largefov_vgg16(CLASSES, **TINY, refine=lambda *_: 1 / 0)
     images, labels = torch.randn(2, 3, 44, 44), torch.randint(0, CLASSES, (2, 44, 44))
     assert torch.equal(fixations(network, images).points, fixations(copy.deepcopy(network), images).points)
-    assert torch.isfinite(attach(network, Heard())(network(images), labels))  # which measures where the logits lie
+    assert torch.isfinite(attach(network, Heard())(network(images), labels))
     assert network.training
     with pytest.raises(ZeroDivisionError):
         network.eval()(images)
