@@ -12,13 +12,14 @@ from jsonargparse import ArgumentParser, Namespace
 from perpixel.evaluation import IMAGES, ScoreDifference, SegmentationScores, pixel_accuracy, score_images
 from perpixel.report import interval_chart
 from recipes.evaluating.networks import Candidate, Loaded, check_model, find_candidates, load, name_classes
-from recipes.evaluating.results import Arm, class_rows, compare_arms, difference_rows, image_rows, save
+from recipes.evaluating.results import Arm, class_rows, compare_arms, image_rows, save
 from recipes.evaluating.settings import EvaluateSettings
 from recipes.kit.job import Job, settings_of_run
 from recipes.kit.run_folder import CONFIG, save_figure
 from recipes.kit.summary import Section, Summary, subject
 from recipes.kit.tables import (
     CLAIM,
+    difference_cells,
     format_interval,
     format_number,
     json_ready,
@@ -176,7 +177,7 @@ class EvaluateJob(Job):
         sections = [Section("Scores", [*markdown_table(("", *names), rows), *(["", *seeds] if seeds else [])])]
         if found:
             columns = ("", *names, "difference", "interval", "verdict")
-            lines = [*markdown_table(columns, difference_rows(found), left=(0, 5)), ""]
+            lines = [*markdown_table(columns, ((one.metric, *difference_cells(one)) for one in found), left=(0, 5)), ""]
             said = [found[0].describe_seeds()] if len(found[0].per_seed) > 1 else []
             lines += [f"- {markdown_text(text)}" for text in (*said, CLAIM)]
             sections.append(Section(f"{markdown_text(names[1])} against {markdown_text(names[0])}", lines))
