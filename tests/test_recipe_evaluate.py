@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from data_files import put_mask
-from finetune_runs import finetune, short, tiny
+from finetune_runs import finetune, short
 from PIL import Image
 from recipe_jobs import arguments, check_not_overwritten, draw_nothing, interrupted, table
 
@@ -21,6 +21,7 @@ from recipes.evaluating.job import EvaluateJob, select_examples
 from recipes.evaluating.networks import find_candidates
 from recipes.evaluating.results import Arm, compare_arms
 from recipes.evaluating.settings import EvaluateSettings
+from recipes.finetuning.job import FinetuneJob
 from recipes.kit.job import run_recipe
 from recipes.kit.settings import EvaluationSettings
 from recipes.training.checkpoints import load_checkpoint, save_checkpoint
@@ -329,13 +330,14 @@ def test_masks_whose_classes_nobody_names_have_those_of_the_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of a class that the test set does not have, nothing is known; what is predicted as it is wrong."""
-    own = {"data__name": "folder", "data__size": "null", "pretrain__epochs": "0", "evaluation__pictures": "0"}
-    given = own | {"data__train_images": "null", "data__eval_images": "null", "evaluation__resamples": "100"}
-    root = put_data(tmp_path / "data", "train", [(32, 40)] * 4, [0, 1, 2])
-    put_data(root, "val", [(32, 40)] * 2, [0, 1, 2])
-    assert finetune(tiny(tmp_path / "run", data__root=str(root), train__epochs="1", **given)) == 0
+    part = tmp_path / "run/seed0/control"
+    part.mkdir(parents=True)
+    weights = {"model": small_fcn(3, width=8).state_dict(), "origin": {"data: classes": list(CLASSES)}}
+    save_checkpoint(part / "last.pt", weights)
+    parser = FinetuneJob.build_parser()
+    given = arguments({"data.name": "folder", "data.root": str(tmp_path), "model.options": "{width: 8}"})
+    (tmp_path / "run/config.yaml").write_text(parser.dump(parser.parse_args(given), skip_unset=False))
     test = put_data(tmp_path / "test", "test", [(32, 40)] * 2, [0, 1], names=False)
-    capsys.readouterr()
     changes = {"data.root": str(test), "data.eval_split": "test", "folder": str(tmp_path / "out")}
     assert evaluate({"run": str(tmp_path / "run"), "arm": "seed0/control", **changes}) == 0
     (line,) = printed_json(capsys.readouterr().out)
