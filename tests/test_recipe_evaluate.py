@@ -315,6 +315,12 @@ def test_mistakes_beside_weights_are_told_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_masks_of_void_alone_are_told(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = put_data(tmp_path / "void", "test", [(32, 40)], [255])
+    assert run_recipe(EvaluateJob, of_file(checkpoint, root, tmp_path / "out")) == 1
+    assert "error: data: expected labelled pixels in the masks, got none in 1. Void is 255: " in capsys.readouterr().out
+
+
 def test_other_classes_than_those_of_the_training_are_refused(
     run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from perpixel.checks import complain
 from perpixel.evaluation import IMAGES, ScoreDifference, SegmentationScores, pixel_accuracy, score_images
 from perpixel.report import interval_chart
 from recipes.evaluating.networks import Candidate, Loaded, check_model, find_candidates, load, name_classes
@@ -122,7 +123,14 @@ class EvaluateJob(Job):
         loaded.network.to(self.fabric.device)
         began = origin(self, evaluation=options, model=loaded.model, weights=loaded.network.state_dict())
         path = self.folder / "scores" / f"{candidate.part or 'network'}.pt"
-        return loaded.source, SegmentationScores(**keep(path, began, compute, self.progress.report))
+        scores = SegmentationScores(**keep(path, began, compute, self.progress.report))
+        if not int(scores.confusion.sum()):
+            void = self.images.ignore_index
+            remedy = f"Void is {void}: check the values in the masks, and data.ignore_index."
+            raise ValueError(
+                complain("data", "labelled pixels in the masks", f"none in {len(scores.confusion)}", remedy)
+            )
+        return loaded.source, scores
 
     def _about(self) -> dict[str, Any]:
         data = self.settings.data
