@@ -102,14 +102,16 @@ def _own_parameters(network: nn.Module) -> dict[str, list[nn.Parameter]]:
 def select_layers(network: nn.Module, layers: str, head: str | None = None) -> tuple[list[str], str]:
     """Names of the modules that train ("last-3", "head" or "all") and of the classifier; freezes all the rest.
 
-    A layer is a convolution or linear map; normalisation layers go with the one they follow.
+    A layer is a convolution or linear map; normalisation layers go with the one they follow. Counted from the
+    classifier: the one the network declares, or the last; what follows it trains with it (skips, learned upsampling).
     """
     path, own = layers_to_logits(network), _own_parameters(network)
     weighty = [name for name in path if any(p.ndim >= 2 for p in own[name])]
     if not weighty:
         remedy = "Choose another network."
         raise ValueError(complain("model.name", "a network with convolutions", type(network).__name__, remedy))
-    classifier = head if head is not None else weighty[-1]
+    declared = getattr(network, "classifier_layer", None)
+    classifier = head if head is not None else declared if declared in weighty else weighty[-1]
     if classifier not in weighty:
         remedy = f"Layers before the logits: {', '.join(weighty[-4:])}."
         raise ValueError(complain("model.head", "a layer the logits depend on", classifier, remedy))
@@ -118,7 +120,7 @@ def select_layers(network: nn.Module, layers: str, head: str | None = None) -> t
     elif layers == "head":
         chosen = [classifier]
     else:
-        chosen = path[path.index(weighty[-min(3, len(weighty))]) :]
+        chosen = path[path.index(weighty[max(0, weighty.index(classifier) - 2)]) :]
     trained = {p for name in chosen for p in own[name]}
     for parameter in network.parameters():
         parameter.requires_grad_(parameter in trained)
