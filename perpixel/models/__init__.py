@@ -1,20 +1,34 @@
 """Segmentation networks that torchvision does not have."""
 
 from perpixel.models.build import NETWORKS, build
+from perpixel.models.deeplab import (
+    AtrousPyramid,
+    DeepLab,
+    deeplab_largefov_vgg16,
+    deeplab_v2_resnet101,
+    deeplab_v2_vgg16,
+)
 from perpixel.models.fcn import FCN, fcn8s_vgg16, fcn16s_vgg16, fcn32s_alexnet, fcn32s_googlenet, fcn32s_vgg16
 from perpixel.models.learnable_upsampling import LearnableUpsampling
+from perpixel.models.parameter_groups import parameter_groups
 from perpixel.models.small import SmallFCN, small_fcn
 
 __all__ = [
     "FCN",
     "NETWORKS",
+    "AtrousPyramid",
+    "DeepLab",
     "LearnableUpsampling",
     "SmallFCN",
     "build",
+    "deeplab_largefov_vgg16",
+    "deeplab_v2_resnet101",
+    "deeplab_v2_vgg16",
     "fcn8s_vgg16",
     "fcn16s_vgg16",
     "fcn32s_alexnet",
     "fcn32s_googlenet",
     "fcn32s_vgg16",
+    "parameter_groups",
     "small_fcn",
 ]
