@@ -104,6 +104,7 @@ def select_layers(network: nn.Module, layers: str, head: str | None = None) -> t
 
     The classifier is `head`, the one that the network names itself, or the last layer. A layer is a convolution or
     linear map; normalisation layers go with the one they follow, and those of a classifier or pyramid count as one.
+    Layers are counted up to the classifier; what follows it, skips and learned upsampling, trains with it.
     """
     path, own = layers_to_logits(network), _own_parameters(network)
     weighty = [name for name in path if any(p.ndim >= 2 for p in own[name])]
@@ -122,7 +123,7 @@ def select_layers(network: nn.Module, layers: str, head: str | None = None) -> t
     elif layers == "head":
         chosen = [name for name in path if layer_of[name] == classifier]
     else:
-        first = order[-3:][0]
+        first = order[max(0, order.index(classifier) - 2)]
         chosen = path[[layer_of[name] for name in path].index(first) :]
     trained = {p for name in chosen for p in own[name]}
     for parameter in network.parameters():
