@@ -16,6 +16,7 @@ from torchvision.models.resnet import Bottleneck, ResNet
 from benchmarks.zoo import FEATURES, Network, row
 from perpixel import attach, fixations
 from perpixel.models import DeepLab, build, deeplab, deeplab_largefov_vgg16, deeplab_v2_vgg16, parameter_groups
+from perpixel.models.backbones import vgg_layers
 
 CLASSES = 3
 TINY: dict[str, Any] = {"width": 1 / 16, "fc_channels": 8}
@@ -113,10 +114,12 @@ def test_sizes_of_the_published_networks() -> None:
 
 def test_fully_connected_layers_are_sampled_alike_in_what_they_give_and_take(monkeypatch: Any) -> None:
     with torch.device("meta"):
-        source: Any = vgg16()
-    source.to_empty(device="cpu")
-    for p in source.parameters():
-        p.data.uniform_(-0.05, 0.05)
+        whole = dict(vgg16().named_parameters())
+    assert whole["classifier.0.weight"].shape == (4096, 512 * 49)
+    assert whole["classifier.3.weight"].shape == (4096, 4096)
+    source: Any = nn.Module()  # the same with 32 channels
+    source.features = vgg_layers("vgg16", width=1 / 16)
+    source.classifier = nn.Sequential(nn.Linear(32 * 49, 4096), nn.ReLU(), nn.Dropout(), nn.Linear(4096, 4096))
     asked: list[Any] = []
     monkeypatch.setattr(deeplab, "classification_network", lambda *given: asked.append(given) or copy.copy(source))
     features = source.features
@@ -135,12 +138,16 @@ def test_fully_connected_layers_are_sampled_alike_in_what_they_give_and_take(mon
                 assert float(network.fc7.bias[k * channels + o]) == float(second.bias[chosen[o]])
                 for i in (0, 2, channels - 1):
                     assert float(network.fc7.weight[k * channels + o, i]) == float(second.weight[chosen[o], chosen[i]])
-                for i in (0, 3, 511):
+                for i in (0, 3, 31):
                     taps = [[float(first.weight[chosen[o], 49 * i + 7 * y + x]) for x in (0, 3, 6)] for y in (0, 3, 6)]
                     assert fc6.weight[o, i].tolist() == taps
         for name, value in features.state_dict().items():
             assert torch.equal(network.features.state_dict()[name], value)
     assert [given[0] for given in asked] == ["vgg16", "vgg16"]
+    source.classifier[0].weight.fill_(torch.nan)  # as in weights of the features alone
+    source.features = copy.deepcopy(features)
+    network = deeplab_largefov_vgg16(CLASSES, weights="IMAGENET1K_FEATURES", fc_channels=4)
+    assert all(bool(p.isfinite().all()) and bool(p.any()) for p in (network.fc6.weight, network.fc7.weight))
 
 
 @pytest.mark.parametrize(
