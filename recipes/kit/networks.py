@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from perpixel.checks import complain
-from perpixel.models import NETWORKS, build
+from perpixel.models import NETWORKS, build, fetching
 from perpixel.outputs import dense_logits
 from recipes.kit.command_line import named
 from recipes.kit.settings import ModelSettings
-from recipes.kit.weights import fetching
 
 
 def seed_everything(seed: int) -> None:
@@ -59,7 +58,7 @@ def build_network(settings: ModelSettings, num_classes: int) -> nn.Module:
         came = settings.weights_backbone
         raise ValueError(complain("model.weights_backbone", expected, came, "Choose one of these."))
     weights = kind[name]
-    with fetching("model.weights_backbone", weights.url):
+    with fetching(weights, "model.weights_backbone"):
         return make(weights_backbone=weights)
 
 
