@@ -73,11 +73,11 @@ class ModelSettings:
     """Which network, and where its weights start.
 
     Args:
-        name: small_fcn, fcn8s_vgg16 or others of perpixel.models, or torchvision's such as deeplabv3_mobilenet_v3_large.
-        weights: Name of torchvision weights of the whole network, such as DEFAULT; a classifier of other classes is new.
+        name: small_fcn, fcn8s_vgg16 or others of perpixel.models, or of torchvision's, such as deeplabv3_resnet50.
+        weights: Name of torchvision weights of the whole network, such as DEFAULT; a misfit classifier is replaced.
         weights_backbone: Name of torchvision weights of the backbone alone; pre-training follows.
         checkpoint: A safetensors file or a state dict of torch.save to start from.
-        caffe_pixels: Whether a checkpoint with Caffe's names was trained on BGR from 0 to 255, to be suited to RGB here.
+        caffe_pixels: Whether a checkpoint with Caffe's names saw BGR from 0 to 255 and must be suited to RGB.
         replace_head: Let classifier layers of another number of classes in the checkpoint start at random.
         head: Dotted name of the classifier layer the losses listen to (null: found).
         aux_loss: Train torchvision's auxiliary classifier too (weight 0.5).

@@ -126,9 +126,7 @@ def load_weights(
                 expected = expected if num_classes > 1 else "one output, as data.binary asks"
                 raise ValueError(complain("model.checkpoint", expected, came, remedy)) from error
         except ValueError as error:
-            remedy = (
-                "true: it was trained on BGR images of 0 to 255, as Caffe's networks were; false: on images as here."
-            )
+            remedy = "true: it was trained on BGR images of 0 to 255, as Caffe does; false: on images as here."
             came = f"{settings.caffe_pixels}, and Caffe's names of layers in {source}"
             raise ValueError(complain("model.caffe_pixels", "true or false", came, remedy)) from error
 
