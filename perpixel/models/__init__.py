@@ -9,18 +9,31 @@ from perpixel.models.checkpoints import (
     load_checkpoint,
     read_checkpoint,
 )
+from perpixel.models.deeplab import (
+    AtrousPyramid,
+    DeepLab,
+    deeplab_largefov_vgg16,
+    deeplab_v2_resnet101,
+    deeplab_v2_vgg16,
+)
 from perpixel.models.fcn import FCN, fcn8s_vgg16, fcn16s_vgg16, fcn32s_alexnet, fcn32s_googlenet, fcn32s_vgg16
 from perpixel.models.learnable_upsampling import LearnableUpsampling
+from perpixel.models.parameter_groups import parameter_groups
 from perpixel.models.small import SmallFCN, small_fcn
 
 __all__ = [
     "FCN",
     "NETWORKS",
+    "AtrousPyramid",
     "CheckpointMismatch",
     "CheckpointReport",
+    "DeepLab",
     "LearnableUpsampling",
     "SmallFCN",
     "build",
+    "deeplab_largefov_vgg16",
+    "deeplab_v2_resnet101",
+    "deeplab_v2_vgg16",
     "fcn8s_vgg16",
     "fcn16s_vgg16",
     "fcn32s_alexnet",
@@ -29,6 +42,7 @@ __all__ = [
     "fetching",
     "find_state_dict",
     "load_checkpoint",
+    "parameter_groups",
     "read_checkpoint",
     "small_fcn",
 ]
