@@ -9,6 +9,7 @@ from perpixel.models.checkpoints import (
     load_checkpoint,
     read_checkpoint,
 )
+from perpixel.models.deconvolution import DeconvolutionStack, deconvolution_stack
 from perpixel.models.deeplab import (
     AtrousPyramid,
     DeepLab,
@@ -27,10 +28,12 @@ __all__ = [
     "AtrousPyramid",
     "CheckpointMismatch",
     "CheckpointReport",
+    "DeconvolutionStack",
     "DeepLab",
     "LearnableUpsampling",
     "SmallFCN",
     "build",
+    "deconvolution_stack",
     "deeplab_largefov_vgg16",
     "deeplab_v2_resnet101",
     "deeplab_v2_vgg16",
