@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from perpixel.checks import complain
-from perpixel.models import NETWORKS, build, fetching
+from perpixel.models import NETWORKS, AtrousPyramid, build, fetching
 from perpixel.outputs import dense_logits
 from recipes.kit.command_line import named
 from recipes.kit.settings import ModelSettings
@@ -101,23 +101,28 @@ def _own_parameters(network: nn.Module) -> dict[str, list[nn.Parameter]]:
 def select_layers(network: nn.Module, layers: str, head: str | None = None) -> tuple[list[str], str]:
     """Names of the modules that train ("last-3", "head" or "all") and of the classifier; freezes all the rest.
 
-    A layer is a convolution or linear map; normalisation layers go with the one they follow.
+    The classifier is `head`, the one that the network names itself, or the last layer. A layer is a convolution or
+    linear map; normalisation layers go with the one they follow, and those of a classifier or pyramid count as one.
     """
     path, own = layers_to_logits(network), _own_parameters(network)
     weighty = [name for name in path if any(p.ndim >= 2 for p in own[name])]
     if not weighty:
         remedy = "Choose another network."
         raise ValueError(complain("model.name", "a network with convolutions", type(network).__name__, remedy))
-    classifier = head if head is not None else weighty[-1]
-    if classifier not in weighty:
+    classifier = head if head is not None else getattr(network, "classifier_layer", weighty[-1])
+    wholes = [classifier, *(name for name, layer in network.named_modules() if isinstance(layer, AtrousPyramid))]
+    layer_of = {name: next((w for w in wholes if f"{name}.".startswith(f"{w}.")), name) for name in path}
+    order = list(dict.fromkeys(layer_of[name] for name in weighty))
+    if classifier not in order:
         remedy = f"Layers before the logits: {', '.join(weighty[-4:])}."
         raise ValueError(complain("model.head", "a layer the logits depend on", classifier, remedy))
     if layers == "all":
         chosen = list(own)
     elif layers == "head":
-        chosen = [classifier]
+        chosen = [name for name in path if layer_of[name] == classifier]
     else:
-        chosen = path[path.index(weighty[-min(3, len(weighty))]) :]
+        first = order[-3:][0]
+        chosen = path[[layer_of[name] for name in path].index(first) :]
     trained = {p for name in chosen for p in own[name]}
     for parameter in network.parameters():
         parameter.requires_grad_(parameter in trained)

@@ -59,7 +59,7 @@ def rival_logits(network: nn.Module, rivals: Mapping[int, int]) -> nn.Module:
     name = select_layers(plain, "head")[1]
     mine, other = torch.tensor(sorted(rivals.items())).T
     with torch.no_grad():
-        for parameter in result.get_submodule(name).parameters(recurse=False):
+        for parameter in result.get_submodule(name).parameters():
             parameter[mine] = parameter[mine] - parameter[other]
         like = next(network.parameters())
         probe = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(like)
