@@ -1,11 +1,12 @@
 """Every network of perpixel.models in every recipe, at the smallest size: it trains, is traced and is explained."""
 
-import json
 from pathlib import Path
+from typing import Any
 
 import pytest
-from finetune_runs import tiny
-from recipe_jobs import arguments, draw_nothing
+from recipe_jobs import arguments, draw_nothing, table
+from torch import nn
+from torchvision.models.resnet import Bottleneck, ResNet
 
 from perpixel.models import NETWORKS
 from recipes.explaining.job import ExplainJob
@@ -36,7 +37,7 @@ TRAINING = {
     "evaluation.far": "4",
 }
 MEASURE = {"measure.resamples": "100", "measure.far": "4", "measure.view": "null", "measure.random_seeds": "[0]"}
-TRACING = {**MEASURE, "measure.images": "2", "measure.unit_images": "1", "measure.units": "2", "picture.frames": "2", "picture.most": "1"}
+TRACING = {**MEASURE, "measure.images": "2", "measure.unit_images": "1", "measure.units": "2", "do": "[shares, counts]"}
 EXPLAINING = {
     **MEASURE,
     "measure.images": "2",
@@ -52,9 +53,16 @@ EXPLAINING = {
 }
 
 
+def shallow_resnet(backbone: str, weights: Any, **options: Any) -> nn.Module:
+    """In place of ResNet-101: a block for each of its layers."""
+    assert (backbone, weights) == ("resnet101", None)
+    return ResNet(Bottleneck, [1, 1, 1, 1], **options)
+
+
 @pytest.mark.parametrize("network", NETWORKS)
 def test_recipes_run_every_network(network: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw_nothing(monkeypatch)
+    monkeypatch.setattr("perpixel.models.deeplab.classification_network", shallow_resnet)
     model = {"model.name": network, "model.options": OPTIONS[network]}
     trained = tmp_path / "trained"
     import time
@@ -64,5 +72,5 @@ def test_recipes_run_every_network(network: str, tmp_path: Path, monkeypatch: py
     for job, settings in ((FixationJob, TRACING), (ExplainJob, EXPLAINING)):
         folder = tmp_path / job.recipe
         assert run_recipe(job, arguments({"folder": str(folder), "run": str(trained)}, settings)) == 0
-        assert json.loads((folder / "results.json").read_text())
+        assert table(folder / "shares.csv")
         print(job.recipe, network, time.process_time()-t); t=time.process_time()
