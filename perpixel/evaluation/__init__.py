@@ -1,12 +1,25 @@
 """How good is a segmentation, and is one better than another?"""
 
-from perpixel.evaluation.comparison import METRICS, SEEDS, ScoreDifference, compare_scores, mean_score, t_interval
+from perpixel.evaluation.comparison import (
+    COMPARED,
+    METRICS,
+    SEEDS,
+    ScoreDifference,
+    compare_scores,
+    mean_score,
+    t_interval,
+)
 from perpixel.evaluation.per_image import SegmentationScores, predict_labels, score_images
 from perpixel.evaluation.segmentation import (
+    SIZES,
     boundary_f_scores,
     class_iou,
     confusion_matrices,
+    false_positive_rate,
+    interior_counts,
+    mean_false_positive_rate,
     mean_iou,
+    object_iou,
     pixel_accuracy,
 )
 from perpixel.evaluation.statistics import (
@@ -24,9 +37,11 @@ from perpixel.evaluation.statistics import (
 )
 
 __all__ = [
+    "COMPARED",
     "IMAGES",
     "METRICS",
     "SEEDS",
+    "SIZES",
     "BootstrapInterval",
     "Floats",
     "ScoreDifference",
@@ -38,9 +53,13 @@ __all__ = [
     "compare_scores",
     "confusion_matrices",
     "difference",
+    "false_positive_rate",
     "holm",
+    "interior_counts",
+    "mean_false_positive_rate",
     "mean_iou",
     "mean_score",
+    "object_iou",
     "pixel_accuracy",
     "predict_labels",
     "quotient",

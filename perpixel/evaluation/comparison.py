@@ -7,9 +7,9 @@ from statistics import mean, stdev
 import numpy as np
 import torch
 
-from perpixel.checks import check_number, complain
+from perpixel.checks import check_number, check_option, complain
 from perpixel.evaluation.per_image import SegmentationScores
-from perpixel.evaluation.segmentation import mean_iou, pixel_accuracy
+from perpixel.evaluation.segmentation import SIZES, mean_false_positive_rate, mean_iou, pixel_accuracy
 from perpixel.evaluation.statistics import BootstrapInterval, Floats, bootstrap_images, ratio, verdicts
 
 Metric = Callable[[SegmentationScores, Floats], Floats]
@@ -26,21 +26,33 @@ def _boundary(scores: SegmentationScores, weights: Floats) -> Floats:
     return ratio(weights[:, known] @ values[known], weights[:, known].sum(1))
 
 
-def _far(scores: SegmentationScores, weights: Floats) -> Floats:
-    if scores.far is None:
+def _counted(counts: torch.Tensor | None, weights: Floats) -> Floats:
+    """The quotient of both columns (N, 2), summed over images first."""
+    if counts is None:
         return np.full(len(weights), np.nan)
-    return ratio(*(weights @ scores.far.double().numpy()).T)
+    return ratio(*(weights @ counts.double().numpy()).T)
+
+
+def _of_size(size: int) -> Metric:
+    return lambda scores, weights: _counted(
+        None if scores.objects is None else scores.objects[:, :, size].sum(1), weights
+    )
 
 
 SEEDS = 5  # of training from which on an effect may be claimed
 
-# name -> value in [0, 1] from scores and weights (R, N), how often each image counts
+# name -> value in [0, 1] from scores and weights (R, N), how often each image counts; higher is better but in LOWER
 METRICS: dict[str, Metric] = {
     "mIoU": lambda scores, weights: mean_iou(_matrices(scores, weights)).numpy(),
     "pixel accuracy": lambda scores, weights: pixel_accuracy(_matrices(scores, weights)).numpy(),
     "boundary F": _boundary,
-    "accuracy far from the head": _far,
+    "accuracy far from the head": lambda scores, weights: _counted(scores.far, weights),
+    "interior accuracy": lambda scores, weights: _counted(scores.interior, weights),
+    **{f"IoU of {size} objects": _of_size(number) for number, size in enumerate(SIZES)},
+    "false-positive rate": lambda scores, weights: mean_false_positive_rate(_matrices(scores, weights)).numpy(),
 }
+COMPARED = ("mIoU", "pixel accuracy", "boundary F", "accuracy far from the head")  # each more corrects all the others
+LOWER = ("false-positive rate",)
 
 
 def mean_score(metric: str, scores: Sequence[SegmentationScores]) -> float:
@@ -87,7 +99,8 @@ class ScoreDifference:
             low, high = self.seed_interval
             verdict = "excludes zero" if low > 0 or high < 0 else "includes zero: another seed might tell another story"
             text += f", {_interval(self.interval.level, low, high, 't-interval of the mean')}, which {verdict}"
-        return f"{text}. Better in {sum(d > 0 for d in self.per_seed)} of {len(self.per_seed)} seeds."
+        better = sum(d < 0 if self.metric in LOWER else d > 0 for d in self.per_seed)
+        return f"{text}. Better in {better} of {len(self.per_seed)} seeds."
 
 
 def _interval(level: float, low: float, high: float, kind: str = "interval") -> str:
@@ -98,14 +111,18 @@ def compare_scores(
     control: Sequence[SegmentationScores],
     treatment: Sequence[SegmentationScores],
     *,
+    metrics: Sequence[str] = COMPARED,
     level: float = 0.95,
     resamples: int = 4999,
 ) -> list[ScoreDifference]:
-    """The differences of all METRICS that are defined: both scored on the same resamples of the same images.
+    """The differences of those of METRICS that are defined: both scored on the same resamples of the same images.
 
     control, treatment: one or more networks each, the same seed at the same place. With several seeds their mean
-    difference is resampled. Errors: none, not equally many, not the same number of images.
+    difference is resampled. Of LOWER a fall is what helps. Errors: none, not equally many, not the same number of
+    images, an unknown metric.
     """
+    for name in metrics:
+        check_option("metrics", name, METRICS)
     if not control or len(control) != len(treatment) or len({len(s.confusion) for s in (*control, *treatment)}) > 1:
         came = f"{len(control)} and {len(treatment)}, of {[len(s.confusion) for s in (*control, *treatment)]} images"
         expected = "equally many scores, at least one, of the same images"
@@ -121,10 +138,18 @@ def compare_scores(
         interval = bootstrap_images(lambda w: differences(w).mean(0), images, level=level, resamples=resamples)
         return ScoreDifference(name, *values, interval, tuple(differences(np.ones((1, images)))[:, 0].tolist()))
 
-    found = [compare(name) for name in METRICS if not np.isnan(mean_score(name, control))]
-    claims = {"better": "helped", "worse": "hurt"}
-    words = verdicts([_over_seeds(one) for one in found], *claims)
-    return [replace(one, verdict=claims.get(word, word)) for one, word in zip(found, words)]
+    found = [compare(name) for name in metrics if not np.isnan(mean_score(name, control))]
+    words = zip(found, verdicts([_over_seeds(one) for one in found], "more", "less"))
+    return [replace(one, verdict=_judged(word, one.metric in LOWER)) for one, word in words]
+
+
+def _judged(word: str, lower: bool) -> str:
+    """What "more" and "less", alone or "on these images", mean for a metric."""
+    kind, *rest = word.split(" ", 1)
+    if kind not in ("more", "less"):
+        return word
+    good = (kind == "more") != lower
+    return f"{'better' if good else 'worse'} {rest[0]}" if rest else "helped" if good else "hurt"
 
 
 def _over_seeds(difference: ScoreDifference) -> BootstrapInterval:

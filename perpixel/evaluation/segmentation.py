@@ -1,9 +1,12 @@
-"""Segmentation quality image by image: confusion matrices, what follows from their sums, and boundary F-scores."""
+"""Segmentation quality image by image: confusion matrices and their sums; outline, meaning, objects."""
 
 import math
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 
 from perpixel.checks import check_integer, check_labels_in_range, check_number, check_tensor, complain
 from perpixel.outputs import whole_mask
@@ -61,8 +64,26 @@ def pixel_accuracy(confusion: Tensor) -> Tensor:
     return confusion.diagonal(dim1=-2, dim2=-1).sum(-1) / confusion.sum((-2, -1))
 
 
-def _boundary_points(classes: Tensor, num_classes: int) -> Tensor:
-    """Rows (image, class, y, x) of pixels with a 4-neighbour of another class; void (negative) makes no boundary."""
+def false_positive_rate(confusion: Tensor) -> Tensor:
+    """Share of the pixels of other classes predicted as the class: (..., C, C) -> float64 (..., C).
+
+    FP / (FP + TN), over pixels, one class against all others; lower is better. NaN where no pixel is of another class.
+    """
+    confusion = confusion.double()
+    hits, own = confusion.diagonal(dim1=-2, dim2=-1), confusion.sum(-1)
+    return (confusion.sum(-2) - hits) / (own.sum(-1, keepdim=True) - own)
+
+
+def mean_false_positive_rate(confusion: Tensor) -> Tensor:
+    """Mean of `false_positive_rate` over the classes: (..., C, C) -> float64 (...); NaN if it is undefined for all.
+
+    Classes that are in neither map count with their 0, so that one more false positive never lowers the mean.
+    """
+    return false_positive_rate(confusion).nanmean(-1)
+
+
+def _edges(classes: Tensor) -> Tensor:
+    """Pixels (N, H, W) with a 4-neighbour of another class; void (negative) makes no boundary."""
     edge = torch.zeros_like(classes, dtype=torch.bool)
     for here, there in (
         ((slice(None), slice(1, None)), (slice(None), slice(None, -1))),
@@ -71,8 +92,18 @@ def _boundary_points(classes: Tensor, num_classes: int) -> Tensor:
         differ = (classes[here] != classes[there]) & (classes[here] >= 0) & (classes[there] >= 0)
         edge[here] |= differ
         edge[there] |= differ
-    image, y, x = edge.nonzero().unbind(1)
+    return edge
+
+
+def _boundary_points(classes: Tensor, num_classes: int) -> Tensor:
+    """Rows (image, class, y, x) of `_edges`."""
+    image, y, x = _edges(classes).nonzero().unbind(1)
     return torch.stack([image, classes[image, y, x], y, x], 1)
+
+
+def _reach(share: float, height: int, width: int) -> float:
+    """A share of the image diagonal in pixels, a little more, so that a distance of just that is within reach."""
+    return check_number("share", share, low=0) * math.hypot(height, width) * (1 + 1e-9) + 1e-9
 
 
 def boundary_f_scores(
@@ -92,7 +123,7 @@ def boundary_f_scores(
 
     predictions, labels = _check_maps(predictions, labels, num_classes, ignore_index)
     images, height, width = labels.shape
-    reach = check_number("share", share, low=0) * math.hypot(height, width)
+    reach = _reach(share, height, width)
     void = labels == ignore_index
     found, truth = (
         _boundary_points(maps.masked_fill(void, -1).cpu(), num_classes).double() for maps in (predictions, labels)
@@ -105,7 +136,7 @@ def boundary_f_scores(
     for own, other, n in ((points[0], points[1], lanes[0]), (points[1], points[0], lanes[1])):
         near = torch.zeros(len(own), dtype=torch.float64)
         if len(own) and len(other):
-            distance = cKDTree(other).query(own, distance_upper_bound=reach * (1 + 1e-9) + 1e-9)[0]
+            distance = cKDTree(other).query(own, distance_upper_bound=reach)[0]
             near = torch.from_numpy(distance).isfinite().double()
         hits.append(torch.bincount(n.long(), near, minlength=images * num_classes))
         totals.append(torch.bincount(n.long(), minlength=images * num_classes).double())
@@ -113,3 +144,90 @@ def boundary_f_scores(
     both = precision + recall
     harmonic = 2 * precision * recall / torch.where(both > 0, both, 1.0)
     return torch.where(totals[0] + totals[1] > 0, harmonic, torch.nan).view(images, num_classes)
+
+
+def interior_counts(
+    predictions: Tensor, labels: Tensor, num_classes: int, *, share: float = 0.0075, ignore_index: int = 255
+) -> Tensor:
+    """Valid pixels farther than `share` of the image diagonal from every labelled boundary: right ones, and all.
+
+    predictions, labels: as for `confusion_matrices` -> int64 (N, 2). Their quotient, summed over images first, is the
+    interior accuracy: what the network calls things, whatever it makes of their outline, of which `boundary_f_scores`
+    with the same `share` tells. Boundaries are those of that score: between two classes, so an image without any is all
+    interior. Distances are Euclidean, between pixel centres. The complement of the trimap of Kohli, Ladicky, Torr,
+    "Robust higher order potentials for enforcing label consistency", IJCV 2009.
+    """
+    predictions, labels = _check_maps(predictions, labels, num_classes, ignore_index)
+    height, width = labels.shape[1:]
+    valid, reach = labels != ignore_index, _reach(share, height, width)
+    edge = _edges(labels.masked_fill(~valid, -1))
+    far, near = min(math.floor(reach), width), torch.zeros_like(edge)
+    before = pad(pad(edge, (far, far)).cumsum(2, dtype=torch.int32), (1, 0))  # how many stand left of a column
+    for rows in range(min(math.floor(reach), height - 1) + 1):  # a disk is a stack of rows
+        half = min(math.floor(math.sqrt(reach**2 - rows**2)), far)
+        left, right = far - half, far + half + 1
+        found = before[..., right : right + width] > before[..., left : left + width]
+        near[:, rows:] |= found[:, : height - rows]
+        near[:, : height - rows] |= found[:, rows:]
+    inside = valid & ~near
+    return torch.stack([(inside & (predictions == labels)).sum((1, 2)), inside.sum((1, 2))], 1)
+
+
+SIZES = ("small", "medium", "large")
+
+
+def _pieces(classes: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """The 4-connected pieces of one value in (N, H, W), numbered over all images, and a place in each, (P,)."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    starts = np.ones(classes.shape, dtype=bool)
+    starts[:, :, 1:] = classes[:, :, 1:] != classes[:, :, :-1]
+    runs = starts.cumsum(dtype=np.int32).reshape(classes.shape) - 1  # of one value, within a row
+    touch = (classes[:, 1:] == classes[:, :-1]) & (starts[:, 1:] | starts[:, :-1])  # once for any two runs
+    pair = runs[:, 1:][touch], runs[:, :-1][touch]
+    bonds = coo_array((np.ones(len(pair[0]), dtype=bool), pair), shape=(int(starts.sum()),) * 2)
+    count, piece = connected_components(bonds, directed=False)
+    place = np.zeros(count, dtype=np.int64)
+    place[piece] = np.flatnonzero(starts)
+    return piece[runs], place
+
+
+def object_iou(
+    predictions: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    *,
+    bounds: tuple[float, float] = (1 / 300, 3 / 100),
+    ignore_index: int = 255,
+) -> Tensor:
+    """Objects of each class and SIZES per image: the sum of their IoU, and how many there are.
+
+    predictions, labels: as for `confusion_matrices` -> float64 (N, C, 3, 2). The mean IoU of the small objects of a
+    data set is the quotient of the sums over images (and over the classes asked about). An object is a 4-connected
+    piece of one class in the labels, small where it covers less than bounds[0] of the image, large from bounds[1] on:
+    the 32^2 and 96^2 pixels of COCO (Lin et al., ECCV 2014) as shares of its images of 640 x 480. What is predicted
+    for it are the 4-connected pieces of its class in the prediction that overlap it; its IoU is the overlap over the
+    object with all of their pixels that are labelled otherwise, from 0 (missed) to 1. Pieces that overlap no object
+    count against none: `false_positive_rate` knows them. One that overlaps several counts against each.
+    Void pixels are in no object and in no piece.
+    """
+    predictions, labels = _check_maps(predictions, labels, num_classes, ignore_index)
+    low, high = (check_number("bounds", bound, low=0, high=1) for bound in bounds)
+    if low > high:
+        raise ValueError(complain("bounds", "the smaller share first", bounds, "Turn them round."))
+    images, height, width = labels.shape
+    void = labels == ignore_index
+    truth, guess = (maps.masked_fill(void, -1).cpu().numpy() for maps in (labels, predictions))
+    (objects, places), (pieces, others) = _pieces(truth), _pieces(guess)
+    right, count, found = (truth == guess) & (truth >= 0), len(places), len(others)
+    pair = objects[right].astype(np.int64) * found + pieces[right]
+    pair = np.unique(pair[np.diff(pair, prepend=-1) != 0])  # few are left to sort
+    wrong = np.bincount(pieces[truth != guess], minlength=found)
+    area, hits = (np.bincount(where, minlength=count) for where in (objects.ravel(), objects[right]))
+    iou = hits / (area + np.bincount(pair // found, wrong[pair % found], minlength=count))
+    size = (area >= low * height * width).astype(np.int64) + (area >= high * height * width)
+    cell = (places // (height * width) * num_classes + truth.ravel()[places]) * len(SIZES) + size
+    known, cells = truth.ravel()[places] >= 0, images * num_classes * len(SIZES)  # void is no object
+    sums = [np.bincount(cell[known], weights, minlength=cells) for weights in (iou[known], np.ones(known.sum()))]
+    return torch.from_numpy(np.stack(sums, 1)).view(images, num_classes, len(SIZES), 2)
