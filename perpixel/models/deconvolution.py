@@ -10,21 +10,20 @@ from torch.nn import functional as F
 from perpixel.checks import check_flag, check_integer, check_tensor, complain
 from perpixel.models.backbones import backbone_weights, vgg_layers
 
-STRIDES = (1, 2, 4, 8, 16)  # of the maps of VGG's blocks
-
 
 @torch.fx.wrap
-def _check_images(images: Tensor) -> None:
+def _check_images(images: Tensor, least: int) -> None:
     check_tensor("images", images, ndim=4, shape="(N, 3, H, W)", floating=True)
-    if images.shape[1] != 3 or min(images.shape[-2:]) < 32:
-        remedy = "Pass RGB images; make small ones larger: the fifth pooling must find a pixel."
-        raise ValueError(complain("images", "shape (N, 3, H, W) with H and W at least 32", images, remedy))
+    if images.shape[1] != 3 or min(images.shape[-2:]) < least:
+        expected = f"shape (N, 3, H, W) with H and W at least {least}"
+        remedy = "Pass RGB images; enlarge small ones: the last pooling must find a pixel."
+        raise ValueError(complain("images", expected, images, remedy))
 
 
 class DeconvolutionStack(nn.Module):
-    """Images (N, 3, H, W), H and W at least 32 -> class maps (N, C, H, W). `deconvolution_stack` says how.
+    """Images (N, 3, H, W) -> class maps (N, C, H, W). `deconvolution_stack` says how.
 
-    features: VGG's layers; layer_names: those of their convolutions, "conv1_1" to "conv5_3" or as many as there are.
+    layer_names: those of the convolutions, "conv1_1" to "conv5_3" or as many as there are.
     """
 
     classifier_layer = "classifier"  # for `perpixel.attach`
@@ -35,10 +34,11 @@ class DeconvolutionStack(nn.Module):
         super().__init__()
         check_integer("num_classes", num_classes, low=1)
         self.features, self.restore = features, check_flag("restore", restore)
-        if stride not in STRIDES:
-            expected = f"one of {', '.join(map(str, STRIDES))}"
-            raise ValueError(complain("stride", expected, stride, "Choose that of one of VGG's blocks."))
-        self.block = STRIDES.index(stride) + 1
+        strides = [2**block for block in range(sum(isinstance(layer, nn.MaxPool2d) for layer in features))]
+        if stride not in strides:
+            expected = f"one of {', '.join(map(str, strides))}"
+            raise ValueError(complain("stride", expected, stride, "Choose that of one of the blocks."))
+        self.block, self.least = strides.index(stride) + 1, 2 * strides[-1]
         channels: dict[str, int] = {}
         block = number = 1
         for layer in features:
@@ -54,7 +54,7 @@ class DeconvolutionStack(nn.Module):
         self.classifier = nn.Conv2d(stacked, num_classes, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        _check_images(images)
+        _check_images(images, self.least)
         maps = self.feature_maps(images)
         logits = self.classifier(self.normalise(torch.cat([maps[name] for name in self.layers], 1)))
         return F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)
@@ -110,6 +110,7 @@ def deconvolution_stack(
     backbone: str = "vgg16",
     weights: Any = None,
     width: float = 1.0,
+    blocks: int = 5,
     layers: Sequence[str] | None = None,
     restore: bool = True,
     stride: int = 4,
@@ -131,23 +132,28 @@ def deconvolution_stack(
         backbone: vgg11, vgg13, vgg16, vgg19, or one of these with _bn.
         weights: torchvision's weights of it, such as "DEFAULT"; None: random. They ask for width 1.
         width: share of VGG's channels.
+        blocks: how many of VGG's five blocks there are, each with its pooling. Fewer for small images: the path starts
+            from the last pooling, of stride 2^blocks.
         layers: which are stacked, by VGG's names ("conv3_1", ...); None: all.
         restore: False stacks the layers' own outputs instead of the restored ones: the same layers, channels, grid and
             parameters, without the path back. With the last layer alone that is the network of CAM (Zhou et al. 2016).
-        stride: of the grid, one of 1, 2, 4, 8, 16. Coarser maps are enlarged (bilinear), of finer ones each cell keeps
+        stride: of the grid, that of one of the blocks: 1, 2, 4, 8, 16. Coarser maps are enlarged (bilinear), of finer ones each cell keeps
             its maximum. Memory goes with the stack, at stride 1 4,224 channels at image size for all of vgg16.
 
     Raises:
         ValueError: an unknown backbone, layer or stride, each with the known ones; weights beside another width; in
-            `forward`, images smaller than 32 pixels a side.
+            `forward`, images smaller than 2^blocks pixels a side.
     """
     features = vgg_layers(backbone, width=width)
+    check_integer("blocks", blocks, low=1, high=5)
     if weights is not None:
         if width != 1:
             raise ValueError(complain("width", "1 with weights", width, "Leave width or weights out."))
         state = backbone_weights(backbone, weights).get_state_dict(progress=False, check_hash=True)
         own = {name.removeprefix("features."): value for name, value in state.items() if name.startswith("features.")}
         features.load_state_dict(own)
+    pools = [place for place, layer in enumerate(features) if isinstance(layer, nn.MaxPool2d)]
+    features = features[: pools[blocks - 1] + 1]
     return DeconvolutionStack(features, num_classes, layers=layers, restore=restore, stride=stride)
 
 
