@@ -54,8 +54,9 @@ class DeepLab(nn.Module):
     alike: `attach(model, aux=1.0)`. The images' own scale runs last, and its features and logits are what terms get.
 
     refine: a function (images, logits) -> logits (N, C, H, W), applied in evaluation mode only, to "out" where there
-    are several maps: a dense CRF, for which there are packages, pydensecrf on the CPU, SimpleCRF. It is an attribute
-    that may be set or be None; no part of `state_dict`, of copies or of pickles. Set it to None to explain the network.
+    are several maps: a dense CRF, for which there are packages (pydensecrf, SimpleCRF). An attribute that may be set or
+    be None; no part of `state_dict`, of copies or of pickles. `perpixel.evaluation` scores with it; fixations,
+    attributions and losses are of the network without it.
     """
 
     classifier_layer = "classifier"  # for `perpixel.attach`
@@ -77,7 +78,7 @@ class DeepLab(nn.Module):
         self.dropout = nn.Dropout(check_number("dropout", dropout, low=0, high=1, open_high=True))
         self.classifier = classifier
         self.multi_scale = check_flag("multi_scale", multi_scale)
-        self.refine = refine
+        self.refine, self.post_processing = refine, "refine"  # off where `perpixel` explains
 
     def forward(self, images: Tensor) -> Tensor | dict[str, Tensor]:
         _check_images(images, round(STRIDE / min(SCALES)) if self.multi_scale else STRIDE)
