@@ -14,6 +14,7 @@ from recipes.finetuning.job import FinetuneJob
 from recipes.kit.job import run_recipe
 from recipes.tracing.job import FixationJob
 
+CLASSES = "[background, viper, cobra, caterpillar, centipede, eel, hammerhead, tortoise, turtle, poppy, cornflower]"
 VGG = "{width: 0.0625, fc_channels: 8}"
 OPTIONS = dict.fromkeys(NETWORKS, VGG) | {
     "small_fcn": "{width: 8}",
@@ -47,6 +48,7 @@ EXPLAINING = {
     "curves.steps": "2",
     "curves.seeds": "2",
     "ask.images": "[0]",
+    "ask.labels": CLASSES,
     "ask.least": "1",
     "ask.most": "1",
     "explorer": "false",
