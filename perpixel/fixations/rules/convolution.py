@@ -52,6 +52,7 @@ class _Kernel:
 
     settings: tuple[Any, ...]
     groups: int
+    order: list[int]
     table: WindowTable
     fixed: int | None
 
@@ -61,7 +62,7 @@ def _weigh(units: Units, step: Step, *, transposed: bool) -> Moves:
     if len(step.shape()) != step.argument("weight", 1).ndim:
         raise step.refuse("a convolution is followed on maps with a batch dimension")
     kernel = _kernel(step, transposed)
-    weight, output = _laid_out(step, kernel, units, transposed)
+    weight, output = _laid_out(step, kernel, units.channel, transposed)
     per_group, outputs = weight.shape[2], step.shape()[1]
     taps = kernel.table.taps(units.pixel)
     group = units.channel // (outputs // kernel.groups) if kernel.groups > 1 else None
@@ -112,13 +113,11 @@ def _kernel(step: Step, transposed: bool) -> _Kernel:
     else:
         before = (0, 0) if padding == "valid" else pair(padding, zeros)
     mode = step.argument("padding_mode", 99, "zeros")
-    stride, published = pair(step.argument("stride", 3, 1), ones), step.conventions.published
-    by_phase = transposed and max(stride) > 1 and max(size) > 1 and not published
-    window = Window(size, stride, before, dilation, mode, transposed, by_phase)
+    window = Window(size, pair(step.argument("stride", 3, 1), ones), before, dilation, mode, transposed)
     keeps_place = step.conventions.keep_place(dilation)
-    order = tap_order(size, published, keeps_place)
-    fixed = (0 if by_phase else centre_of(size, order)) if keeps_place else None
-    kernel = _Kernel(settings, step.argument("groups", 6, 1), step.table(window, order), fixed)
+    order = tap_order(size, step.conventions.published, keeps_place)
+    fixed = centre_of(size, order) if keeps_place else None
+    kernel = _Kernel(settings, step.argument("groups", 6, 1), order, step.table(window, order), fixed)
     if layer is not None:
         tables[step.node] = kernel
     return kernel
@@ -133,27 +132,23 @@ def _of_layer(step: Step) -> Tensor:
     return weight.detach() if weight.requires_grad else weight
 
 
-def _laid_out(step: Step, kernel: _Kernel, units: Units, transposed: bool) -> tuple[Block, Array]:
-    """The weights (outputs · phases, taps in order, channels per group) of the outputs in use, and which is whose.
+def _laid_out(step: Step, kernel: _Kernel, channel: Array, transposed: bool) -> tuple[Block, Array]:
+    """The weights (outputs, taps in order, channels per group) of the outputs in use, and which is whose.
 
     Read anew in every walk: nothing tells of all changes of a tensor.
     """
-    weight, groups, channel, taps = _of_layer(step), kernel.groups, units.channel, kernel.table.taps_of_phase
+    weight, groups = _of_layer(step), kernel.groups
     if transposed:  # (inputs, outputs per group, h, w) -> (outputs, inputs per group, h, w)
         inputs, outputs, *size = weight.shape
         weight = weight.reshape(groups, inputs // groups, outputs, *size).transpose(1, 2)
         weight = weight.reshape(groups * outputs, inputs // groups, *size)
-    if taps.size == 1:
+    if len(kernel.order) == 1:
         return block(weight.reshape(len(weight), 1, -1)), channel
-    phases, length = taps.shape
-    phase = kernel.table.phase(units.pixel) if phases > 1 else 0
     if weight.shape[1] == 1:
-        given = block(weight.reshape(len(weight), -1, 1))[:, taps.ravel()]
-        return given.reshape(-1, length, 1), channel * phases + phase
+        return block(weight.reshape(len(weight), -1, 1))[:, kernel.order], channel
     used, place = np.zeros(len(weight), np.bool_), np.empty(len(weight), np.int64)
     used[channel] = True
     found = used.nonzero()[0]
     place[found] = np.arange(len(found))
-    index, order = (torch.from_numpy(of).to(weight.device) for of in (found, taps.ravel()))
-    given = weight.flatten(2).transpose(1, 2)[index[:, None], order].reshape(-1, length, weight.shape[1])
-    return block(given.contiguous()), place.take(channel) * phases + phase
+    index, order = (torch.from_numpy(of).to(weight.device) for of in (found, np.asarray(kernel.order)))
+    return block(weight.flatten(2).transpose(1, 2)[index[:, None], order].contiguous()), place.take(channel)

@@ -25,11 +25,7 @@ class Taps:
 
 @dataclass(frozen=True)
 class Window:
-    """A kernel's settings; before: padding above and left of the image; mode: what the padding holds.
-
-    by_phase: of a transposed kernel only the taps that reach a unit are looked at: those of its place modulo the
-    stride.
-    """
+    """A kernel's settings; before: padding above and left of the image; mode: what the padding holds."""
 
     size: tuple[int, int]
     stride: tuple[int, int]
@@ -37,7 +33,6 @@ class Window:
     dilation: tuple[int, int]
     mode: str = "zeros"
     transposed: bool = False
-    by_phase: bool = False
 
     @property
     def is_point(self) -> bool:
@@ -48,19 +43,17 @@ class Window:
 class WindowTable:
     """Where the windows of every place of a result lie in its source: worked out once for all places of a small one.
 
-    order: the kernel's taps, preferred ones first. source, result: shapes (N, C, H, W). `taps_of_phase` int64 (F, T):
-    the taps in this order that reach the units of each phase, -1 behind them; one phase but by phases.
+    order: the kernel's taps, preferred ones first. source, result: shapes (N, C, H, W).
     """
 
     def __init__(self, window: Window, order: list[int], source: tuple[int, ...], result: tuple[int, ...]) -> None:
-        self.window, self.images = window, source[0]
-        self.taps_of_phase = _by_phase(window, order) if window.by_phase else np.array([order])
+        self.window, self.order, self.images = window, order, source[0]
         self.size, self.columns = (source[2], source[3]), result[3]
         self.source_places, self.places = source[2] * source[3], result[2] * result[3]
         self._is_point = window.is_point
         self._all: Taps | None = None
         self._whole: Array | None = None
-        if not self._is_point and self.places * self.taps_of_phase.shape[1] <= _KEPT:
+        if not self._is_point and self.places * len(order) <= _KEPT:
             self._all = self._taps(np.arange(self.places))
             self._whole = None if self._all.valid is None else np.all(self._all.valid, axis=1)
 
@@ -80,16 +73,9 @@ class WindowTable:
             found.pixel = found.pixel + (image * self.source_places)[:, None]
         return found
 
-    def phase(self, pixel: Array) -> Array:
-        """The phases of the result's units at `pixel`."""
-        (rows, columns), (above, left) = self.window.stride, self.window.before
-        y, x = np.divmod(pixel % self.places, self.columns)
-        return (y + above) % rows * columns + (x + left) % columns
-
     def _taps(self, place: Array) -> Taps:
         """What lies outside is not valid, and stands at the pixel of the border next to it."""
-        window, size = self.window, self.size
-        order = self.taps_of_phase[self.phase(place)] if window.by_phase else self.taps_of_phase[0]
+        window, size, order = self.window, self.size, np.array(self.order)
         outs, offsets = np.divmod(place, self.columns), np.divmod(order, window.size[1])
         axes = []
         for axis, (out, offset) in enumerate(zip(outs, offsets)):
@@ -105,20 +91,8 @@ class WindowTable:
                     at, inside = _wrapped(at, length, window.mode), np.ones_like(inside)
             axes.append((at.clip(0, length - 1), inside))
         (y, y_inside), (x, x_inside) = axes
-        valid = y_inside & x_inside & (order >= 0) if window.by_phase else y_inside & x_inside
+        valid = y_inside & x_inside
         return Taps(y * size[1] + x, None if valid.all() else valid)
-
-
-def _by_phase(window: Window, order: list[int]) -> Array:
-    """`taps_of_phase`: tap t reaches the units whose place, padding included, is t · dilation modulo the stride."""
-    taps = np.array(order)
-    y, x = (at * step for at, step in zip(np.divmod(taps, window.size[1]), window.dilation))
-    phase = y % window.stride[0] * window.stride[1] + x % window.stride[1]
-    count = np.bincount(phase, minlength=window.stride[0] * window.stride[1])
-    found = np.full((len(count), count.max()), -1)
-    by_phase = phase.argsort(kind="stable")
-    found[np.arange(count.max()) < count[:, None]] = taps[by_phase]
-    return found
 
 
 @cache
