@@ -163,45 +163,6 @@ def test_a_network_that_pads_its_input_and_crops_its_output_is_refused(end: str,
                     criterion(model(images), labels)
 
 
-class Strides(Net):
-    """Stride 8, cell i at pixel 8i, and a last cell that stands out beyond the edge, by up to seven pixels."""
-
-    def forward(self, images: Tensor) -> Any:
-        grid = self.classifier(self._neck(self.body(images)[..., ::4, ::4]))
-        whole = F.interpolate(F.pad(grid, (0, 1, 0, 1), mode="replicate"), scale_factor=8, mode="bilinear")
-        return whole[..., 4 : 4 + images.shape[2], 4 : 4 + images.shape[3]]
-
-
-@EITHER_WAY
-@pytest.mark.parametrize("width", range(41, 49))
-def test_a_last_cell_may_stand_out(width: int, grad: bool) -> None:
-    images, labels = images_of(32, width)
-    with torch.set_grad_enabled(grad), attach(model := Strides(), TemplateSimilarityLoss(), head="classifier") as both:
-        assert torch.isfinite(both(model(images), labels))
-
-
-@EITHER_WAY
-@pytest.mark.parametrize("loud", [0.1, 100.0])
-def test_a_maximum_with_another_map_can_be_measured(loud: float, grad: bool) -> None:
-    class Loudest(Net):
-        left = 0
-
-        def forward(self, images: Tensor) -> Any:
-            whole = double(self.classifier(self._neck(self.body(images))))
-            other = loud * torch.linspace(-1, 1, images.shape[-1]).expand_as(whole)
-            return torch.maximum(F.pad(whole, (-self.left, self.left)), other)
-
-    images, labels = images_of(32, 40)
-    model = Loudest()
-    nn.init.normal_(model.classifier.weight, std=loud)
-    with torch.set_grad_enabled(grad):
-        assert torch.isfinite(attach(model, TemplateSimilarityLoss(), head="classifier")(model(images), labels))
-        model.left = 4
-        criterion = attach(model, TemplateSimilarityLoss(), head="classifier")
-        with pytest.raises(ValueError, match=r"head: expected a grid that covers .*columns"):
-            criterion(model(images), labels)
-
-
 @EITHER_WAY
 def test_a_head_that_says_nothing_yet_hides_no_padding(grad: bool) -> None:
     model = Ends(double, pad=8).eval()

@@ -12,7 +12,7 @@ from model_state import assert_same, snapshot
 from safetensors.torch import save_file
 from torch import nn
 
-from perpixel.models import small_fcn
+from perpixel.models import AtrousPyramid, build, small_fcn
 from recipes.kit.networks import build_network, layers_to_logits, select_layers
 from recipes.kit.run_folder import DamagedCheckpoint
 from recipes.kit.settings import ModelSettings, Schedule
@@ -70,6 +70,22 @@ def test_head_and_all() -> None:
     assert trainable(network) == {name for name, _ in network.named_parameters()}
     with pytest.raises(ValueError, match=r"model.head: expected a layer the logits depend on.*classifier"):
         select_layers(network, "all", head="nowhere")
+
+
+def test_a_classifier_or_pyramid_of_several_layers_is_one() -> None:
+    tiny = {"width": 1 / 16, "fc_channels": 4}
+    branches = [f"fc6.branches.{k}" for k in range(4)]
+    chosen, classifier = select_layers(build("deeplab_v2_vgg16", 3, **tiny), "last-3")
+    assert (chosen, classifier) == ([*branches, "fc7", "classifier"], "classifier")
+    network = small_fcn(3, width=8)
+    network.classifier = AtrousPyramid(8, 3)
+    branches = [f"classifier.branches.{k}" for k in range(4)]
+    assert select_layers(network, "head") == (branches, "classifier")
+    assert trainable(network) == {f"{name}.{kind}" for name in branches for kind in ("weight", "bias")}
+    chosen = select_layers(network, "last-3")[0]
+    assert chosen == ["context.2.0", "context.2.1", "context.3.0", "context.3.1", *branches]
+    rates = {group["lr"] for group in build_optimizer(network, "classifier", Schedule(lr=0.1)).param_groups}
+    assert rates == {0.1, 0.2, 1.0, 2.0}
 
 
 def test_frozen_normalisation_does_not_move() -> None:

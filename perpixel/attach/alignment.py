@@ -26,7 +26,7 @@ _RESIZINGS: tuple[dict[str, Any], ...] = (
 )
 _WHOLE = ("ToCopyBackward", "CloneBackward", "AliasBackward", "_DDPSinkBackward")  # nodes that keep every value
 _LINES, _PROBES = 4, 8  # of a grid, at least, where it is measured; images
-_STRETCH, _OFF = 1.0, 1.5  # of a cell, at most: between the first line and the last; anywhere
+_STRETCH, _SHIFT = 0.2, {False: 1.5, True: 0.25}  # of a cell; by align_corners
 
 
 def comes_from(source: Tensor, result: Tensor) -> bool:
@@ -109,10 +109,6 @@ class Output(NamedTuple):
         varies = all(bool((grid.amax(axis) - grid.amin(axis)).max() > slack) for axis in (2, 3))
         return varies and is_resized(grid, logits)
 
-    def loudness(self) -> float:
-        """Twice the grid's largest value, at least 1: what is as loud is heard in a maximum with others as well."""
-        return max(1.0, 2 * float(self.grid.detach().nan_to_num(0.0, 0.0, 0.0).abs().max()))
-
     def of(self, maps: list[Tensor]) -> Tensor:
         """The like of `map` among what the model gives now; ValueError where it gives none."""
         found = next((one for one in (*maps[self.place :][:1], *maps) if one.shape == self.map.shape), None)
@@ -130,8 +126,8 @@ def check_alignment(model: nn.Module, head: nn.Module, call: Call, given: tuple[
     An output that is the head's grid resized is right. Any other is measured: the model runs five times more, in
     evaluation mode, to see where its output changes when one line of the grid changes, for a line before and one behind
     the middle, of rows and of columns. It may lie up to a cell and a half off (convolutions after the head) and be
-    stretched by a cell (align_corners=True; a last cell that stands out beyond the edge, whatever the stride leaves
-    over). A head of several layers that gives another size than it is given is measured by itself as well.
+    stretched by a fifth of a cell; or lie as align_corners=True puts it. A head of several layers that gives another
+    size than it is given is measured by itself as well.
     """
     features = next(value for value in given if isinstance(value, Tensor))
     resizes = output.tokens is None and features.shape[-2:] != output.grid.shape[-2:]
@@ -144,8 +140,7 @@ def check_alignment(model: nn.Module, head: nn.Module, call: Call, given: tuple[
             alone = lambda probe: head(*(probe if value is features else value for value in given))  # noqa: E731
             _measure(alone, features.new_empty(_PROBES, *features.shape[1:]), output.grid.shape[-2:], "head's output")
         if not plain:
-            loud = output.loudness()
-            within = lambda probe: output.of(_replaced(model, head, call, output.as_given(loud * probe)))  # noqa: E731
+            within = lambda probe: output.of(_replaced(model, head, call, output.as_given(probe)))  # noqa: E731
             _measure(within, output.grid, output.map.shape[-2:], "model's output")
 
 
@@ -185,14 +180,17 @@ def _measure(run: Callable[[Tensor], Tensor], like: Tensor, size: torch.Size, wh
 def _compare(places: list[float], pair: tuple[int, int], lines: int, size: int, what: str) -> None:
     """ValueError unless the lines `pair` of a grid of `lines` landed where they do when it is resized to `size`."""
     cell = size / lines
-    whole = F.interpolate(torch.eye(lines)[None], size, mode="linear")[0]
-    first, second = (
-        (place - _centre(whole[line][None, None, :, None], 2)) / cell for line, place in zip(pair, places, strict=True)
-    )
-    stretch, shift = (second - first) * (lines - 1) / (pair[1] - pair[0]), (first + second) / 2
-    if abs(stretch) <= _STRETCH and abs(shift) + abs(stretch) / 2 <= _OFF:
-        return
-    came = f"{lines} cells, stretched by {stretch:.2f} and {shift:.2f} of them off"
+    off: list[tuple[float, float]] = []
+    for align_corners in (False, True):
+        whole = F.interpolate(torch.eye(lines)[None], size, mode="linear", align_corners=align_corners)[0]
+        first, second = (
+            (place - _centre(whole[line][None, None, :, None], 2)) / cell
+            for line, place in zip(pair, places, strict=True)
+        )
+        off.append(((second - first) * lines / (pair[1] - pair[0]), (first + second) / 2))
+        if abs(off[-1][0]) <= _STRETCH and abs(off[-1][1]) <= _SHIFT[align_corners]:
+            return
+    came = f"{lines} cells, stretched by {off[0][0]:.2f} and {off[0][1]:.2f} of them off"
     remedy = (
         "A model that pads its input and crops its output has features on another grid than the labels: pad the images "
         "before the model, and the labels with ignore_index; or name a layer whose output, resized, is the logits."

@@ -11,12 +11,13 @@ from torch.nn import functional as F
 
 from perpixel.checks import check_flag, check_integer, check_number, complain
 from perpixel.models.backbones import backbone_weights, classification_network, vgg_layers
+from perpixel.models.learnable_upsampling import Cells
 
 Refine = Callable[[Tensor, Tensor], Tensor]
 
 STRIDE = 8
 RATES = (6, 12, 18, 24)
-SCALES = (0.5, 0.75)  # beside 1
+SCALES = {"scale_0.5": (1, 2), "scale_0.75": (3, 4)}  # beside 1
 _FULLY_CONNECTED = 4096  # units of VGG's
 
 
@@ -49,9 +50,10 @@ class DeepLab(nn.Module):
     p/8 (bilinear; the last cell goes on to the edge). On 8k + 1 pixels, the sizes of the papers (321, 513), that is
     resizing with align_corners=True; on others Caffe, which rounds sizes up in pooling, has a cell more.
 
-    multi_scale: images at 1, 0.75 and 0.5 of their size through the same layers, logits brought to (H, W), fused by
-    their maximum. Returns {"out": fused, "scale_0.5", "scale_0.75", "scale_1": (N, C, H, W)}. The paper trains all four
-    alike: `attach(model, aux=1.0)`. The images' own scale runs last, and its features and logits are what terms get.
+    multi_scale: images at 1, 0.75 and 0.5 of their size (by align_corners=True, which keeps 8k + 1 pixels in step with
+    the grid) through the same layers; their logits, brought to (H, W), are fused by the maximum. Returns {"out": fused,
+    "scale_0.5", "scale_0.75", "scale_1"}, each (N, C, H, W). The paper trains all four alike: `attach(model, aux=1.0)`.
+    The images' own scale runs last: terms are given its features and logits.
 
     refine: a function (images, logits) -> logits (N, C, H, W), applied in evaluation mode only, to "out" where there
     are several maps: a dense CRF, for which there are packages (pydensecrf, SimpleCRF). An attribute that may be set or
@@ -59,7 +61,7 @@ class DeepLab(nn.Module):
     attributions and losses are of the network without it.
     """
 
-    classifier_layer = "classifier"  # for `perpixel.attach`
+    classifier_layer, classifier_cells = "classifier", Cells(STRIDE, 0)  # for `perpixel.attach`
     refine: Refine | None
 
     def __init__(
@@ -81,13 +83,16 @@ class DeepLab(nn.Module):
         self.refine, self.post_processing = refine, "refine"  # off where `perpixel` explains
 
     def forward(self, images: Tensor) -> Tensor | dict[str, Tensor]:
-        _check_images(images, round(STRIDE / min(SCALES)) if self.multi_scale else STRIDE)
+        _check_images(images, 2 * STRIDE if self.multi_scale else STRIDE)
         if not self.multi_scale:
             return self._refined(images, self._logits(images))
+        height, width = images.shape[-2:]
         maps = {}
-        for scale in SCALES:
-            smaller = F.interpolate(images, scale_factor=scale, mode="bilinear", recompute_scale_factor=True)
-            maps[f"scale_{scale:g}"] = F.interpolate(self._logits(smaller), size=images.shape[-2:], mode="bilinear")
+        for name, (part, whole) in SCALES.items():
+            size = (height - 1) * part // whole + 1, (width - 1) * part // whole + 1
+            smaller = F.interpolate(images, size=size, mode="bilinear", align_corners=True)
+            logits = self._logits(smaller)
+            maps[name] = F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=True)
         maps["scale_1"] = self._logits(images)
         return {"out": self._refined(images, reduce(torch.maximum, maps.values())), **maps}
 
@@ -149,9 +154,8 @@ def deeplab_largefov_vgg16(
         dropout: after fc6 and after fc7.
         multi_scale, refine: see `DeepLab`.
     """
-    classifier = nn.Conv2d(fc_channels, check_integer("num_classes", num_classes, low=1), 1)
     options = {"dropout": dropout, "multi_scale": multi_scale, "refine": refine}
-    return _vgg16(classifier, (12,), fc_channels, weights, width, options)
+    return _vgg16(num_classes, (12,), fc_channels, weights, width, options)
 
 
 def deeplab_v2_vgg16(
@@ -170,9 +174,8 @@ def deeplab_v2_vgg16(
     groups, and the sum of the four fc8 is one 1×1 convolution of them all, `classifier`. Pools and options as in
     `deeplab_largefov_vgg16`, weights too, the same ones in every branch; without the mean after pool5.
     """
-    classifier = nn.Conv2d(len(RATES) * fc_channels, check_integer("num_classes", num_classes, low=1), 1)
     options = {"dropout": dropout, "multi_scale": multi_scale, "refine": refine}
-    return _vgg16(classifier, RATES, fc_channels, weights, width, options)
+    return _vgg16(num_classes, RATES, fc_channels, weights, width, options)
 
 
 def deeplab_v2_resnet101(
@@ -208,8 +211,9 @@ def resnet_with_pyramid(network: Any, num_classes: int, **options: Any) -> DeepL
 
 
 def _vgg16(
-    classifier: nn.Conv2d, rates: tuple[int, ...], channels: int, weights: Any, width: float, options: dict[str, Any]
+    num_classes: int, rates: tuple[int, ...], channels: int, weights: Any, width: float, options: dict[str, Any]
 ) -> DeepLab:
+    check_integer("num_classes", num_classes, low=1)
     check_integer("fc_channels", channels, low=1)
     network: Any = None
     if backbone_weights("vgg16", weights) is not None:
@@ -223,7 +227,8 @@ def _vgg16(
     if len(rates) == 1:
         features.append(nn.AvgPool2d(3, stride=1, padding=1))
     fc6: Any = AtrousPyramid(inputs, channels, rates, join="cat")
-    fc7 = nn.Conv2d(len(rates) * channels, len(rates) * channels, 1, groups=len(rates))
+    units = len(rates) * channels
+    fc7, classifier = nn.Conv2d(units, units, 1, groups=len(rates)), nn.Conv2d(units, num_classes, 1)
     for layer in (*fc6.branches, fc7):
         nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         nn.init.zeros_(layer.bias)

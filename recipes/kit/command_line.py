@@ -21,7 +21,8 @@ from recipes.kit.help import CONFIGS, GENERAL, help_text, kind_in_words
 from recipes.kit.run_folder import CONFIG
 from recipes.kit.settings import RunSettings
 
-OWN_SETTING = {"finetune": "train", "explain": "ask", "fixations": "trace"}  # one that no other recipe has
+# one that no other recipe has
+OWN_SETTING = {"finetune": "train", "explain": "ask", "fixations": "trace", "evaluate": "arm"}
 Settings = TypeVar("Settings")
 
 
@@ -204,6 +205,7 @@ def build_settings(kind: type[Settings], values: Namespace, prefix: str = "") ->
         if is_dataclass(hints[one.name])
         else values[one.name]
         for one in fields(kind)  # type: ignore[arg-type]
+        if one.name in values  # a recipe may leave out what it has no use for
     }
     try:
         return kind(**given)

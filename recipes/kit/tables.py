@@ -9,10 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from perpixel.evaluation import BootstrapInterval, verdicts
+from perpixel.evaluation import IMAGES, SEEDS, BootstrapInterval, verdicts
 from recipes.kit.run_folder import write_atomically
 
 Row = Mapping[str, Any]
+CLAIM = (
+    f"An effect is claimed (helped, hurt) from {IMAGES} images and {SEEDS} seeds on, where both intervals exclude zero "
+    "and Holm's correction for the rows of this table leaves it; else it is one on these images."
+)
 
 
 def json_ready(value: Any) -> Any:
