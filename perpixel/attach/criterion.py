@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from perpixel.attach.auxiliary import Aux, Key, aux_weights, check_aux
 from perpixel.attach.recorder import ForwardPass, Recorder
-from perpixel.attach.targets import check_size, class_numbers, cross_entropy, is_mask_per_class, target_of
+from perpixel.attach.targets import (
+    check_size,
+    class_numbers,
+    cross_entropy,
+    is_mask_per_class,
+    labels_of_cells,
+    target_of,
+)
 from perpixel.attach.terms import Term, has_weight_map, named_terms
 from perpixel.borrow import Caller, called
 from perpixel.checks import check_integer, check_tensor, complain
@@ -44,7 +51,9 @@ def attach(
         that sum several score layers; or finds it by the first output, for which what every layer gave is kept: name it
         to spare that memory. Terms with a `weight_map` need none. Its grid must cover the extent of the model's output,
         since the labels are brought to it: looked at for every new size, by values, or where the output is not the grid
-        resized by five more passes in evaluation mode.
+        resized by five more passes in evaluation mode. A model whose grid covers more or less declares where its cells
+        lie, `classifier_cells = (stride, offset)`: the pixel of the output at the centre of cell i is offset + stride
+        · i; it is taken at its word, and terms get the labels of these pixels, void outside the image.
     features: instead of `head`, where no layer is the classifier: a function of what the criterion is given as output,
         `lambda output: output.hidden_states[-1]`. It returns the features (N, D, h, w), to which the output's logits
         are resized (bilinear), or a pair of them and the logits (N, C, h', w') to take; nobody can check that their
@@ -212,7 +221,8 @@ class Feedback(nn.Module):
         call: Callable[..., object] = term
         if has_weight_map(term):
             return call(*self._called, last.images, last.logits, labels)
-        return call(last.features, None if last.grid is None else class_logits(last.grid), labels)
+        grid = None if last.grid is None else class_logits(last.grid)
+        return call(last.features, grid, labels_of_cells(labels, last, void))
 
     def _warn_if_cut_off(self, features: Tensor | None, logits: Tensor) -> None:
         if features is None or features.requires_grad or not logits.requires_grad or "cut off" in self._warned:

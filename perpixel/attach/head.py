@@ -13,6 +13,7 @@ from perpixel.borrow import unwrap
 from perpixel.checks import complain, describe
 
 DECLARATION = "classifier_layer"  # an attribute with which a model names the layer itself
+CELLS = "classifier_cells"  # and says where the cells of its grid lie: stride and offset in pixels of its output
 _DECLARED = {"torchvision.models.segmentation.lraspp.LRASPP": "classifier.high_classifier"}  # which cannot say it
 _NAME_ANOTHER = "Name the classifier layer itself: attach(model, ..., head='<name>')."
 
@@ -46,6 +47,21 @@ def declared_head(model: nn.Module) -> str | None:
     layers = dict(network.named_modules())
     kinds = (f"{kind.__module__}.{kind.__qualname__}" for kind in type(network).__mro__)
     return next((_DECLARED[kind] for kind in kinds if _DECLARED.get(kind) in layers), None)
+
+
+def declared_cells(model: nn.Module, head: str) -> tuple[float, float] | None:
+    """Where the model itself says that the cells of `head`'s grid lie, in `classifier_cells`; ValueError if it cannot.
+
+    Cell i, of rows and of columns alike, has its centre at pixel offset + stride · i of the output: (stride, offset).
+    """
+    cells = getattr(unwrap(model), CELLS, None)
+    if cells is None or head != declared_head(model):
+        return None
+    numbers = isinstance(cells, (tuple, list)) and all(isinstance(cell, (int, float)) for cell in cells)
+    if not numbers or len(cells) != 2 or not cells[0] > 0 or not math.isfinite(sum(cells)):
+        expected = "(stride, offset), two numbers, the stride positive"
+        raise ValueError(complain(f"{type(unwrap(model)).__name__}.{CELLS}", expected, cells, "Declare these or none."))
+    return float(cells[0]), float(cells[1])
 
 
 def candidate_heads(model: nn.Module) -> dict[str, nn.Module]:

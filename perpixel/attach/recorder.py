@@ -7,7 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from perpixel.attach.alignment import Output, check_alignment, comes_from, computed_from, is_whole_in_graph
-from perpixel.attach.head import LayerRecord, candidate_heads, declared_head, features_and_grid, named_layer, pick_head
+from perpixel.attach.head import (
+    LayerRecord,
+    candidate_heads,
+    declared_cells,
+    declared_head,
+    features_and_grid,
+    named_layer,
+    pick_head,
+)
 from perpixel.attach.hooks import PASSES, Hook, Kept, Pass, version_of
 from perpixel.borrow import unwrap
 from perpixel.checks import complain
@@ -28,6 +36,7 @@ class ForwardPass(NamedTuple):
     features: Tensor | None = None  # (N, D, h, w), the head's input
     grid: Tensor | None = None  # (N, C, h, w), the head's output, at the features' size
     source: Pass | None = None  # None if it is not known which pass gave the logits
+    cells: tuple[float, float] | None = None  # stride and offset of the grid, where the model declares them
 
 
 class Recorder:
@@ -41,6 +50,7 @@ class Recorder:
     def __init__(self, model: nn.Module, head: str | None, *, features: bool, images: bool) -> None:
         self.model = unwrap(model)
         self.head = declared_head(model) if head is None and features else head
+        self.cells = None if self.head is None else declared_cells(self.model, self.head)
         self.layers = candidate_heads(model) if self.head is None else {self.head: named_layer(model, self.head)}
         if not features:
             self.layers = {}
@@ -106,7 +116,7 @@ class Recorder:
             remedy = "Name the layer whose last run gives the logits."
             came = f"the output of {self.head!r}, which has no part in them"
             raise ValueError(complain("head", "the layer that the logits are computed from", came, remedy))
-        if one.call is not None and grid.numel() > 0:
+        if one.call is not None and grid.numel() > 0 and self.cells is None:
             tokens = None if grid is record.output else cast(Tensor, record.output)
             output = Output(grid, returned, one.place(returned), tokens)
             sizes = [each.shape[-2:] for each in (features, grid, returned)]
@@ -116,7 +126,7 @@ class Recorder:
                 if len(self.aligned) >= _SIZES:
                     self.aligned.clear()
                 self.aligned.add(key)
-        return ForwardPass(returned, images, size, features, logits_at(grid, features.shape[-2:]), one)
+        return ForwardPass(returned, images, size, features, logits_at(grid, features.shape[-2:]), one, self.cells)
 
     def sizes(self, logits: Tensor) -> ForwardPass:
         """The images' size, beside `logits`, in the pass that gave a map of their shape or that they are, resized.

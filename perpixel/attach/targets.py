@@ -46,6 +46,24 @@ def target_of(base: Callable[..., object], labels: Tensor, classes: Tensor | Non
     return masks if masks.ndim == 4 else masks[:, None]
 
 
+def labels_of_cells(labels: Tensor, last: ForwardPass, void: int) -> Tensor:
+    """Labels (N, H, W), which cover the output, as a term is given them: (N, h, w), those at the centres of the cells.
+
+    `void` where a cell's centre lies outside the image. Where the model declares no cells, labels are left as they are.
+    """
+    if last.cells is None or last.grid is None:
+        return labels
+    (stride, offset), outside = last.cells, torch.zeros((), dtype=torch.bool, device=labels.device)
+    sizes = zip(last.grid.shape[-2:], labels.shape[-2:], last.logits.shape[-2:], strict=True)
+    for axis, (cells, length, output) in enumerate(sizes, start=1):
+        centre = offset + 0.5 + stride * torch.arange(cells, dtype=torch.float64, device=labels.device)
+        place = (centre * (length / output)).floor().long()
+        beyond = (place < 0) | (place >= length)
+        outside = outside | (beyond[:, None] if axis == 1 else beyond)
+        labels = labels.index_select(axis, place.clamp(0, length - 1))
+    return labels.masked_fill(outside, void)
+
+
 def check_size(labels: Tensor, logits: Tensor, last: ForwardPass) -> None:
     """ValueError unless labels have the size of the images, or of the logits as given or as the model returned them.
 

@@ -1,8 +1,10 @@
 """torchvision's classification networks, which the networks here are made of: by name, their weights, their layers."""
 
+from collections import OrderedDict
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from perpixel.checks import check_number, complain
 
@@ -54,3 +56,63 @@ def vgg_layers(backbone: str, *, width: float = 1.0) -> nn.Sequential:
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
     return layers
+
+
+def alexnet_layers(*, width: float = 1.0) -> nn.Sequential:
+    """`features` of torchvision's AlexNet alone, weights at random, with `width` times as many channels.
+
+    At width 1 names, shapes and order are torchvision's; weights are drawn as torchvision does.
+    """
+    check_number("width", width, low=0, high=1, open_low=True)
+    with torch.device("meta"):
+        layers: Any = classification_network("alexnet").features
+    inputs = 3
+    for place, layer in enumerate(layers):
+        if isinstance(layer, nn.Conv2d):
+            outputs = max(1, round(width * layer.out_channels))
+            window: Any = (layer.kernel_size, layer.stride, layer.padding)
+            layers[place] = nn.Conv2d(inputs, outputs, *window)
+            inputs = outputs
+    return layers
+
+
+def googlenet_layers(weights: Any = None) -> nn.Sequential:
+    """torchvision's GoogLeNet up to its last inception module, by their names; weights at random or those named.
+
+    `transform_input` stands before them: those weights want images in [-1, 1], and torchvision converts to that what is
+    normalised as for any other network. Without weights it does nothing.
+    """
+    random: dict[str, Any] = {"init_weights": False, "aux_logits": False}
+    network: Any = classification_network("googlenet", weights, **(random if weights is None else {}))
+    layers: OrderedDict[str, nn.Module] = OrderedDict(transform_input=_TransformInput(network.transform_input))
+    left_out = ("aux1", "aux2", "avgpool", "dropout", "fc")
+    layers.update((name, layer) for name, layer in network.named_children() if name not in left_out)
+    return nn.Sequential(layers)
+
+
+class _TransformInput(nn.Module):
+    """Images normalised by ImageNet's mean and standard deviation -> by 0.5 and 0.5, if `active`."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, active: bool) -> None:
+        super().__init__()
+        mean, std = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]) if active else ([0.5] * 3, [0.5] * 3)
+        self.register_buffer("scale", torch.tensor(std).view(3, 1, 1) / 0.5)
+        self.register_buffer("shift", (torch.tensor(mean).view(3, 1, 1) - 0.5) / 0.5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images * self.scale + self.shift
+
+
+def as_convolution(linear: nn.Linear, size: int = 1, *, padding: int = 0) -> nn.Conv2d:
+    """The convolution that does to every window of `size` cells what a linear layer does to one, flattened.
+
+    The weights are the linear layer's, reshaped, not copied.
+    """
+    inputs = linear.in_features // size**2
+    convolution = nn.Conv2d(inputs, linear.out_features, size, padding=padding, device="meta")
+    convolution.weight = nn.Parameter(linear.weight.detach().view(linear.out_features, inputs, size, size))
+    convolution.bias = nn.Parameter(linear.bias.detach())
+    return convolution

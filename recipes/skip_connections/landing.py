@@ -6,7 +6,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from perpixel.evaluation import BootstrapInterval, Floats, bootstrap_images, near_boundary, predict_labels, ratio
+from perpixel.evaluation import (
+    BootstrapInterval,
+    Floats,
+    bootstrap_images,
+    difference,
+    near_boundary,
+    predict_labels,
+    ratio,
+)
 from perpixel.fixations import fixations
 from perpixel.models import SkipNetwork
 from recipes.kit.job import Job
@@ -35,15 +43,12 @@ class Landing:
 
     def more_than(self, control: "Landing", level: float, resamples: int) -> dict[str, BootstrapInterval]:
         """The percentages less those of the control on the same images, in points."""
-        return {
-            place: bootstrap_images(
-                lambda weights, column=column: (self.shares(weights) - control.shares(weights))[:, column],
-                len(self.mass),
-                level=level,
-                resamples=resamples,
-            )
-            for column, place in enumerate(PLACES)
-        }
+        gain, images = difference(self.shares, control.shares), len(self.mass)
+
+        def at(column: int) -> BootstrapInterval:
+            return bootstrap_images(lambda weights: gain(weights)[:, column], images, level=level, resamples=resamples)
+
+        return {place: at(column) for column, place in enumerate(PLACES)}
 
 
 def measure_landing(job: Job, arm: str, network: SkipNetwork, began: Origin) -> Landing:

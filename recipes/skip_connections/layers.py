@@ -1,6 +1,7 @@
 """Which networks a study compares: without a skip, with one from every chosen layer, and with FCN-8s' own two."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from perpixel.checks import complain
 from perpixel.models import FeatureMap, feature_maps
@@ -46,7 +47,7 @@ def _thinned(ends: Sequence[FeatureMap]) -> list[FeatureMap]:
 
 def _end_of_block(maps: Sequence[FeatureMap], stride: int) -> FeatureMap | None:
     """The map of this stride that a block ends with: a pooling (no convolution before it), or else the last of them."""
-    for before, one in zip(maps, maps[1:]):
+    for before, one in pairwise(maps):
         if before.stride < one.stride == stride and before.depth == one.depth:
             return one
     return next((one for one in reversed(maps) if one.stride == stride and one.ends_block), None)

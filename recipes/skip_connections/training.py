@@ -46,7 +46,7 @@ Parts = tuple[CachedFeatures, CachedFeatures]  # of the images to train on and t
 
 @dataclass(frozen=True)
 class Cost:
-    """Of cached features: bytes, seconds to compute them; steps of a training; seconds of a whole network's (or NaN)."""
+    """Of cached features: bytes, seconds to compute them; steps of a training; seconds of one of all layers, or NaN."""
 
     bytes: int
     seconds: float

@@ -42,7 +42,6 @@ def depth_chart(
     below = 0.8 * max(text_width(name, 8.5) for name in names)
     figure = new_figure(max(6.0, 1.9 + 0.62 * len(layers)), 2.1 * len(panels) + below + 0.7)
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
-    places = np.arange(len(layers))
     bands = _runs(groups)
     for number, (axis, (heading, values)) in enumerate(zip(axes, panels.items())):
         for band, (first, last, name) in enumerate(bands):
@@ -57,13 +56,13 @@ def depth_chart(
             color = LINES[2 + index]
             axis.axhspan(low, high, color=color, alpha=0.13, linewidth=0, zorder=1)
             axis.axhline(value, color=color, linewidth=1.5, linestyle="--", label=name)
-        for place, (value, low, high) in zip(places, values):
-            color = line_color(1 if place == highlight else 0)
-            axis.vlines(place, low, high, color=color, linewidth=2, alpha=0.75)
-            axis.plot(place, value, "o", color=color, markersize=6)
+        for layer, (value, low, high) in enumerate(values):
+            color = line_color(1 if layer == highlight else 0)
+            axis.vlines(layer, low, high, color=color, linewidth=2, alpha=0.75)
+            axis.plot(layer, value, "o", color=color, markersize=6)
         axis.set_ylabel(heading, fontsize=9.5)
         chart_axis(axis, grid="y")
-    axes[-1].set_xticks(places, names, rotation=40, ha="right", rotation_mode="anchor", fontsize=8.5)
+    axes[-1].set_xticks(np.arange(len(names)), names, rotation=40, ha="right", rotation_mode="anchor", fontsize=8.5)
     axes[-1].set_xlim(-0.5, len(layers) - 0.5)
     if handles := axes[0].get_legend_handles_labels()[0]:
         legend(figure, handles)
@@ -109,8 +108,8 @@ def character_chart(
         axis.annotate(name, (x, y), (6, 5), textcoords="offset points", fontsize=8)
     ends = [end for axis_ends in (axis.get_xlim(), axis.get_ylim()) for end in axis_ends]
     axis.plot([min(ends), max(ends)], [min(ends), max(ends)], color="#bbbbbb", linewidth=1, linestyle=":", zorder=0)
-    axis.set_xlim(ends[:2])
-    axis.set_ylim(ends[2:])
+    axis.set_xlim(*ends[:2])
+    axis.set_ylim(*ends[2:])
     axis.axhline(0, color="#999999", linewidth=1, zorder=0)
     axis.axvline(0, color="#999999", linewidth=1, zorder=0)
     axis.set_xlabel(xlabel)
