@@ -19,7 +19,9 @@ from perpixel.models.deeplab import (
 )
 from perpixel.models.fcn import FCN, fcn8s_vgg16, fcn16s_vgg16, fcn32s_alexnet, fcn32s_googlenet, fcn32s_vgg16
 from perpixel.models.learnable_upsampling import LearnableUpsampling
+from perpixel.models.nodes import FeatureMap, feature_maps
 from perpixel.models.parameter_groups import parameter_groups
+from perpixel.models.skips import SkipHead, SkipNetwork, single_skip
 from perpixel.models.small import SmallFCN, small_fcn
 
 __all__ = [
@@ -30,7 +32,10 @@ __all__ = [
     "CheckpointReport",
     "DeconvolutionStack",
     "DeepLab",
+    "FeatureMap",
     "LearnableUpsampling",
+    "SkipHead",
+    "SkipNetwork",
     "SmallFCN",
     "build",
     "deconvolution_stack",
@@ -42,10 +47,12 @@ __all__ = [
     "fcn32s_alexnet",
     "fcn32s_googlenet",
     "fcn32s_vgg16",
+    "feature_maps",
     "fetching",
     "find_state_dict",
     "load_checkpoint",
     "parameter_groups",
     "read_checkpoint",
+    "single_skip",
     "small_fcn",
 ]
