@@ -21,17 +21,8 @@ from recipes.kit.help import CONFIGS, GENERAL, help_text, kind_in_words
 from recipes.kit.run_folder import CONFIG
 from recipes.kit.settings import RunSettings
 
-<<<<<<< HEAD
 # one that no other recipe has
-OWN_SETTING = {"finetune": "train", "explain": "ask", "fixations": "trace", "evaluate": "arm"}
-=======
-OWN_SETTING = {
-    "finetune": "loss",
-    "explain": "ask",
-    "fixations": "trace",
-    "skip_study": "study",
-}  # one that no other recipe has
->>>>>>> skips
+OWN_SETTING = {"finetune": "train", "explain": "ask", "fixations": "trace", "evaluate": "arm", "skip_study": "study"}
 Settings = TypeVar("Settings")
 
 
