@@ -21,6 +21,7 @@ from recipes.training.optimizer import build_optimizer, set_training
 
 DEEPLAB = "deeplabv3_mobilenet_v3_large"
 OWN = ModelSettings()
+UNFETCHED = [URLError("no route"), RuntimeError("invalid hash value"), TimeoutError("timed out")]
 
 
 def trainable(network: nn.Module) -> set[str]:
@@ -199,20 +200,25 @@ def test_a_damaged_file_of_torchvision_is_not_started_from(tmp_path: Path, monke
         starting_weights(ModelSettings(DEEPLAB, weights="DEFAULT"))
 
 
-@pytest.mark.parametrize("error", [URLError("no route"), RuntimeError("invalid hash value"), TimeoutError("timed out")])
-@pytest.mark.parametrize("setting", ["weights", "weights_backbone"])
+@pytest.mark.parametrize(
+    ("name", "setting", "error"),
+    [
+        *((DEEPLAB, setting, error) for setting in ("weights", "weights_backbone") for error in UNFETCHED),
+        *((name, "weights_backbone", UNFETCHED[0]) for name in ("single_skip", "deconvolution_stack")),
+    ],
+)
 def test_weights_that_cannot_be_fetched_are_told_with_where_to_put_them(
-    setting: str, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, setting: str, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fetch(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
-    settings = ModelSettings(DEEPLAB, **{setting: "DEFAULT"})
+    settings = ModelSettings(name, **{setting: "DEFAULT"})
     with pytest.raises(ConnectionError) as caught:
         build_network(settings, 3) if setting == "weights_backbone" else starting_weights(settings)
-    file = r"https://download.pytorch.org/models/\w*mobilenet_v3_large-\w{8}.pth"
+    file = r"https://download.pytorch.org/models/\w*(mobilenet_v3_large|vgg16|resnet18)-\w{8}.pth"
     remedy = rf"Fetch {file} by other means and put it into {tmp_path}/checkpoints\."
     assert re.match(rf"model.{setting}: expected the file .*, got {error.args[0]}. {remedy}$", str(caught.value))
 

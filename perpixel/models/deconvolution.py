@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perpixel.checks import check_flag, check_integer, check_tensor, complain
-from perpixel.models.backbones import backbone_weights, vgg_layers
+from perpixel.models.backbones import backbone_weights, fetching, vgg_layers
 
 
 @torch.fx.wrap
@@ -149,7 +149,9 @@ def deconvolution_stack(
     if weights is not None:
         if width != 1:
             raise ValueError(complain("width", "1 with weights", width, "Leave width or weights out."))
-        state = backbone_weights(backbone, weights).get_state_dict(progress=False, check_hash=True)
+        chosen = backbone_weights(backbone, weights)
+        with fetching(chosen):
+            state = chosen.get_state_dict(progress=False, check_hash=True)
         own = {name.removeprefix("features."): value for name, value in state.items() if name.startswith("features.")}
         features.load_state_dict(own)
     pools = [place for place, layer in enumerate(features) if isinstance(layer, nn.MaxPool2d)]
