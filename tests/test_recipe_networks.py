@@ -63,6 +63,17 @@ def test_last_three_layers_train_with_the_normalisation_behind_them() -> None:
     assert select_layers(deeplab, "last-3")[0] == [*projection, "classifier.1", "classifier.2", "classifier.4"]
 
 
+def test_layers_are_counted_from_the_classifier_that_the_network_declares() -> None:
+    network = build_network(ModelSettings("fcn8s_vgg16", options={"width": 1 / 32, "fc_channels": 8}), 3)
+    chosen, classifier = select_layers(network, "last-3")
+    assert classifier == "score"
+    assert chosen[:3] == ["fc6", "fc7", "score"]
+    assert {*chosen[3:]} == {"score_pool4", "score_pool3", "upscore2", "upscore_pool4", "upscore8"}
+    assert not [name for name in trainable(network) if name.startswith("features")]
+    head = select_layers(network, "head")[0]  # the scores of skips begin at zero: frozen, they would stay there
+    assert head == chosen[2:]
+
+
 def test_head_and_all() -> None:
     network = small_fcn(3, width=8)
     select_layers(network, "head")

@@ -67,8 +67,8 @@ class FCN(nn.Module):
         self.features, self.fc6, self.fc7 = features, fc6, fc7
         self.dropout = nn.Dropout(check_number("dropout", dropout, low=0, high=1))
         self.score = _score(channels, num_classes, std=0.01)
-        self.skips = {pool: _POOLS[pool] for pool in skips}
-        for pool, place in self.skips.items():
+        self.skips = tuple((pool, _POOLS[pool]) for pool in skips)
+        for pool, place in self.skips:
             below = layers[: place + 1]
             finer = cells_of(below)
             self.add_module(f"score_{pool}", _score(_convolutions(below)[-1].out_channels, num_classes, std=0))
@@ -84,13 +84,13 @@ class FCN(nn.Module):
             x = F.pad(x, (0, _missing(size[1], self.smallest), 0, _missing(size[0], self.smallest)))
         for place, layer in enumerate(self.features):
             x = layer(x)
-            if place in self.skips.values():
+            if place in [taken for _, taken in self.skips]:
                 pooled[place] = x
         if self.fc6 is not None and self.fc7 is not None:
             x = self.dropout(F.relu(self.fc6(x), inplace=True))
             x = F.relu(self.fc7(x), inplace=True)
         scores = self.score(self.dropout(x))
-        for pool, place in self.skips.items():
+        for pool, place in self.skips:
             finer = getattr(self, f"score_{pool}")(pooled[place])
             scores = getattr(self, _UPSCORES[pool])(scores, finer.shape[-2:]) + finer
         return getattr(self, self.last)(scores, size)
@@ -272,7 +272,7 @@ def _go_on_from(start: nn.Module | Mapping[str, Tensor], network: FCN) -> None:
     """Give `network` the weights of one with fewer skips; ValueError that says what differs, and nothing is changed."""
     given = start.state_dict() if isinstance(start, nn.Module) else start
     own, new = network.state_dict(), set()
-    for pool in network.skips:
+    for pool, _ in network.skips:
         new |= {f"score_{pool}.weight", f"score_{pool}.bias", f"{_UPSCORES[pool]}.weight"}
     given = {name: value for name, value in given.items() if name in own or name not in _LAST}
     missing = [name for name in own if name not in given and name not in {*new, f"{network.last}.weight"}]
