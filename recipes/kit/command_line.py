@@ -22,7 +22,7 @@ from recipes.kit.run_folder import CONFIG
 from recipes.kit.settings import RunSettings
 
 # one that no other recipe has
-OWN_SETTING = {"finetune": "train", "explain": "ask", "fixations": "trace", "evaluate": "arm"}
+OWN_SETTING = {"finetune": "train", "explain": "ask", "fixations": "trace", "evaluate": "arm", "skip_study": "study"}
 Settings = TypeVar("Settings")
 
 
