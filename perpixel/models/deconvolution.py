@@ -137,8 +137,8 @@ def deconvolution_stack(
         layers: which are stacked, by VGG's names ("conv3_1", ...); None: all.
         restore: False stacks the layers' own outputs instead of the restored ones: the same layers, channels, grid and
             parameters, without the path back. With the last layer alone that is the network of CAM (Zhou et al. 2016).
-        stride: of the grid, that of one of the blocks: 1, 2, 4, 8, 16. Coarser maps are enlarged (bilinear), of finer ones each cell keeps
-            its maximum. Memory goes with the stack, at stride 1 4,224 channels at image size for all of vgg16.
+        stride: of the grid, that of one of the blocks: 1, 2, 4, 8, 16. Coarser maps are enlarged (bilinear), of finer
+            ones each cell keeps its maximum. Memory goes with the stack: of all of vgg16, 4,224 channels.
 
     Raises:
         ValueError: an unknown backbone, layer or stride, each with the known ones; weights beside another width; in

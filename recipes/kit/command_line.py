@@ -21,7 +21,12 @@ from recipes.kit.help import CONFIGS, GENERAL, help_text, kind_in_words
 from recipes.kit.run_folder import CONFIG
 from recipes.kit.settings import RunSettings
 
-OWN_SETTING = {"finetune": "train", "explain": "ask", "fixations": "trace"}  # one that no other recipe has
+OWN_SETTING = {
+    "finetune": "train",
+    "explain": "ask",
+    "fixations": "trace",
+    "weak_supervision": "pseudo",
+}  # one that no other recipe has
 Settings = TypeVar("Settings")
 
 
