@@ -134,13 +134,13 @@ def compare_scores(
     every = np.ones((1, images))
 
     def compare(name: str, metric: Callable[[Any, Floats], Floats]) -> ScoreDifference:
-        values = (100 * mean(float(metric(one, every)[0]) for one in scores) for scores in (control, treatment))
+        before, after = (100 * mean(float(metric(one, every)[0]) for one in of) for of in (control, treatment))
 
         def differences(weights: Floats) -> Floats:
             return np.stack([100 * (metric(b, weights) - metric(a, weights)) for a, b in zip(control, treatment)])
 
         interval = bootstrap_images(lambda w: differences(w).mean(0), images, level=level, resamples=resamples)
-        return ScoreDifference(name, *values, interval, tuple(differences(every)[:, 0].tolist()))
+        return ScoreDifference(name, before, after, interval, tuple(differences(every)[:, 0].tolist()))
 
     found = [compare(*item) for item in metrics.items()]
     found = [one for one in found if not np.isnan(one.control)]

@@ -65,7 +65,7 @@ class DeconvolutionStack(nn.Module):
         for layer in self.features:
             if isinstance(layer, nn.MaxPool2d):
                 size = x.shape[-2:]
-                x, switches = F.max_pool2d(x, layer.kernel_size, layer.stride, return_indices=True)
+                x, switches = F.max_pool2d(x, 2, 2, return_indices=True)
                 pools.append((switches, size))
             else:
                 x = layer(x)
@@ -82,17 +82,17 @@ class DeconvolutionStack(nn.Module):
         for layer in reversed(self.features):
             if isinstance(layer, nn.MaxPool2d):
                 switches, size = pools.pop()
-                x = F.max_unpool2d(x, switches, layer.kernel_size, layer.stride, output_size=size)
+                x = F.max_unpool2d(x, switches, [2, 2], [2, 2], output_size=size)
             elif isinstance(layer, nn.ReLU):
                 if (name := next(names)) in self.layers:
                     found[name] = x
                 if len(found) == len(self.layers):
                     break
             elif isinstance(layer, nn.BatchNorm2d):
-                zero, spread = torch.zeros_like(layer.running_mean), layer.running_var.clone()
-                x = F.batch_norm(x, zero, spread, layer.weight, None, training=False, eps=layer.eps)
+                spread: Any = layer.running_var
+                x = F.batch_norm(x, torch.zeros_like(spread), spread.clone(), layer.weight, None, eps=layer.eps)
             elif isinstance(layer, nn.Conv2d):
-                x = F.relu(F.conv_transpose2d(x, layer.weight, None, layer.stride, layer.padding))
+                x = F.relu(F.conv_transpose2d(x, layer.weight, padding=1))
         return found
 
     def _on_grid(self, name: str, maps: Tensor, grid: Any) -> Tensor:

@@ -60,7 +60,7 @@ class WeakJob(Job):
         """The network of an arm."""
         options = dict(self.settings.model.options)
         if arm == "cam":
-            network = build_network(self.settings.model, self.images.channels)
+            network: Any = build_network(self.settings.model, self.images.channels)
             options["layers"] = [network.layer_names[-1]]
         return replace(self.settings.model, options=options | {"restore": arm == "stack"})
 
@@ -141,7 +141,7 @@ class WeakJob(Job):
             ]
             return vars(MapScores.joined(parts))
 
-        rule = {"background": self.rule.background, "threshold": settings.threshold}
+        rule: dict[str, Any] = {"background": self.rule.background, "threshold": settings.threshold}
         rule |= {"pooling": settings.pooling, "sharpness": settings.sharpness}
         now = origin(self, rule=rule, weights=network.state_dict())
         return MapScores(**keep(folder / "maps.pt", now, compute, self.progress.report))

@@ -1,6 +1,6 @@
 """The arms against each other as tables and in words."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from statistics import mean, median
@@ -77,13 +77,13 @@ class Results:
     evaluation: EvaluationSettings
 
     def __post_init__(self) -> None:
-        self.metrics = {
+        self.metrics: dict[str, Callable[[MapScores, Floats], Floats]] = {
             FALSE: partial(_false, background=self.background),
             HALF: partial(_mean_of, name="half"),
             "mIoU": lambda scores, weights: mean_iou(_matrices(scores, weights)).numpy(),
             PEAK: partial(_mean_of, name="peak"),
         }
-        options = {"level": self.evaluation.level, "resamples": self.evaluation.resamples}
+        options: Any = {"level": self.evaluation.level, "resamples": self.evaluation.resamples}
         own = list(self.scores["stack"].values())
         self.differences: dict[str, list[ScoreDifference]] = {
             arm: compare_scores(
@@ -96,7 +96,7 @@ class Results:
     def arm(self, arm: str) -> dict[str, float]:
         """The means over seeds, in percent."""
         every, scores = np.ones((1, self.images)), list(self.scores[arm].values())
-        of = {**self.metrics, "recall": partial(_recall, background=self.background)}
+        of: dict[str, Any] = {**self.metrics, "recall": partial(_recall, background=self.background)}
         found = {name: 100 * mean(float(metric(one, every)[0]) for one in scores) for name, metric in of.items()}
         found["average precision"] = 100 * mean(map(self._image_precision, scores))
         return found | {"parameters": self.parameters[arm], "seconds": median(self.seconds[arm] or [float("nan")])}
