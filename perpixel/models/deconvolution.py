@@ -20,6 +20,12 @@ def _check_images(images: Tensor, least: int) -> None:
         raise ValueError(complain("images", expected, images, remedy))
 
 
+@torch.fx.wrap
+def _numbers(size: Any) -> list[int]:
+    """A size that torch.jit.trace has made tensors of, which unpooling does not take, as numbers again."""
+    return [int(n) if isinstance(n, Tensor) else n for n in size]
+
+
 class DeconvolutionStack(nn.Module):
     """Images (N, 3, H, W) -> class maps (N, C, H, W). `deconvolution_stack` says how.
 
@@ -82,7 +88,7 @@ class DeconvolutionStack(nn.Module):
         for layer in reversed(self.features):
             if isinstance(layer, nn.MaxPool2d):
                 switches, size = pools.pop()
-                x = F.max_unpool2d(x, switches, [2, 2], [2, 2], output_size=size)
+                x = F.max_unpool2d(x, switches, [2, 2], [2, 2], output_size=_numbers(size))
             elif isinstance(layer, nn.ReLU):
                 if (name := next(names)) in self.layers:
                     found[name] = x
