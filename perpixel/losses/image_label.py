@@ -109,8 +109,14 @@ class ImageLabelLoss(nn.Module):
         self.ignore_index = check_integer("ignore_index", ignore_index)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        options = {"sharpness": self.sharpness, "exclude": self.exclude, "ignore_index": self.ignore_index}
-        return image_label_loss(logits, labels, pooling=self.pooling, **options)
+        return image_label_loss(
+            logits,
+            labels,
+            pooling=self.pooling,
+            sharpness=self.sharpness,
+            exclude=self.exclude,
+            ignore_index=self.ignore_index,
+        )
 
     def extra_repr(self) -> str:
         return f"pooling={self.pooling!r}, sharpness={self.sharpness}, exclude={self.exclude}"

@@ -20,6 +20,12 @@ def _check_images(images: Tensor, least: int) -> None:
         raise ValueError(complain("images", expected, images, remedy))
 
 
+@torch.fx.wrap
+def _numbers(size: Any) -> list[int]:
+    """A size that torch.jit.trace has made tensors of, which unpooling does not take, as numbers again."""
+    return [int(n) if isinstance(n, Tensor) else n for n in size]
+
+
 class DeconvolutionStack(nn.Module):
     """Images (N, 3, H, W) -> class maps (N, C, H, W). `deconvolution_stack` says how.
 
@@ -65,7 +71,7 @@ class DeconvolutionStack(nn.Module):
         for layer in self.features:
             if isinstance(layer, nn.MaxPool2d):
                 size = x.shape[-2:]
-                x, switches = F.max_pool2d(x, layer.kernel_size, layer.stride, return_indices=True)
+                x, switches = F.max_pool2d(x, 2, 2, return_indices=True)
                 pools.append((switches, size))
             else:
                 x = layer(x)
@@ -82,17 +88,17 @@ class DeconvolutionStack(nn.Module):
         for layer in reversed(self.features):
             if isinstance(layer, nn.MaxPool2d):
                 switches, size = pools.pop()
-                x = F.max_unpool2d(x, switches, layer.kernel_size, layer.stride, output_size=size)
+                x = F.max_unpool2d(x, switches, [2, 2], [2, 2], output_size=_numbers(size))
             elif isinstance(layer, nn.ReLU):
                 if (name := next(names)) in self.layers:
                     found[name] = x
                 if len(found) == len(self.layers):
                     break
             elif isinstance(layer, nn.BatchNorm2d):
-                zero, spread = torch.zeros_like(layer.running_mean), layer.running_var.clone()
-                x = F.batch_norm(x, zero, spread, layer.weight, None, training=False, eps=layer.eps)
+                spread: Any = layer.running_var
+                x = F.batch_norm(x, torch.zeros_like(spread), spread.clone(), layer.weight, None, eps=layer.eps)
             elif isinstance(layer, nn.Conv2d):
-                x = F.relu(F.conv_transpose2d(x, layer.weight, None, layer.stride, layer.padding))
+                x = F.relu(F.conv_transpose2d(x, layer.weight, padding=1))
         return found
 
     def _on_grid(self, name: str, maps: Tensor, grid: Any) -> Tensor:
@@ -137,8 +143,8 @@ def deconvolution_stack(
         layers: which are stacked, by VGG's names ("conv3_1", ...); None: all.
         restore: False stacks the layers' own outputs instead of the restored ones: the same layers, channels, grid and
             parameters, without the path back. With the last layer alone that is the network of CAM (Zhou et al. 2016).
-        stride: of the grid, that of one of the blocks: 1, 2, 4, 8, 16. Coarser maps are enlarged (bilinear), of finer ones each cell keeps
-            its maximum. Memory goes with the stack, at stride 1 4,224 channels at image size for all of vgg16.
+        stride: of the grid, that of one of the blocks: 1, 2, 4, 8, 16. Coarser maps are enlarged (bilinear), of finer
+            ones each cell keeps its maximum. Memory goes with the stack: of all of vgg16, 4,224 channels.
 
     Raises:
         ValueError: an unknown backbone, layer or stride, each with the known ones; weights beside another width; in

@@ -22,7 +22,14 @@ from recipes.kit.run_folder import CONFIG
 from recipes.kit.settings import RunSettings
 
 # one that no other recipe has
-OWN_SETTING = {"finetune": "train", "explain": "ask", "fixations": "trace", "evaluate": "arm", "skip_study": "study"}
+OWN_SETTING = {
+    "finetune": "train",
+    "explain": "ask",
+    "fixations": "trace",
+    "evaluate": "arm",
+    "skip_study": "study",
+    "weak_supervision": "pseudo",
+}
 Settings = TypeVar("Settings")
 
 
