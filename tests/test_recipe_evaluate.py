@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from data_files import put_mask
-from finetune_runs import finetune, short, tiny
+from finetune_runs import finetune, short
 from PIL import Image
 from recipe_jobs import arguments, check_not_overwritten, draw_nothing, interrupted, table
 
@@ -21,6 +21,7 @@ from recipes.evaluating.job import EvaluateJob, select_examples
 from recipes.evaluating.networks import find_candidates
 from recipes.evaluating.results import Arm, compare_arms
 from recipes.evaluating.settings import EvaluateSettings
+from recipes.finetuning.job import FinetuneJob
 from recipes.kit.job import run_recipe
 from recipes.kit.settings import EvaluationSettings
 from recipes.training.checkpoints import load_checkpoint, save_checkpoint
@@ -127,19 +128,15 @@ def test_scores_on_its_own_images_are_those_the_run_wrote(
 
 
 def test_two_arms_are_compared_and_a_start_stands_for_every_seed(run: Path, tmp_path: Path) -> None:
-    for arms, parts in (
-        ("[control,loss]", ("seed{}/control", "seed{}/loss")),
-        ("[start,loss]", ("start", "seed{}/loss")),
-    ):
-        folder = tmp_path / arms
-        assert evaluate(run=str(run), arm=arms, folder=str(folder), evaluation__pictures="0") == 0
-        control, loss = ([written(run, part.format(seed)) for seed in (0, 1)] for part in parts)
-        expected = compare_scores(control, loss, resamples=100)
-        found = json.loads((folder / "results.json").read_text())["difference"]
-        assert [one["metric"] for one in found] == [one.metric for one in expected]
-        assert [one["interval"]["value"] for one in found] == pytest.approx([one.interval.value for one in expected])
-        assert [one["verdict"] for one in found] == [one.verdict for one in expected]
-        assert f"## loss against {arms[1:].split(',')[0]}" in (folder / "summary.md").read_text()
+    folder = tmp_path / "two"
+    assert evaluate(run=str(run), arm="[control,loss]", folder=str(folder), evaluation__pictures="0") == 0
+    control, loss = ([written(run, f"seed{seed}/{arm}") for seed in (0, 1)] for arm in ("control", "loss"))
+    expected = compare_scores(control, loss, resamples=100)
+    found = json.loads((folder / "results.json").read_text())["difference"]
+    assert [one["metric"] for one in found] == [one.metric for one in expected]
+    assert [one["interval"]["value"] for one in found] == pytest.approx([one.interval.value for one in expected])
+    assert [one["verdict"] for one in found] == [one.verdict for one in expected]
+    assert "## loss against control" in (folder / "summary.md").read_text()
     seeds = [
         Arm(name, seeds, [], [control[0]] * len(seeds), (), EvaluationSettings(resamples=100))
         for name, seeds in (("a", [0, 1]), ("b", [0]), ("c", [0, 2]), ("d", [None]))
@@ -147,7 +144,7 @@ def test_two_arms_are_compared_and_a_start_stands_for_every_seed(run: Path, tmp_
     assert compare_arms([seeds[0], seeds[1]]) == ([], "a has seeds [0, 1], b [0]")
     assert compare_arms([seeds[0], seeds[2]]) == ([], "a has seeds [0, 1], c [0, 2]")
     assert compare_arms(seeds) == ([], "")
-    assert len(compare_arms([seeds[0], seeds[3]])[0]) == 4
+    assert len(compare_arms([seeds[0], seeds[3]])[0]) == len(compare_arms([seeds[3], seeds[0]])[0]) == 4
 
 
 def test_a_test_set_alone_of_images_of_different_sizes_by_hand(
@@ -296,7 +293,10 @@ def test_mistakes_beside_a_run_are_told_in_one_line(
         ({"arm": "control"}, "arm: expected nothing beside a single network, got "),
         ({"data.eval_split": "val"}, "data.train_split, data.eval_split: expected "),
         ({"model.options": "{width: 9}"}, "model.checkpoint: expected the network's entries, got "),
-        ({"data.options": "{classes: [a,b,c,d]}"}, "model.checkpoint: expected 4 classes, as the data has, got "),
+        (
+            {"data.options": "{classes: [a,b,c,d]}"},
+            "model.checkpoint: expected 4 classes, as the data has, got classifier.",
+        ),
         ({"data.binary": "true"}, "data.binary: expected "),
     ],
 )
@@ -309,8 +309,16 @@ def test_mistakes_beside_weights_are_told_in_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     given = [*of_file(checkpoint, root, tmp_path / "out"), *arguments(changes)]
-    assert told(given, capsys)[: len(message)] == message
+    line = told(given, capsys)
+    assert line[: len(message)] == message
+    assert "replace_head" not in line  # nothing is trained here
     assert not (tmp_path / "out").exists()
+
+
+def test_masks_of_void_alone_are_told(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = put_data(tmp_path / "void", "test", [(32, 40)], [255])
+    assert run_recipe(EvaluateJob, of_file(checkpoint, root, tmp_path / "out")) == 1
+    assert "error: data: expected labelled pixels in the masks, got none in 1. Void is 255: " in capsys.readouterr().out
 
 
 def test_other_classes_than_those_of_the_training_are_refused(
@@ -328,13 +336,14 @@ def test_masks_whose_classes_nobody_names_have_those_of_the_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of a class that the test set does not have, nothing is known; what is predicted as it is wrong."""
-    own = {"data__name": "folder", "data__size": "null", "pretrain__epochs": "0", "evaluation__pictures": "0"}
-    given = own | {"data__train_images": "null", "data__eval_images": "null", "evaluation__resamples": "100"}
-    root = put_data(tmp_path / "data", "train", [(32, 40)] * 4, [0, 1, 2])
-    put_data(root, "val", [(32, 40)] * 2, [0, 1, 2])
-    assert finetune(tiny(tmp_path / "run", data__root=str(root), train__epochs="1", **given)) == 0
+    part = tmp_path / "run/seed0/control"
+    part.mkdir(parents=True)
+    weights = {"model": small_fcn(3, width=8).state_dict(), "origin": {"data: classes": list(CLASSES)}}
+    save_checkpoint(part / "last.pt", weights)
+    parser = FinetuneJob.build_parser()
+    given = arguments({"data.name": "folder", "data.root": str(tmp_path), "model.options": "{width: 8}"})
+    (tmp_path / "run/config.yaml").write_text(parser.dump(parser.parse_args(given), skip_unset=False))
     test = put_data(tmp_path / "test", "test", [(32, 40)] * 2, [0, 1], names=False)
-    capsys.readouterr()
     changes = {"data.root": str(test), "data.eval_split": "test", "folder": str(tmp_path / "out")}
     assert evaluate({"run": str(tmp_path / "run"), "arm": "seed0/control", **changes}) == 0
     (line,) = printed_json(capsys.readouterr().out)

@@ -20,6 +20,8 @@ from recipes.kit.weights import load_weights, read_weights, starting_weights, un
 from recipes.training.optimizer import build_optimizer, set_training
 
 DEEPLAB = "deeplabv3_mobilenet_v3_large"
+OWN = ModelSettings()
+UNFETCHED = [URLError("no route"), RuntimeError("invalid hash value"), TimeoutError("timed out")]
 
 
 def trainable(network: nn.Module) -> set[str]:
@@ -68,7 +70,8 @@ def test_layers_are_counted_from_the_classifier_that_the_network_declares() -> N
     assert chosen[:3] == ["fc6", "fc7", "score"]
     assert {*chosen[3:]} == {"score_pool4", "score_pool3", "upscore2", "upscore_pool4", "upscore8"}
     assert not [name for name in trainable(network) if name.startswith("features")]
-    assert select_layers(network, "head") == (["score"], "score")
+    head = select_layers(network, "head")[0]  # the scores of skips begin at zero: frozen, they would stay there
+    assert head == chosen[2:]
 
 
 def test_head_and_all() -> None:
@@ -158,7 +161,7 @@ def test_checkpoints_of_many_makers_load(form: str, tmp_path: Path) -> None:
             }[form],
             path,
         )
-    assert load_weights(network, read_weights(path), str(path), replace_head=False, num_classes=3) == []
+    assert load_weights(network, read_weights(path), str(path), OWN, replace_head=False, num_classes=3) == []
     assert_same(network.state_dict(), state)
 
 
@@ -167,9 +170,9 @@ def test_another_number_of_classes_needs_consent() -> None:
     with pytest.raises(
         ValueError, match=r"expected 3 classes.*classifier.weight of shape \(5, 8, 1, 1\).*replace_head"
     ):
-        load_weights(network, source, "w.pt", replace_head=False, num_classes=3)
+        load_weights(network, source, "w.pt", OWN, replace_head=False, num_classes=3)
     own = network.classifier.weight.clone()
-    new = load_weights(network, source, "w.pt", replace_head=True, num_classes=3)
+    new = load_weights(network, source, "w.pt", OWN, replace_head=True, num_classes=3)
     assert new == ["classifier.weight", "classifier.bias"]
     assert torch.equal(network.classifier.weight, own)
     assert torch.equal(network.stem[0][0].weight, source["stem.0.0.weight"])
@@ -183,7 +186,7 @@ def test_missing_unexpected_and_misshapen_entries_are_named() -> None:
     with pytest.raises(
         ValueError, match=r"1 missing \(stem.0.0.weight\).*1 unexpected \(surplus\).*1 of another shape"
     ):
-        load_weights(network, state, "w.pt", replace_head=True, num_classes=3)
+        load_weights(network, state, "w.pt", OWN, replace_head=True, num_classes=3)
     assert_same(snapshot(network), before)
 
 
@@ -193,7 +196,7 @@ def test_integers_for_fractions_and_nan_are_refused() -> None:
     state["stem.0.0.weight"] = (100 * state["stem.0.0.weight"]).to(torch.int8)
     state["classifier.bias"][1] = torch.nan
     with pytest.raises(ValueError, match=r"1 of integers.*\(stem.0.0.weight\).*1 with NaN \(classifier.bias\)"):
-        load_weights(network, state, "w.pt", replace_head=False, num_classes=3)
+        load_weights(network, state, "w.pt", OWN, replace_head=False, num_classes=3)
     assert_same(snapshot(network), before)
 
 
@@ -204,24 +207,29 @@ def test_a_damaged_file_of_torchvision_is_not_started_from(tmp_path: Path, monke
     file = tmp_path / "checkpoints" / enum["DEFAULT"].url.rpartition("/")[2]
     file.parent.mkdir()
     file.write_bytes(b"other weights")
-    with pytest.raises(DamagedCheckpoint, match=r"SHA-256 begins with \w{8}, got another content in .*Remove it"):
+    with pytest.raises(ValueError, match=r"SHA-256 begins with \w{8}, got another content in .*Remove it"):
         starting_weights(ModelSettings(DEEPLAB, weights="DEFAULT"))
 
 
-@pytest.mark.parametrize("error", [URLError("no route"), RuntimeError("invalid hash value"), TimeoutError("timed out")])
-@pytest.mark.parametrize("setting", ["weights", "weights_backbone"])
+@pytest.mark.parametrize(
+    ("name", "setting", "error"),
+    [
+        *((DEEPLAB, setting, error) for setting in ("weights", "weights_backbone") for error in UNFETCHED),
+        *((name, "weights_backbone", UNFETCHED[0]) for name in ("single_skip", "deconvolution_stack")),
+    ],
+)
 def test_weights_that_cannot_be_fetched_are_told_with_where_to_put_them(
-    setting: str, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, setting: str, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fetch(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
-    settings = ModelSettings(DEEPLAB, **{setting: "DEFAULT"})
+    settings = ModelSettings(name, **{setting: "DEFAULT"})
     with pytest.raises(ConnectionError) as caught:
         build_network(settings, 3) if setting == "weights_backbone" else starting_weights(settings)
-    file = r"https://download.pytorch.org/models/\w*mobilenet_v3_large-\w{8}.pth"
+    file = r"https://download.pytorch.org/models/\w*(mobilenet_v3_large|vgg16|resnet18)-\w{8}.pth"
     remedy = rf"Fetch {file} by other means and put it into {tmp_path}/checkpoints\."
     assert re.match(rf"model.{setting}: expected the file .*, got {error.args[0]}. {remedy}$", str(caught.value))
 
@@ -248,7 +256,7 @@ def test_torchvision_weights_by_name_get_a_new_classifier(monkeypatch: pytest.Mo
     chosen = starting_weights(settings)
     assert chosen is not None
     network = build_network(settings, 4)
-    new = load_weights(network, *chosen, replace_head=True, num_classes=4)
+    new = load_weights(network, *chosen, settings, replace_head=True, num_classes=4)
     assert new == ["classifier.4.weight", "classifier.4.bias"]
     assert torch.equal(network.state_dict()["backbone.0.0.weight"], source["backbone.0.0.weight"])
 

@@ -6,6 +6,7 @@ from perpixel.evaluation.comparison import (
     SEEDS,
     ScoreDifference,
     compare_scores,
+    judged,
     mean_score,
     t_interval,
 )
@@ -19,6 +20,7 @@ from perpixel.evaluation.segmentation import (
     interior_counts,
     mean_false_positive_rate,
     mean_iou,
+    near_boundary,
     object_iou,
     pixel_accuracy,
 )
@@ -56,9 +58,11 @@ __all__ = [
     "false_positive_rate",
     "holm",
     "interior_counts",
+    "judged",
     "mean_false_positive_rate",
     "mean_iou",
     "mean_score",
+    "near_boundary",
     "object_iou",
     "pixel_accuracy",
     "predict_labels",

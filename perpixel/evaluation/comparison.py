@@ -138,12 +138,16 @@ def compare_scores(
         interval = bootstrap_images(lambda w: differences(w).mean(0), images, level=level, resamples=resamples)
         return ScoreDifference(name, *values, interval, tuple(differences(np.ones((1, images)))[:, 0].tolist()))
 
-    found = [compare(name) for name in metrics if not np.isnan(mean_score(name, control))]
-    words = zip(found, verdicts([_over_seeds(one) for one in found], "more", "less"))
-    return [replace(one, verdict=_judged(word, one.metric in LOWER)) for one, word in words]
+    return judged([compare(name) for name in metrics if not np.isnan(mean_score(name, control))])
 
 
-def _judged(word: str, lower: bool) -> str:
+def judged(table: Sequence[ScoreDifference]) -> list[ScoreDifference]:
+    """The differences, of several treatments say, with the verdicts of one table of them all."""
+    words = verdicts([_over_seeds(one) for one in table], "more", "less")
+    return [replace(one, verdict=_in_words(word, one.metric in LOWER)) for one, word in zip(table, words)]
+
+
+def _in_words(word: str, lower: bool) -> str:
     """What "more" and "less", alone or "on these images", mean for a metric."""
     kind, *rest = word.split(" ", 1)
     if kind not in ("more", "less"):

@@ -158,9 +158,19 @@ def interior_counts(
     "Robust higher order potentials for enforcing label consistency", IJCV 2009.
     """
     predictions, labels = _check_maps(predictions, labels, num_classes, ignore_index)
+    inside = (labels != ignore_index) & ~near_boundary(labels, share=share, ignore_index=ignore_index)
+    return torch.stack([(inside & (predictions == labels)).sum((1, 2)), inside.sum((1, 2))], 1)
+
+
+def near_boundary(labels: Tensor, *, share: float = 0.0075, ignore_index: int = 255) -> Tensor:
+    """Where a labelled boundary, as of `interior_counts`, is within `share` of the image diagonal: bool (N, H, W).
+
+    labels: integer (N, H, W).
+    """
+    labels = check_tensor("labels", labels, ndim=3, shape="(N, H, W)", floating=False)
     height, width = labels.shape[1:]
-    valid, reach = labels != ignore_index, _reach(share, height, width)
-    edge = _edges(labels.masked_fill(~valid, -1))
+    reach = _reach(share, height, width)
+    edge = _edges(labels.masked_fill(labels == ignore_index, -1))
     far, near = min(math.floor(reach), width), torch.zeros_like(edge)
     before = pad(pad(edge, (far, far)).cumsum(2, dtype=torch.int32), (1, 0))  # how many stand left of a column
     for rows in range(min(math.floor(reach), height - 1) + 1):  # a disk is a stack of rows
@@ -169,8 +179,7 @@ def interior_counts(
         found = before[..., right : right + width] > before[..., left : left + width]
         near[:, rows:] |= found[:, : height - rows]
         near[:, : height - rows] |= found[:, rows:]
-    inside = valid & ~near
-    return torch.stack([(inside & (predictions == labels)).sum((1, 2)), inside.sum((1, 2))], 1)
+    return near
 
 
 SIZES = ("small", "medium", "large")

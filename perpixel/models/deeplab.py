@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from perpixel.checks import check_flag, check_integer, check_number, complain
+from perpixel.checks import check_flag, check_integer, check_number, check_option, complain
 from perpixel.models.backbones import backbone_weights, classification_network, vgg_layers
 from perpixel.models.learnable_upsampling import Cells
 
@@ -32,7 +32,7 @@ class AtrousPyramid(nn.Module):
     ) -> None:
         super().__init__()
         self.branches = nn.ModuleList(nn.Conv2d(inputs, outputs, 3, padding=rate, dilation=rate) for rate in rates)
-        self.join = join
+        self.join = check_option("join", join, ("sum", "cat"))
 
     def forward(self, features: Tensor) -> Tensor:
         maps = [branch(features) for branch in self.branches]
@@ -148,7 +148,8 @@ def deeplab_largefov_vgg16(
         num_classes: C; 1 for a binary network.
         weights: torchvision's of vgg16. fc6 and fc7 then are samples of its fully connected layers: taps 0, 3, 6 of
             each axis of the 7×7, and filters spaced evenly (every fourth of 4096 for 1024), the same in the output of
-            fc6 as in the input and the output of fc7. None: Kaiming. The classifier is drawn with deviation 0.01.
+            fc6 as in the input and the output of fc7; or random where the weights have none (IMAGENET1K_FEATURES).
+            None: random (Kaiming). The classifier is drawn with deviation 0.01.
         width: share of VGG's channels, for small trials, without weights only.
         fc_channels: of fc6 and fc7.
         dropout: after fc6 and after fc7.
@@ -187,9 +188,10 @@ def deeplab_v2_resnet101(
 ) -> DeepLab:
     """DeepLab-v2 on ResNet-101 (arXiv 1606.00915), see `DeepLab`.
 
-    Layers 3 and 4 keep stride 8 with dilation 2 and 4. The classifier is an `AtrousPyramid` of dilation 6, 12, 18, 24
-    on their 2048 channels, drawn with deviation 0.01. The paper keeps batch statistics fixed: put the normalisation
-    layers in evaluation mode for small batches.
+    Layers 3 and 4 keep stride 8 with dilation 2 and 4; 1 and 2 in their first blocks, as the stride they had asks for
+    and torchvision does (the original dilates these as well). The classifier is an `AtrousPyramid` of dilation 6, 12,
+    18, 24 on their 2048 channels, drawn with deviation 0.01. The paper keeps batch statistics fixed: put the
+    normalisation layers in evaluation mode for small batches.
 
     Args:
         num_classes: C; 1 for a binary network.
@@ -232,7 +234,7 @@ def _vgg16(
     for layer in (*fc6.branches, fc7):
         nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         nn.init.zeros_(layer.bias)
-    if network is not None:
+    if network is not None and bool(network.classifier[0].weight.isfinite().all()):
         _sample(fc6.branches, fc7, network.classifier)
     _draw_classifier(classifier)
     return DeepLab(features, classifier, fc6=fc6 if len(rates) > 1 else fc6.branches[0], fc7=fc7, **options)

@@ -5,6 +5,7 @@ from perpixel.report.charts.fixations import PointPanel, fixation_backdrop, on_b
 from perpixel.report.charts.intervals import count_chart, interval_chart
 from perpixel.report.charts.maps import MapPanel, signed_panels
 from perpixel.report.charts.predictions import prediction_sheet
+from perpixel.report.charts.skips import character_chart, depth_chart
 from perpixel.report.charts.training import training_curves
 from perpixel.report.explorer.page import ExplorerPage, context_explorer
 from perpixel.report.summary_page import summary_page
@@ -16,9 +17,11 @@ __all__ = [
     "MapPanel",
     "PointPanel",
     "animation_bytes",
+    "character_chart",
     "class_matrix_chart",
     "context_explorer",
     "count_chart",
+    "depth_chart",
     "fixation_backdrop",
     "interval_chart",
     "on_backdrop",

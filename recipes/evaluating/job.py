@@ -9,16 +9,18 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from perpixel.evaluation import ScoreDifference, SegmentationScores, pixel_accuracy, score_images
+from perpixel.checks import complain
+from perpixel.evaluation import IMAGES, ScoreDifference, SegmentationScores, pixel_accuracy, score_images
 from perpixel.report import interval_chart
 from recipes.evaluating.networks import Candidate, Loaded, check_model, find_candidates, load, name_classes
-from recipes.evaluating.results import Arm, class_rows, compare_arms, difference_rows, image_rows, save
+from recipes.evaluating.results import Arm, class_rows, compare_arms, image_rows, save
 from recipes.evaluating.settings import EvaluateSettings
 from recipes.kit.job import Job, settings_of_run
 from recipes.kit.run_folder import CONFIG, save_figure
 from recipes.kit.summary import Section, Summary, subject
 from recipes.kit.tables import (
     CLAIM,
+    difference_cells,
     format_interval,
     format_number,
     json_ready,
@@ -121,7 +123,14 @@ class EvaluateJob(Job):
         loaded.network.to(self.fabric.device)
         began = origin(self, evaluation=options, model=loaded.model, weights=loaded.network.state_dict())
         path = self.folder / "scores" / f"{candidate.part or 'network'}.pt"
-        return loaded.source, SegmentationScores(**keep(path, began, compute, self.progress.report))
+        scores = SegmentationScores(**keep(path, began, compute, self.progress.report))
+        if not int(scores.confusion.sum()):
+            void = self.images.ignore_index
+            remedy = f"Void is {void}: check the values in the masks, and data.ignore_index."
+            raise ValueError(
+                complain("data", "labelled pixels in the masks", f"none in {len(scores.confusion)}", remedy)
+            )
+        return loaded.source, scores
 
     def _about(self) -> dict[str, Any]:
         data = self.settings.data
@@ -176,7 +185,7 @@ class EvaluateJob(Job):
         sections = [Section("Scores", [*markdown_table(("", *names), rows), *(["", *seeds] if seeds else [])])]
         if found:
             columns = ("", *names, "difference", "interval", "verdict")
-            lines = [*markdown_table(columns, difference_rows(found), left=(0, 5)), ""]
+            lines = [*markdown_table(columns, ((one.metric, *difference_cells(one)) for one in found), left=(0, 5)), ""]
             said = [found[0].describe_seeds()] if len(found[0].per_seed) > 1 else []
             lines += [f"- {markdown_text(text)}" for text in (*said, CLAIM)]
             sections.append(Section(f"{markdown_text(names[1])} against {markdown_text(names[0])}", lines))
@@ -203,7 +212,9 @@ class EvaluateJob(Job):
         size = _size(self.settings.data.size)
         single = any(len(arm.scores) == 1 for arm in arms)
         return [
-            "The intervals cover the choice of the images, for these trained networks"
+            f"{self.images.evaluated} images are too few for intervals: what is said holds on these images."
+            if self.images.evaluated < IMAGES
+            else "The intervals cover the choice of the images, for these trained networks"
             + ("; not the luck of training, of which one network says nothing." if single else ".")
             + " Images that resemble each other, such as frames of a film, make them too narrow.",
             f"Scored at {size}, to which images and masks were brought."

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -65,7 +65,7 @@ def _candidate(part: str) -> Candidate:
 def load(settings: EvaluateSettings, candidate: Candidate, images: Images) -> Loaded:
     """The network, as its folder says which it is; ValueError where it was trained on other classes."""
     if candidate.part is None or settings.run is None:
-        network, source = load_network(settings, images.channels) or (nn.Identity(), "")  # weights are given
+        network, source = cast(tuple[nn.Module, str], load_network(settings, images.channels))  # weights are given
         return Loaded(network, settings.model, source, {})
     weights, trained, source = read_part(settings.run, candidate.part)
     names = ("binary", "ignore_index")
@@ -75,7 +75,7 @@ def load(settings: EvaluateSettings, candidate: Candidate, images: Images) -> Lo
     model = replace(settings.model, **{name: value for name, value in known.items() if value is not None})
     model = replace(model, weights_backbone=None)
     network = build_network(model, images.channels)
-    load_weights(network, weights, source, replace_head=False, num_classes=images.channels)
+    load_weights(network, weights, source, model, replace_head=None, num_classes=images.channels)
     return Loaded(network, model, source, trained)
 
 

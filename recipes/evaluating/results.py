@@ -144,20 +144,6 @@ def compare_arms(arms: Sequence[Arm]) -> tuple[list[ScoreDifference], str]:
     return compare_scores(one, other, level=options.level, resamples=options.resamples), ""
 
 
-def difference_rows(found: Sequence[ScoreDifference]) -> list[tuple[str, ...]]:
-    """Metric, both arms, difference, interval, verdict."""
-    return [
-        (
-            one.metric,
-            *(format_number(value) for value in (one.control, one.treatment)),
-            format_number(one.interval.value, sign=True),
-            format_ends(one.interval.low, one.interval.high, sign=True),
-            one.verdict,
-        )
-        for one in found
-    ]
-
-
 def class_rows(arms: Sequence[Arm]) -> list[dict[str, Any]]:
     """A row per class: share of the labelled pixels, images it is labelled in, and the scores of every arm."""
     labelled = arms[0].scores[0].confusion.sum(2)

@@ -6,6 +6,14 @@ from typing import Any, ClassVar
 from perpixel.checks import complain
 from recipes.kit.settings import AnalysisSettings, EvaluationSettings
 
+TEXTS = {  # on the command line, in place of those of a training
+    "data.root": "Folder of the data set; one's own needs only eval_split/images and eval_split/masks in it.",
+    "data.eval_split": "Part to score on, such as test.",
+    "model.checkpoint": "A safetensors file or a state dict of torch.save to score.",
+    "model.weights": "Name of torchvision weights of the whole network, such as DEFAULT, to score.",
+    "evaluation.every": "Of no use here: for the settings of a run, which have it.",
+}
+
 
 @dataclass
 class EvaluateSettings(AnalysisSettings):
@@ -58,3 +66,5 @@ class EvaluateSettings(AnalysisSettings):
     def add_to(cls, parser: Any) -> None:
         """Every field but those of a training, and `part`: nothing is trained here, and `arm` may name one network."""
         parser.add_class_arguments(cls, skip={"pretrain", "part", "seed"})
+        for action in parser._actions:
+            action.help = TEXTS.get(action.dest, action.help)

@@ -10,7 +10,7 @@ import torch
 from perpixel.evaluation import ScoreDifference, SegmentationScores, compare_scores, mean_score
 from recipes.kit.settings import EvaluationSettings
 from recipes.kit.summary import Section, Summary
-from recipes.kit.tables import CLAIM, format_ends, format_number, markdown_table, markdown_text, save_json
+from recipes.kit.tables import CLAIM, difference_cells, format_number, markdown_table, markdown_text, save_json
 
 ARMS = ("control", "loss")
 HEADINGS = ("", "start", *ARMS, "difference", "interval", "verdict")
@@ -58,11 +58,7 @@ class Results:
 
     def rows(self) -> list[tuple[str, ...]]:
         """The cells under HEADINGS."""
-        rows: list[tuple[str, ...]] = []
-        for d in self.differences:
-            scores = (format_number(value) for value in (self.start[d.metric], d.control, d.treatment))
-            ends = format_ends(d.interval.low, d.interval.high, sign=True)
-            rows.append((d.metric, *scores, format_number(d.interval.value, sign=True), ends, d.verdict))
+        rows = [(d.metric, format_number(self.start[d.metric]), *difference_cells(d)) for d in self.differences]
         control, loss = (self.median_seconds[arm] for arm in ARMS)
         numbers = (format_number(control), format_number(loss), format_number(loss - control, sign=True))
         return [*rows, ("seconds per epoch", "", *numbers, "", "")]

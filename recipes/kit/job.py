@@ -42,7 +42,7 @@ from recipes.kit.settings import AnalysisSettings, DataSettings, RunSettings
 
 Item = TypeVar("Item")
 MISTAKES = (ValueError, TypeError, DamagedCheckpoint, FloatingPointError, OSError, ImportError)
-STARTS = ("model.weights", "model.weights_backbone", "model.checkpoint", "model.replace_head")
+STARTS = ("model.weights", "model.weights_backbone", "model.checkpoint", "model.caffe_pixels", "model.replace_head")
 
 
 class Interrupt:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from perpixel.evaluation import IMAGES, SEEDS, BootstrapInterval, verdicts
+from perpixel.evaluation import IMAGES, SEEDS, BootstrapInterval, ScoreDifference, verdicts
 from recipes.kit.run_folder import write_atomically
 
 Row = Mapping[str, Any]
@@ -96,6 +96,14 @@ def format_interval(
         return missing
     ends = "" if math.isnan(low) else f" {format_ends(low, high, digits, sign=sign)}"
     return format_number(value, digits, sign=sign) + unit + ends
+
+
+def difference_cells(found: ScoreDifference) -> tuple[str, ...]:
+    """Control, treatment, difference, interval over images, verdict."""
+    scores = (format_number(value) for value in (found.control, found.treatment))
+    interval = found.interval
+    ends = format_ends(interval.low, interval.high, sign=True)
+    return (*scores, format_number(interval.value, sign=True), ends, found.verdict)
 
 
 def format_cell(row: Row, name: str, digits: int = 2, *, sign: bool = False, unit: str = "", missing: str = "–") -> str:

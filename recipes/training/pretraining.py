@@ -34,7 +34,7 @@ def load_network(
         if given is None:
             return None
         weights, source = given
-    load_weights(network, weights, source, replace_head=False, num_classes=num_classes)
+    load_weights(network, weights, source, settings.model, replace_head=None, num_classes=num_classes)
     return network, source
 
 

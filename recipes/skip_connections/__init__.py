@@ -1,0 +1,1 @@
+"""The job of `python -m recipes.skip_study`."""
