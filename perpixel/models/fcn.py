@@ -31,7 +31,8 @@ class FCN(nn.Module):
     `features`: the classifier's layers. `fc6` and `fc7`: its fully connected layers as convolutions, where it has them.
     `score`, 1×1, on the grid of stride 32; `score_pool4` and `score_pool3`, 1×1, on those of stride 16 and 8, to which
     `upscore2` and `upscore_pool4` bring the sum so far; `upscore32`, `upscore16` or `upscore8` from there to the image,
-    each a `LearnableUpsampling` (the paper keeps the last one bilinear: network.upscore8.requires_grad_(False)).
+    each a `LearnableUpsampling`. The paper (section 4.3) keeps the last one bilinear, the authors' published networks
+    all of them; network.upscore8.requires_grad_(False) does.
 
     Every grid is read where its cells lie, (y - offset) / stride, with the offset that follows from kernels, strides
     and paddings: scores come out at the pixels they were computed for, whatever the size of the images. Poolings round
@@ -117,8 +118,9 @@ def fcn32s_vgg16(
         dropout: Behind fc6 and fc7.
         padding: None pads what fc6 is given by 3 cells, so that its grid is that of pool5. The original instead pads
             the images, in the first convolution, by 100 pixels, and fc6 not at all, so that the smallest image leaves
-            something for a window of 7 cells, at the cost of up to 3.6 times the pixels (a 224×224 image); 100 is for
-            weights that were trained so. Scores lie where they belong in either case.
+            something for a window of 7 cells, at the cost of 3.5 times the pixels (of a 224×224 image); 100 is for
+            weights that were trained so. Scores lie where they belong in either case; beyond the outermost cells, where
+            the original fades to zero, their value goes on.
 
     Raises:
         ValueError: weights that do not exist or another `width` with them; images under 32 pixels a side.
