@@ -41,7 +41,8 @@ class SkipStudyJob(Job):
         with named("study."):
             self.arms = choose_arms(settings.backbone, settings.study.layers)
         if (weights := starting_weights(settings.model)) is not None:
-            load_weights(network, *weights, replace_head=settings.model.replace_head, num_classes=images.channels)
+            how = {"replace_head": settings.model.replace_head, "caffe_pixels": settings.model.caffe_pixels}
+            load_weights(network, *weights, num_classes=images.channels, **how)
         if weights is not None or settings.model.weights_backbone:
             self.given = network.state_dict()
         else:
