@@ -312,5 +312,5 @@ def test_rivals_are_asked_of_all_scores_of_a_network_with_skips() -> None:
         expected = torch.stack([logits[:, 0] - logits[:, 2], logits[:, 1], logits[:, 2]], 1)
         assert torch.allclose(found, expected, atol=1e-4 * float(expected.abs().max()))
         network.get_parameter("upscore8.weight")[0] *= 1.5
-    with pytest.raises(ValueError, match="trace.question: .*not the same for all classes"):
+    with pytest.raises(ValueError, match=r"trace.question: .*not the same for all classes"):
         rival_logits(network, {0: 2})
