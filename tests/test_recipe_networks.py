@@ -17,10 +17,10 @@ from recipes.kit.networks import build_network, layers_to_logits, select_layers
 from recipes.kit.run_folder import DamagedCheckpoint
 from recipes.kit.settings import ModelSettings, Schedule
 from recipes.kit.weights import load_weights, read_weights, starting_weights, unwrap_weights
+from recipes.tracing.network import rival_logits
 from recipes.training.optimizer import build_optimizer, set_training
 
 DEEPLAB = "deeplabv3_mobilenet_v3_large"
-OWN = ModelSettings()
 UNFETCHED = [URLError("no route"), RuntimeError("invalid hash value"), TimeoutError("timed out")]
 
 
@@ -161,7 +161,7 @@ def test_checkpoints_of_many_makers_load(form: str, tmp_path: Path) -> None:
             }[form],
             path,
         )
-    assert load_weights(network, read_weights(path), str(path), OWN, replace_head=False, num_classes=3) == []
+    assert load_weights(network, read_weights(path), str(path), replace_head=False, num_classes=3) == []
     assert_same(network.state_dict(), state)
 
 
@@ -170,9 +170,9 @@ def test_another_number_of_classes_needs_consent() -> None:
     with pytest.raises(
         ValueError, match=r"expected 3 classes.*classifier.weight of shape \(5, 8, 1, 1\).*replace_head"
     ):
-        load_weights(network, source, "w.pt", OWN, replace_head=False, num_classes=3)
+        load_weights(network, source, "w.pt", replace_head=False, num_classes=3)
     own = network.classifier.weight.clone()
-    new = load_weights(network, source, "w.pt", OWN, replace_head=True, num_classes=3)
+    new = load_weights(network, source, "w.pt", replace_head=True, num_classes=3)
     assert new == ["classifier.weight", "classifier.bias"]
     assert torch.equal(network.classifier.weight, own)
     assert torch.equal(network.stem[0][0].weight, source["stem.0.0.weight"])
@@ -186,7 +186,7 @@ def test_missing_unexpected_and_misshapen_entries_are_named() -> None:
     with pytest.raises(
         ValueError, match=r"1 missing \(stem.0.0.weight\).*1 unexpected \(surplus\).*1 of another shape"
     ):
-        load_weights(network, state, "w.pt", OWN, replace_head=True, num_classes=3)
+        load_weights(network, state, "w.pt", replace_head=True, num_classes=3)
     assert_same(snapshot(network), before)
 
 
@@ -196,7 +196,7 @@ def test_integers_for_fractions_and_nan_are_refused() -> None:
     state["stem.0.0.weight"] = (100 * state["stem.0.0.weight"]).to(torch.int8)
     state["classifier.bias"][1] = torch.nan
     with pytest.raises(ValueError, match=r"1 of integers.*\(stem.0.0.weight\).*1 with NaN \(classifier.bias\)"):
-        load_weights(network, state, "w.pt", OWN, replace_head=False, num_classes=3)
+        load_weights(network, state, "w.pt", replace_head=False, num_classes=3)
     assert_same(snapshot(network), before)
 
 
@@ -256,7 +256,7 @@ def test_torchvision_weights_by_name_get_a_new_classifier(monkeypatch: pytest.Mo
     chosen = starting_weights(settings)
     assert chosen is not None
     network = build_network(settings, 4)
-    new = load_weights(network, *chosen, settings, replace_head=True, num_classes=4)
+    new = load_weights(network, *chosen, replace_head=True, num_classes=4)
     assert new == ["classifier.4.weight", "classifier.4.bias"]
     assert torch.equal(network.state_dict()["backbone.0.0.weight"], source["backbone.0.0.weight"])
 
@@ -280,3 +280,37 @@ def test_networks_and_starts_that_cannot_be(settings: ModelSettings, message: st
 
     with pytest.raises(ValueError, match=message):
         start()
+
+
+def test_checkpoints_of_caffe_ask_by_the_setting_what_images_they_saw() -> None:
+    network = build_network(ModelSettings("fcn32s_vgg16", options={"width": 1 / 32, "fc_channels": 8}), 3)
+    names = {
+        "score.weight": "score_fr.weight",
+        "features.0.weight": "conv1_1.weight",
+        "features.0.bias": "conv1_1.bias",
+    }
+    state = {names.get(name, name): value.clone() for name, value in network.state_dict().items()}
+    given = {"source": "w.pt", "replace_head": False, "num_classes": 3}
+    with pytest.raises(ValueError, match=r"^model.caffe_pixels: expected true or false, got None.* in w.pt"):
+        load_weights(network, state, **given)
+    load_weights(network, state, caffe_pixels=False, **given)
+    assert torch.equal(network.get_parameter("features.0.weight"), state["conv1_1.weight"])
+    load_weights(network, state, caffe_pixels=True, **given)
+    blue = 255 * 0.225 * state["conv1_1.weight"][:, 0]  # the first channel of Caffe, the last here
+    assert torch.allclose(network.get_parameter("features.0.weight")[:, 2], blue)
+
+
+def test_rivals_are_asked_of_all_scores_of_a_network_with_skips() -> None:
+    """The new logit is the difference of two old ones; where each class is upsampled in its own way, there is none."""
+    torch.manual_seed(0)
+    network = build("fcn8s_vgg16", 3, width=1 / 16, fc_channels=8).eval()
+    for name in ("score_pool4", "score_pool3"):
+        nn.init.normal_(network.get_parameter(f"{name}.weight"))
+    images = torch.randn(1, 3, 40, 48)
+    with torch.no_grad():
+        logits, found = network(images), rival_logits(network, {0: 2})(images)
+        expected = torch.stack([logits[:, 0] - logits[:, 2], logits[:, 1], logits[:, 2]], 1)
+        assert torch.allclose(found, expected, atol=1e-4 * float(expected.abs().max()))
+        network.get_parameter("upscore8.weight")[0] *= 1.5
+    with pytest.raises(ValueError, match=r"trace.question: .*not the same for all classes"):
+        rival_logits(network, {0: 2})

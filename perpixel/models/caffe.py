@@ -75,7 +75,7 @@ def take_rgb(own: Mapping[str, Tensor], values: Mapping[str, Tensor], normalisat
     """
     mean, std = _colours(normalisation)
     name = next((k for k, v in own.items() if v.ndim == 4 and v.shape[1] == 3 and k in values), None)
-    bias = None if name is None else f"{name.removesuffix('weight')}bias"
+    bias = f"{(name or '').removesuffix('weight')}bias"
     if name is None or bias not in values:
         remedy = "Pass False, and give the model images as Caffe's."
         raise ValueError(complain("caffe_pixels", "a first convolution with a bias in the checkpoint", "none", remedy))

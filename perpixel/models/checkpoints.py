@@ -2,6 +2,7 @@
 
 import difflib
 import io
+import math
 import os
 import zipfile
 from collections.abc import Callable, Collection, Mapping
@@ -278,7 +279,7 @@ def _fitted(value: Tensor, shape: torch.Size) -> Tensor:
     A linear layer (O, C·h·w) as the convolution (O, C, h, w) that it is; K × K upsampling kernels that are zero but on
     the diagonal as K kernels (K, 1, k, k).
     """
-    if value.ndim == 2 and len(shape) == 4 and value.shape[0] == shape[0] and value.shape[1] == shape[1:].numel():
+    if value.ndim == 2 and len(shape) == 4 and value.shape[0] == shape[0] and value.shape[1] == math.prod(shape[1:]):
         return value.reshape(shape)
     if value.ndim == 4 and value.shape[0] == value.shape[1] > 1 == shape[1] and value.shape[2:] == shape[2:]:
         kernels = value.diagonal().movedim(-1, 0)

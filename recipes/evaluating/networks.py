@@ -75,7 +75,7 @@ def load(settings: EvaluateSettings, candidate: Candidate, images: Images) -> Lo
     model = replace(settings.model, **{name: value for name, value in known.items() if value is not None})
     model = replace(model, weights_backbone=None)
     network = build_network(model, images.channels)
-    load_weights(network, weights, source, model, replace_head=None, num_classes=images.channels)
+    load_weights(network, weights, source, replace_head=None, num_classes=images.channels)
     return Loaded(network, model, source, trained)
 
 

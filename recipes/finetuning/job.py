@@ -72,7 +72,13 @@ class FinetuneJob(Job):
         weights = starting_weights(settings.model)
         if weights is not None:
             may_replace = settings.model.replace_head or bool(settings.model.weights)
-            new = load_weights(network, *weights, settings.model, replace_head=may_replace, num_classes=classes)
+            new = load_weights(
+                network,
+                *weights,
+                replace_head=may_replace,
+                num_classes=classes,
+                caffe_pixels=settings.model.caffe_pixels,
+            )
             if new:
                 self.progress.report(f"{', '.join(new)} start at random: {weights[1]} knows another number of classes")
             self.given = network.state_dict()

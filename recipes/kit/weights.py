@@ -100,10 +100,10 @@ def load_weights(
     network: nn.Module,
     weights: Weights,
     source: str,
-    settings: ModelSettings,
     *,
     replace_head: bool | None,
     num_classes: int,
+    caffe_pixels: bool | None = None,
 ) -> list[str]:
     """Load `weights`; returns the classifier entries that stay at random because their number of classes differs.
 
@@ -111,7 +111,7 @@ def load_weights(
     network has, or only the weights, nothing is said.
     """
     has_aux, given_aux = (any("aux_classifier." in k for k in names) for names in (network.state_dict(), weights))
-    pixels = (IMAGENET_MEAN, IMAGENET_STD) if settings.caffe_pixels else settings.caffe_pixels
+    pixels = (IMAGENET_MEAN, IMAGENET_STD) if caffe_pixels else caffe_pixels
     load = partial(load_checkpoint, network, weights, rename=None if has_aux else _without_aux, caffe_pixels=pixels)
     kept = ["aux_classifier"] if has_aux and not given_aux else []
     replaced: list[str] = []
@@ -136,7 +136,7 @@ def load_weights(
                 raise ValueError(complain("model.checkpoint", expected, came, remedy)) from error
         except ValueError as error:
             remedy = "true: it was trained on BGR images of 0 to 255, as Caffe does; false: on images as here."
-            came = f"{settings.caffe_pixels}, and Caffe's names of layers in {source}"
+            came = f"{caffe_pixels}, and Caffe's names of layers in {source}"
             raise ValueError(complain("model.caffe_pixels", "true or false", came, remedy)) from error
 
 

@@ -41,7 +41,9 @@ class SkipStudyJob(Job):
         with named("study."):
             self.arms = choose_arms(settings.backbone, settings.study.layers)
         if (weights := starting_weights(settings.model)) is not None:
-            load_weights(network, *weights, replace_head=settings.model.replace_head, num_classes=images.channels)
+            model, classes = settings.model, images.channels
+            may_replace, pixels = model.replace_head, model.caffe_pixels
+            load_weights(network, *weights, replace_head=may_replace, num_classes=classes, caffe_pixels=pixels)
         if weights is not None or settings.model.weights_backbone:
             self.given = network.state_dict()
         else:

@@ -34,7 +34,9 @@ def load_network(
         if given is None:
             return None
         weights, source = given
-    load_weights(network, weights, source, settings.model, replace_head=None, num_classes=num_classes)
+    load_weights(
+        network, weights, source, replace_head=None, num_classes=num_classes, caffe_pixels=settings.model.caffe_pixels
+    )
     return network, source
 
 
