@@ -70,6 +70,7 @@ def narrow_resnet(backbone: str, weights: Any, **options: Any) -> nn.Module:
 @pytest.mark.parametrize("network", NETWORKS)
 def test_recipes_run_every_network(network: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw_nothing(monkeypatch)
+    monkeypatch.setattr("matplotlib.figure.Figure.draw_without_rendering", lambda _: None)
     monkeypatch.setattr("perpixel.models.deeplab.classification_network", narrow_resnet)
     model = {"model.name": network, "model.options": OPTIONS[network]}
     trained = tmp_path / "trained"
