@@ -14,6 +14,7 @@ import pytest
 import perpixel
 from recipes.explaining.job import ExplainJob
 from recipes.finetuning.job import FinetuneJob
+from recipes.image_labels.job import WeakJob
 from recipes.kit.command_line import read_arguments
 from recipes.tracing.job import FixationJob
 
@@ -22,7 +23,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(?P<kind>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMANDS = ("git", "pip", "python", "perpixel", "mkdocs", "ruff", ".ci/run")
 INCLUDED = re.compile(r'^--8<-- "(?P<file>[\w./]+?)(?::(?P<section>\w+))?"$', re.MULTILINE)
-JOBS = {"finetune": FinetuneJob, "fixations": FixationJob, "explain": ExplainJob}
+JOBS = {"finetune": FinetuneJob, "fixations": FixationJob, "explain": ExplainJob, "weak_supervision": WeakJob}
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
