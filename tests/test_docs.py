@@ -12,18 +12,15 @@ from pathlib import Path
 import pytest
 
 import perpixel
-from recipes.evaluating.job import EvaluateJob
-from recipes.explaining.job import ExplainJob
-from recipes.finetuning.job import FinetuneJob
+from recipes.__main__ import known_recipes
 from recipes.kit.command_line import read_arguments
-from recipes.tracing.job import FixationJob
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(?P<kind>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMANDS = ("git", "pip", "python", "perpixel", "mkdocs", "ruff", ".ci/run")
 INCLUDED = re.compile(r'^--8<-- "(?P<file>[\w./]+?)(?::(?P<section>\w+))?"$', re.MULTILINE)
-JOBS = {"finetune": FinetuneJob, "fixations": FixationJob, "explain": ExplainJob, "evaluate": EvaluateJob}
+JOBS = {name: pkgutil.resolve_name(importlib.import_module(f"recipes.{name}").JOB) for name in known_recipes()}
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 

@@ -193,6 +193,9 @@ class Results:
             "- The false-positive rate is FP / (FP + TN) over pixels, one class against all others, mean over the "
             "classes but the background. It falls when less is labelled at all: read it beside recall. At half recall "
             "it does not: of a class in an image, the share of other pixels that lie above the median of its own.",
+            "- Arms learn at different speeds: under one budget, the arm with the lower average precision has learned "
+            "less. A class that is in more images than not and is not learned has positive maps everywhere, and is "
+            "labelled wherever nothing else is.",
             "- The background comes of a rule: it is where no map reaches the threshold. Another one gives "
             "other rates.",
             "- Backbones start at random where no weights are given: published numbers come of pretrained ones.",
