@@ -44,10 +44,19 @@ def bare_fcn32s(network: nn.Module, images: Tensor) -> Tensor:
     return F.interpolate(network.score(x), images.shape[-2:], mode="bilinear")
 
 
+def bare_largefov(network: nn.Module, images: Tensor) -> Tensor:
+    """The layers of deeplab_largefov_vgg16."""
+    x = network.features(images)
+    for fc in (network.fc6, network.fc7):
+        x = network.dropout(F.relu(fc(x), inplace=True))
+    return F.interpolate(network.classifier(x), images.shape[-2:], mode="bilinear")
+
+
 CASES: dict[str, Bare] = {  # network -> its layers, called bare
     "fcn8s_vgg16": bare_fcn8s,
     "fcn32s_vgg16": bare_fcn32s,
     "fcn32s_alexnet": bare_fcn32s,
+    "deeplab_largefov_vgg16": bare_largefov,
 }
 
 

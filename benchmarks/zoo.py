@@ -231,11 +231,20 @@ def _monai() -> dict[str, Network]:
 
 
 def _own() -> dict[str, Network]:
-    small = perpixel.models.small_fcn
-    return {
-        "perpixel small_fcn": Network(lambda: small(CLASSES)),
-        "perpixel small_fcn, one channel": Network(lambda: small(1)),
+    vgg = {"width": 1 / 16, "fc_channels": 16}
+    how: dict[str, tuple[str, dict[str, Any]]] = {name: (name, vgg) for name in perpixel.models.NETWORKS}
+    how |= {name: (name, {}) for name in ("small_fcn", "fcn32s_googlenet", "deeplab_v2_resnet101")}
+    how["deconvolution_stack"] = ("deconvolution_stack", {"width": 1 / 16})
+    how["single_skip"] = ("single_skip", {"layer": "layer1"})
+    how["single_skip, convnext_tiny"] = ("single_skip", {"backbone": "convnext_tiny", "layer": "features.1"})
+    how["fcn8s_vgg16, padding=100"] = ("fcn8s_vgg16", {**vgg, "padding": 100})
+    how["deeplab_largefov_vgg16, multi_scale"] = ("deeplab_largefov_vgg16", {**vgg, "multi_scale": True})
+    found = {
+        f"perpixel {row}": Network(lambda of=of: perpixel.models.build(of[0], CLASSES, **of[1]))
+        for row, of in how.items()
     }
+    found["perpixel small_fcn, one channel"] = Network(lambda: perpixel.models.small_fcn(1))
+    return found
 
 
 LIBRARIES: dict[str, Callable[[], dict[str, Network]]] = {

@@ -5,7 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 from perpixel.attach.criterion import Feedback, attach
 from perpixel.fixations import FixationRules, Fixations, Share, fixations
-from perpixel.losses import TemplateSimilarityLoss, template_similarity_loss, weighted_cross_entropy
+from perpixel.losses import (
+    ImageLabelLoss,
+    TemplateSimilarityLoss,
+    image_label_loss,
+    template_similarity_loss,
+    weighted_cross_entropy,
+)
 
 if TYPE_CHECKING:
     from perpixel import attribution, data, evaluation, models, report, weighting
@@ -30,6 +36,7 @@ __all__ = [
     "FixationRules",
     "FixationWeightedLoss",
     "Fixations",
+    "ImageLabelLoss",
     "Influence",
     "RegionTarget",
     "SalientParts",
@@ -42,6 +49,7 @@ __all__ = [
     "explain",
     "faithfulness",
     "fixations",
+    "image_label_loss",
     "influence",
     "models",
     "report",

@@ -34,6 +34,7 @@ def borrowed(
     *,
     gradients: bool = False,
     restore_all: bool = False,
+    processed: bool = False,
 ) -> Iterator[bool]:
     """Inside, the model runs in evaluation mode, without gradients, and eagerly where it was compiled.
 
@@ -45,6 +46,8 @@ def borrowed(
         where gradients are recorded no activation overwrites its input.
     restore_all: whatever is put on the model inside is taken off again: hooks, layers, attributes; its parameters and
         buffers are the same objects on the same memory, with the same gradients and `requires_grad`.
+    processed: whether the output is post-processed. If not, the attribute that a model names in `post_processing`, as
+        `perpixel.models.DeepLab` does, is None inside.
     """
     with contextlib.ExitStack() as stack:
         if restore_all:
@@ -54,7 +57,7 @@ def borrowed(
             stack.enter_context(random_numbers(device))
         if "torch._dynamo" in sys.modules:  # compiled layers run as they were written
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        changes = _changes(model, torch.is_grad_enabled())
+        changes = _changes(model, torch.is_grad_enabled(), processed)
         try:
             for layer, name, _, now in changes:
                 _set(layer, name, now)
@@ -195,7 +198,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model if attribute is None else unwrap(getattr(model, attribute))
 
 
-def _changes(model: nn.Module, gradients: bool) -> list[tuple[nn.Module, str, Any, Any]]:
+def _changes(model: nn.Module, gradients: bool, processed: bool) -> list[tuple[nn.Module, str, Any, Any]]:
     """What to change: the layer, the name of its attribute, the value before and inside."""
     changes: list[tuple[nn.Module, str, Any, Any]] = []
     found = {model: None}
@@ -210,6 +213,9 @@ def _changes(model: nn.Module, gradients: bool) -> list[tuple[nn.Module, str, An
             changes.append((layer, "training", True, False))
         if gradients and state.get("inplace") is True:
             changes.append((layer, "inplace", True, False))
+        declared = None if processed else state.get("post_processing")
+        if isinstance(declared, str) and state.get(declared) is not None:
+            changes.append((layer, declared, state[declared], None))
         for name in _HOOKS:
             hooks = state[name]
             if hooks and any(_is_off(hook) for hook in hooks.values()):

@@ -14,7 +14,7 @@ from model_state import assert_same, snapshot
 from torch import Tensor, nn
 
 from perpixel.attribution import influence
-from perpixel.borrow import borrowed, hooked, random_numbers, unwrap
+from perpixel.borrow import borrowed, called, hooked, random_numbers, unwrap
 
 
 def put_on(net: Net) -> None:
@@ -70,6 +70,20 @@ def test_hooks_that_only_record_are_off() -> None:
     seen.clear()
     net(images())
     assert seen == ["records", "works"] * 2
+
+
+@pytest.mark.parametrize("processed", [False, True])
+def test_post_processing_that_a_model_names_is_off_unless_asked_for(processed: bool) -> None:
+    net = nn.Sequential(Net())
+    net[0].post_processing, net[0].smooth = "smooth", abs
+    net.smooth = net[0].other = abs  # not named
+    before = snapshot(net)
+    for model in (net, called(net, lambda model, images: model(images))):
+        with borrowed(model, processed=processed):
+            assert net[0].smooth is (abs if processed else None)
+            assert net.smooth is net[0].other is abs
+    assert net[0].smooth is abs
+    assert_same(snapshot(net), before)
 
 
 def test_random_numbers_are_put_back() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import perpixel
+from recipes.evaluating.job import EvaluateJob
 from recipes.explaining.job import ExplainJob
 from recipes.finetuning.job import FinetuneJob
 from recipes.kit.command_line import read_arguments
@@ -22,7 +23,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(?P<kind>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMANDS = ("git", "pip", "python", "perpixel", "mkdocs", "ruff", ".ci/run")
 INCLUDED = re.compile(r'^--8<-- "(?P<file>[\w./]+?)(?::(?P<section>\w+))?"$', re.MULTILINE)
-JOBS = {"finetune": FinetuneJob, "fixations": FixationJob, "explain": ExplainJob}
+JOBS = {"finetune": FinetuneJob, "fixations": FixationJob, "explain": ExplainJob, "evaluate": EvaluateJob}
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
@@ -109,7 +110,7 @@ def test_commands_parse(command: str, tmp_path: Path, monkeypatch: pytest.Monkey
         parser = JOBS[recipe].build_parser()
         if given[:1] == ["--resume"]:
             assert len(given) == 2
-        else:
+        elif given:  # else it is named, not called
             JOBS[recipe].read_settings(parser, read_arguments(parser, given)[0])
     elif words[:1] == ["-m"] and words[1].startswith("benchmarks."):
         source = (ROOT / words[1].replace(".", "/")).with_suffix(".py").read_text()

@@ -141,6 +141,19 @@ def test_scores_of_a_network_are_those_of_its_images_in_their_order():
         score_images(model, [], 4)
 
 
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+def test_scores_count_what_a_network_makes_of_its_logits_in_the_end():
+    class Post(torch.nn.Conv2d):
+        def forward(self, images):
+            return super().forward(images).flip(1) if self.turn else super().forward(images)
+
+    model, labels = Post(3, 4, 1), blobs(3, classes=4)[1]
+    model.post_processing, model.turn = "turn", True
+    images = torch.rand(2, 3, *labels.shape[1:])
+    found = score_images(model, [(torch.arange(2), images, labels, None)], 4).confusion
+    assert torch.equal(found, slow_confusion(model(images).argmax(1), labels, 4))
+
+
 def mean_of(values):
     return lambda weights: weights @ values / weights.sum(1)
 

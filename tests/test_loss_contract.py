@@ -12,7 +12,14 @@ import torch
 import weight_map_cases
 from torch import Tensor, nn
 
-from perpixel import TemplateSimilarityLoss, attach, template_similarity_loss, weighted_cross_entropy
+from perpixel import (
+    ImageLabelLoss,
+    TemplateSimilarityLoss,
+    attach,
+    image_label_loss,
+    template_similarity_loss,
+    weighted_cross_entropy,
+)
 
 CLASSES = 4
 Arguments = dict[str, Any]
@@ -47,6 +54,13 @@ def logits_and_weights(dtype: torch.dtype) -> Arguments:
     return {"logits": logits, "labels": labels, "weight_map": torch.rand(2, 3, 5).to(dtype)}
 
 
+def logits_and_image_labels(dtype: torch.dtype) -> Arguments:
+    """What void hides is a whole image: of others the place of a label has no say."""
+    labels = torch.randint(0, CLASSES - 1, (3, 3, 5))
+    labels[0] = 255
+    return {"logits": torch.randn(3, CLASSES, 3, 5).to(dtype), "labels": labels}
+
+
 def model_and_images(dtype: torch.dtype) -> Arguments:
     model, images, logits, labels = weight_map_cases.problem(dtype, size=8)
     return {"model": model, "images": images, "logits": logits.detach(), "labels": labels}
@@ -66,6 +80,11 @@ def binary(batch: Callable[[torch.dtype], Arguments]) -> Callable[[torch.dtype],
 def template_similarity(**options: Any) -> Loss:
     make, function = partial(TemplateSimilarityLoss, **options), partial(template_similarity_loss, **options)
     return Loss(make, function, features_and_logits, "features", ("features", "logits"))
+
+
+def image_label(**options: Any) -> Loss:
+    make, function = partial(ImageLabelLoss, **options), partial(image_label_loss, **options)
+    return Loss(make, function, logits_and_image_labels, "logits", ("logits",))
 
 
 def with_weight_map(make: Callable[..., Any]) -> Loss:
@@ -91,6 +110,10 @@ LOSSES = {
         "logits",
         ("logits", "weight_map"),
     ),
+    "image label": image_label(),
+    "image label, average": image_label(pooling="average"),
+    "image label, maximum, without background": image_label(pooling="max", exclude=(0,)),
+    "binary image label": replace(image_label(), batch=binary(logits_and_image_labels), classes=2),
     "binary cosine": replace(template_similarity(), batch=binary(features_and_logits), classes=2),
     "binary weighted cross-entropy": Loss(
         lambda **options: partial(weighted_cross_entropy, **options),
@@ -106,8 +129,15 @@ LOSSES = {
     },
 }
 every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
-COMPILED = ("cosine", "selective contrast of correlations with means", "weighted cross-entropy", "stub", "debt")
-MODULES = {name: loss for name, loss in LOSSES.items() if isinstance(loss.make(), nn.Module)}
+COMPILED = (
+    "cosine",
+    "image label",
+    "selective contrast of correlations with means",
+    "weighted cross-entropy",
+    "stub",
+    "debt",
+)
+MODULES = {name: loss for name, loss in LOSSES.items() if hasattr(loss.make(), "weight")}
 HALVES = [torch.bfloat16, torch.float16]
 
 

@@ -7,6 +7,7 @@ import pytest
 from recipe_jobs import CONFIGS
 
 from recipes.__main__ import known_recipes, main, start
+from recipes.evaluating.job import EvaluateJob
 from recipes.explaining.job import ExplainJob
 from recipes.finetuning.job import FinetuneJob
 from recipes.kit.command_line import read_arguments
@@ -14,7 +15,7 @@ from recipes.kit.help import GENERAL, help_text
 from recipes.kit.job import Job
 from recipes.tracing.job import FixationJob
 
-JOBS = [FinetuneJob, ExplainJob, FixationJob]
+JOBS = [FinetuneJob, ExplainJob, FixationJob, EvaluateJob]
 
 
 def test_the_command_lists_every_recipe(capsys: pytest.CaptureFixture[str]) -> None:
@@ -32,7 +33,7 @@ def test_an_unknown_recipe_is_told_with_those_there_are(
     name: str, remedy: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([name, "--help"]) == 1
-    told = f"error: expected a recipe, one of explain, finetune, fixations, got {name}. {remedy}\n"
+    told = f"error: expected a recipe, one of evaluate, explain, finetune, fixations, got {name}. {remedy}\n"
     assert capsys.readouterr().out == told
 
 

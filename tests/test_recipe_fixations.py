@@ -258,7 +258,7 @@ def test_a_finetuning_run_brings_its_data_and_model(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"run": "/nowhere"}, "run: expected a run folder of recipes.finetune"),
+        ({"run": "/nowhere"}, "run: expected a run folder, got /nowhere, not there"),
         ({"picture__image": "99"}, "picture.image: expected below 6"),
         ({"picture__image": "/nowhere.png"}, "picture.image: expected an image file"),
         ({"picture__classes": "[dragonfly]"}, "picture.classes: expected names among background"),

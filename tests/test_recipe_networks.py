@@ -12,14 +12,16 @@ from model_state import assert_same, snapshot
 from safetensors.torch import save_file
 from torch import nn
 
-from perpixel.models import small_fcn
+from perpixel.models import AtrousPyramid, build, small_fcn
 from recipes.kit.networks import build_network, layers_to_logits, select_layers
 from recipes.kit.run_folder import DamagedCheckpoint
 from recipes.kit.settings import ModelSettings, Schedule
 from recipes.kit.weights import load_weights, read_weights, starting_weights, unwrap_weights
+from recipes.tracing.network import rival_logits
 from recipes.training.optimizer import build_optimizer, set_training
 
 DEEPLAB = "deeplabv3_mobilenet_v3_large"
+UNFETCHED = [URLError("no route"), RuntimeError("invalid hash value"), TimeoutError("timed out")]
 
 
 def trainable(network: nn.Module) -> set[str]:
@@ -61,6 +63,17 @@ def test_last_three_layers_train_with_the_normalisation_behind_them() -> None:
     assert select_layers(deeplab, "last-3")[0] == [*projection, "classifier.1", "classifier.2", "classifier.4"]
 
 
+def test_layers_are_counted_from_the_classifier_that_the_network_declares() -> None:
+    network = build_network(ModelSettings("fcn8s_vgg16", options={"width": 1 / 32, "fc_channels": 8}), 3)
+    chosen, classifier = select_layers(network, "last-3")
+    assert classifier == "score"
+    assert chosen[:3] == ["fc6", "fc7", "score"]
+    assert {*chosen[3:]} == {"score_pool4", "score_pool3", "upscore2", "upscore_pool4", "upscore8"}
+    assert not [name for name in trainable(network) if name.startswith("features")]
+    head = select_layers(network, "head")[0]  # the scores of skips begin at zero: frozen, they would stay there
+    assert head == chosen[2:]
+
+
 def test_head_and_all() -> None:
     network = small_fcn(3, width=8)
     select_layers(network, "head")
@@ -69,6 +82,22 @@ def test_head_and_all() -> None:
     assert trainable(network) == {name for name, _ in network.named_parameters()}
     with pytest.raises(ValueError, match=r"model.head: expected a layer the logits depend on.*classifier"):
         select_layers(network, "all", head="nowhere")
+
+
+def test_a_classifier_or_pyramid_of_several_layers_is_one() -> None:
+    tiny = {"width": 1 / 16, "fc_channels": 4}
+    branches = [f"fc6.branches.{k}" for k in range(4)]
+    chosen, classifier = select_layers(build("deeplab_v2_vgg16", 3, **tiny), "last-3")
+    assert (chosen, classifier) == ([*branches, "fc7", "classifier"], "classifier")
+    network = small_fcn(3, width=8)
+    network.classifier = AtrousPyramid(8, 3)
+    branches = [f"classifier.branches.{k}" for k in range(4)]
+    assert select_layers(network, "head") == (branches, "classifier")
+    assert trainable(network) == {f"{name}.{kind}" for name in branches for kind in ("weight", "bias")}
+    chosen = select_layers(network, "last-3")[0]
+    assert chosen == ["context.2.0", "context.2.1", "context.3.0", "context.3.1", *branches]
+    rates = {group["lr"] for group in build_optimizer(network, "classifier", Schedule(lr=0.1)).param_groups}
+    assert rates == {0.1, 0.2, 1.0, 2.0}
 
 
 def test_frozen_normalisation_does_not_move() -> None:
@@ -178,24 +207,29 @@ def test_a_damaged_file_of_torchvision_is_not_started_from(tmp_path: Path, monke
     file = tmp_path / "checkpoints" / enum["DEFAULT"].url.rpartition("/")[2]
     file.parent.mkdir()
     file.write_bytes(b"other weights")
-    with pytest.raises(DamagedCheckpoint, match=r"SHA-256 begins with \w{8}, got another content in .*Remove it"):
+    with pytest.raises(ValueError, match=r"SHA-256 begins with \w{8}, got another content in .*Remove it"):
         starting_weights(ModelSettings(DEEPLAB, weights="DEFAULT"))
 
 
-@pytest.mark.parametrize("error", [URLError("no route"), RuntimeError("invalid hash value"), TimeoutError("timed out")])
-@pytest.mark.parametrize("setting", ["weights", "weights_backbone"])
+@pytest.mark.parametrize(
+    ("name", "setting", "error"),
+    [
+        *((DEEPLAB, setting, error) for setting in ("weights", "weights_backbone") for error in UNFETCHED),
+        *((name, "weights_backbone", UNFETCHED[0]) for name in ("single_skip", "deconvolution_stack")),
+    ],
+)
 def test_weights_that_cannot_be_fetched_are_told_with_where_to_put_them(
-    setting: str, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, setting: str, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fetch(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
-    settings = ModelSettings(DEEPLAB, **{setting: "DEFAULT"})
+    settings = ModelSettings(name, **{setting: "DEFAULT"})
     with pytest.raises(ConnectionError) as caught:
         build_network(settings, 3) if setting == "weights_backbone" else starting_weights(settings)
-    file = r"https://download.pytorch.org/models/\w*mobilenet_v3_large-\w{8}.pth"
+    file = r"https://download.pytorch.org/models/\w*(mobilenet_v3_large|vgg16|resnet18)-\w{8}.pth"
     remedy = rf"Fetch {file} by other means and put it into {tmp_path}/checkpoints\."
     assert re.match(rf"model.{setting}: expected the file .*, got {error.args[0]}. {remedy}$", str(caught.value))
 
@@ -246,3 +280,37 @@ def test_networks_and_starts_that_cannot_be(settings: ModelSettings, message: st
 
     with pytest.raises(ValueError, match=message):
         start()
+
+
+def test_checkpoints_of_caffe_ask_by_the_setting_what_images_they_saw() -> None:
+    network = build_network(ModelSettings("fcn32s_vgg16", options={"width": 1 / 32, "fc_channels": 8}), 3)
+    names = {
+        "score.weight": "score_fr.weight",
+        "features.0.weight": "conv1_1.weight",
+        "features.0.bias": "conv1_1.bias",
+    }
+    state = {names.get(name, name): value.clone() for name, value in network.state_dict().items()}
+    given = {"source": "w.pt", "replace_head": False, "num_classes": 3}
+    with pytest.raises(ValueError, match=r"^model.caffe_pixels: expected true or false, got None.* in w.pt"):
+        load_weights(network, state, **given)
+    load_weights(network, state, caffe_pixels=False, **given)
+    assert torch.equal(network.get_parameter("features.0.weight"), state["conv1_1.weight"])
+    load_weights(network, state, caffe_pixels=True, **given)
+    blue = 255 * 0.225 * state["conv1_1.weight"][:, 0]  # the first channel of Caffe, the last here
+    assert torch.allclose(network.get_parameter("features.0.weight")[:, 2], blue)
+
+
+def test_rivals_are_asked_of_all_scores_of_a_network_with_skips() -> None:
+    """The new logit is the difference of two old ones; where each class is upsampled in its own way, there is none."""
+    torch.manual_seed(0)
+    network = build("fcn8s_vgg16", 3, width=1 / 16, fc_channels=8).eval()
+    for name in ("score_pool4", "score_pool3"):
+        nn.init.normal_(network.get_parameter(f"{name}.weight"))
+    images = torch.randn(1, 3, 40, 48)
+    with torch.no_grad():
+        logits, found = network(images), rival_logits(network, {0: 2})(images)
+        expected = torch.stack([logits[:, 0] - logits[:, 2], logits[:, 1], logits[:, 2]], 1)
+        assert torch.allclose(found, expected, atol=1e-4 * float(expected.abs().max()))
+        network.get_parameter("upscore8.weight")[0] *= 1.5
+    with pytest.raises(ValueError, match=r"trace.question: .*not the same for all classes"):
+        rival_logits(network, {0: 2})

@@ -8,7 +8,7 @@ from benchmarks import zoo
 
 PAGE = zoo.PAGE.read_text(encoding="utf-8")
 PARTS = {
-    "perpixel": "perpixel",
+    "perpixel": "perpixel fcn8s",
     "transformers": "transformers Segformer",
     "segmentation_models_pytorch": "smp FPN, mit_b0",
 }

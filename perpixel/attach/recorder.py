@@ -116,9 +116,10 @@ class Recorder:
             remedy = "Name the layer whose last run gives the logits."
             came = f"the output of {self.head!r}, which has no part in them"
             raise ValueError(complain("head", "the layer that the logits are computed from", came, remedy))
-        if one.call is not None and grid.numel() > 0 and self.cells is None:
+        place = one.place(returned) if one.call is not None else 0
+        if one.call is not None and grid.numel() > 0 and (self.cells is None or place > 0):
             tokens = None if grid is record.output else cast(Tensor, record.output)
-            output = Output(grid, returned, one.place(returned), tokens)
+            output = Output(grid, returned, place, tokens)
             sizes = [each.shape[-2:] for each in (features, grid, returned)]
             key = (self.head, output.place, one.sizes(), *sizes)
             if key not in self.aligned:

@@ -1,8 +1,9 @@
 """A control against a treatment, scored on the same images: differences, their intervals, and what they show."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean, stdev
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +67,7 @@ class ScoreDifference:
 
     verdict: `verdicts` of the table that this is a row of; helped or hurt only where both the interval over images and
     that over SEEDS seeds or more (Student's t) exclude zero, with the larger of the two p values; else better or worse
-    on these images, undecided, or too few images.
+    on these images, undecided, or too few images. lower: a fall is what helps.
     """
 
     metric: str
@@ -75,6 +76,7 @@ class ScoreDifference:
     interval: BootstrapInterval
     per_seed: tuple[float, ...]
     verdict: str = "undecided"
+    lower: bool = False
 
     @property
     def seed_interval(self) -> tuple[float, float] | None:
@@ -99,7 +101,7 @@ class ScoreDifference:
             low, high = self.seed_interval
             verdict = "excludes zero" if low > 0 or high < 0 else "includes zero: another seed might tell another story"
             text += f", {_interval(self.interval.level, low, high, 't-interval of the mean')}, which {verdict}"
-        better = sum(d < 0 if self.metric in LOWER else d > 0 for d in self.per_seed)
+        better = sum(d < 0 if self.lower else d > 0 for d in self.per_seed)
         return f"{text}. Better in {better} of {len(self.per_seed)} seeds."
 
 
@@ -108,43 +110,48 @@ def _interval(level: float, low: float, high: float, kind: str = "interval") -> 
 
 
 def compare_scores(
-    control: Sequence[SegmentationScores],
-    treatment: Sequence[SegmentationScores],
+    control: Sequence[Any],
+    treatment: Sequence[Any],
     *,
-    metrics: Sequence[str] = COMPARED,
+    metrics: Sequence[str] | Mapping[str, Callable[[Any, Floats], Floats]] = COMPARED,
+    lower: Sequence[str] = LOWER,
     level: float = 0.95,
     resamples: int = 4999,
 ) -> list[ScoreDifference]:
     """The differences of those of METRICS that are defined: both scored on the same resamples of the same images.
 
     control, treatment: one or more networks each, the same seed at the same place. With several seeds their mean
-    difference is resampled. Of LOWER a fall is what helps. Errors: none, not equally many, not the same number of
-    images, an unknown metric.
+    difference is resampled. metrics: names of METRICS, or further ones by name, in [0, 1], of scores of any kind that
+    have a `confusion` per image. Of `lower` a fall is what helps. Errors: none, not equally many, not the same number
+    of images, an unknown metric.
     """
-    for name in metrics:
-        check_option("metrics", name, METRICS)
+    if not isinstance(metrics, Mapping):
+        metrics = {check_option("metrics", name, METRICS): METRICS[name] for name in metrics}
     if not control or len(control) != len(treatment) or len({len(s.confusion) for s in (*control, *treatment)}) > 1:
         came = f"{len(control)} and {len(treatment)}, of {[len(s.confusion) for s in (*control, *treatment)]} images"
         expected = "equally many scores, at least one, of the same images"
         raise ValueError(complain("control, treatment", expected, came, "Score all networks on one set of images."))
     images = len(control[0].confusion)
+    every = np.ones((1, images))
 
-    def compare(name: str) -> ScoreDifference:
-        metric, values = METRICS[name], (mean_score(name, control), mean_score(name, treatment))
+    def compare(name: str, metric: Callable[[Any, Floats], Floats]) -> ScoreDifference:
+        before, after = (100 * mean(float(metric(one, every)[0]) for one in of) for of in (control, treatment))
 
         def differences(weights: Floats) -> Floats:
             return np.stack([100 * (metric(b, weights) - metric(a, weights)) for a, b in zip(control, treatment)])
 
         interval = bootstrap_images(lambda w: differences(w).mean(0), images, level=level, resamples=resamples)
-        return ScoreDifference(name, *values, interval, tuple(differences(np.ones((1, images)))[:, 0].tolist()))
+        per_seed = tuple(differences(every)[:, 0].tolist())
+        return ScoreDifference(name, before, after, interval, per_seed, lower=name in lower)
 
-    return judged([compare(name) for name in metrics if not np.isnan(mean_score(name, control))])
+    found = [compare(*item) for item in metrics.items()]
+    return judged([one for one in found if not np.isnan(one.control)])
 
 
 def judged(table: Sequence[ScoreDifference]) -> list[ScoreDifference]:
     """The differences, of several treatments say, with the verdicts of one table of them all."""
     words = verdicts([_over_seeds(one) for one in table], "more", "less")
-    return [replace(one, verdict=_in_words(word, one.metric in LOWER)) for one, word in zip(table, words)]
+    return [replace(one, verdict=_in_words(word, one.lower)) for one, word in zip(table, words)]
 
 
 def _in_words(word: str, lower: bool) -> str:

@@ -129,7 +129,7 @@ def score_images(
     # rows of the columns below, gathered over processes
     per_image = CatMetric(nan_strategy="disable").to(device).set_dtype(torch.float64)  # in this order
     with_far = False
-    with borrowed(model, device):
+    with borrowed(model, device, processed=True):
         for indices, images, labels, far in batches:
             images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
             labels = whole_mask("labels", labels) if num_classes == 2 else labels

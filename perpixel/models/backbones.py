@@ -1,6 +1,12 @@
 """torchvision's classification networks, which the networks here are made of: by name, their weights, their layers."""
 
+import contextlib
+import hashlib
+import re
 from collections import OrderedDict
+from collections.abc import Iterator
+from http.client import HTTPException
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +38,33 @@ def classification_network(backbone: str, weights: Any = None, **options: Any) -
     import torchvision
 
     weights = backbone_weights(backbone, weights)
-    return torchvision.models.get_model(backbone, weights=weights, **options)
+    if weights is None:
+        return torchvision.models.get_model(backbone, weights=None, **options)
+    with fetching(weights):
+        return torchvision.models.get_model(backbone, weights=weights, **options)
+
+
+@contextlib.contextmanager
+def fetching(weights: Any, argument: str = "weights") -> Iterator[None]:
+    """Around what lets torch fetch the file of torchvision's `weights` and read it.
+
+    ConnectionError, with what to do by hand, where it cannot be fetched. ValueError where a file fetched earlier is not
+    what its name says: torch looks only while it fetches. Both name the `argument`.
+    """
+    url = str(weights.url)
+    path = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
+    digest = re.search(r"-([0-9a-f]{8,})\.", path.name)
+    if digest and path.is_file() and not hashlib.sha256(path.read_bytes()).hexdigest().startswith(digest[1]):
+        expected, came = f"a file whose SHA-256 begins with {digest[1]}", f"another content in {path}"
+        raise ValueError(complain(argument, expected, came, "Remove it: it will be fetched again."))
+    try:
+        yield
+    except (OSError, RuntimeError, HTTPException) as error:  # no network; another content than its name says
+        if path.is_file():
+            raise
+        reason = str(getattr(error, "reason", error))
+        remedy = f"Fetch {url} by other means and put it into {path.parent}."
+        raise ConnectionError(complain(argument, f"the file {path.name} to be fetched", reason, remedy)) from error
 
 
 def vgg_layers(backbone: str, *, width: float = 1.0) -> nn.Sequential:

@@ -31,7 +31,8 @@ class FCN(nn.Module):
     `features`: the classifier's layers. `fc6` and `fc7`: its fully connected layers as convolutions, where it has them.
     `score`, 1×1, on the grid of stride 32; `score_pool4` and `score_pool3`, 1×1, on those of stride 16 and 8, to which
     `upscore2` and `upscore_pool4` bring the sum so far; `upscore32`, `upscore16` or `upscore8` from there to the image,
-    each a `LearnableUpsampling` (the paper keeps the last one bilinear: network.upscore8.requires_grad_(False)).
+    each a `LearnableUpsampling`. The paper (section 4.3) keeps the last one bilinear, the authors' published networks
+    all of them; network.upscore8.requires_grad_(False) does.
 
     Every grid is read where its cells lie, (y - offset) / stride, with the offset that follows from kernels, strides
     and paddings: scores come out at the pixels they were computed for, whatever the size of the images. Poolings round
@@ -67,8 +68,8 @@ class FCN(nn.Module):
         self.features, self.fc6, self.fc7 = features, fc6, fc7
         self.dropout = nn.Dropout(check_number("dropout", dropout, low=0, high=1))
         self.score = _score(channels, num_classes, std=0.01)
-        self.skips = {pool: _POOLS[pool] for pool in skips}
-        for pool, place in self.skips.items():
+        self.skips = tuple((pool, _POOLS[pool]) for pool in skips)
+        for pool, place in self.skips:
             below = layers[: place + 1]
             finer = cells_of(below)
             self.add_module(f"score_{pool}", _score(_convolutions(below)[-1].out_channels, num_classes, std=0))
@@ -84,13 +85,13 @@ class FCN(nn.Module):
             x = F.pad(x, (0, _missing(size[1], self.smallest), 0, _missing(size[0], self.smallest)))
         for place, layer in enumerate(self.features):
             x = layer(x)
-            if place in self.skips.values():
+            if place in [taken for _, taken in self.skips]:
                 pooled[place] = x
         if self.fc6 is not None and self.fc7 is not None:
             x = self.dropout(F.relu(self.fc6(x), inplace=True))
             x = F.relu(self.fc7(x), inplace=True)
         scores = self.score(self.dropout(x))
-        for pool, place in self.skips.items():
+        for pool, place in self.skips:
             finer = getattr(self, f"score_{pool}")(pooled[place])
             scores = getattr(self, _UPSCORES[pool])(scores, finer.shape[-2:]) + finer
         return getattr(self, self.last)(scores, size)
@@ -117,8 +118,9 @@ def fcn32s_vgg16(
         dropout: Behind fc6 and fc7.
         padding: None pads what fc6 is given by 3 cells, so that its grid is that of pool5. The original instead pads
             the images, in the first convolution, by 100 pixels, and fc6 not at all, so that the smallest image leaves
-            something for a window of 7 cells, at the cost of up to 3.6 times the pixels (a 224×224 image); 100 is for
-            weights that were trained so. Scores lie where they belong in either case.
+            something for a window of 7 cells, at the cost of 3.5 times the pixels (of a 224×224 image); 100 is for
+            weights that were trained so. Scores lie where they belong in either case; beyond the outermost cells, where
+            the original fades to zero, their value goes on.
 
     Raises:
         ValueError: weights that do not exist or another `width` with them; images under 32 pixels a side.
@@ -272,7 +274,7 @@ def _go_on_from(start: nn.Module | Mapping[str, Tensor], network: FCN) -> None:
     """Give `network` the weights of one with fewer skips; ValueError that says what differs, and nothing is changed."""
     given = start.state_dict() if isinstance(start, nn.Module) else start
     own, new = network.state_dict(), set()
-    for pool in network.skips:
+    for pool, _ in network.skips:
         new |= {f"score_{pool}.weight", f"score_{pool}.bias", f"{_UPSCORES[pool]}.weight"}
     given = {name: value for name, value in given.items() if name in own or name not in _LAST}
     missing = [name for name in own if name not in given and name not in {*new, f"{network.last}.weight"}]

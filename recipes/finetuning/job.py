@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 import perpixel
 from perpixel.checks import complain
 from perpixel.evaluation import SegmentationScores
-from recipes.finetuning.pictures import draw_curves, draw_predictions, select_examples
+from recipes.finetuning.pictures import draw_curves, select_examples
 from recipes.finetuning.results import ARMS, Results
 from recipes.finetuning.settings import FinetuneSettings
 from recipes.kit.command_line import named
@@ -25,6 +25,7 @@ from recipes.kit.summary import subject
 from recipes.kit.tables import markdown_text
 from recipes.kit.weights import Weights, load_weights, starting_weights
 from recipes.training.history import Row, read_json_lines
+from recipes.training.pictures import draw_predictions
 from recipes.training.sharding import choose_strategy
 from recipes.training.trainer import Training, train
 
@@ -71,7 +72,13 @@ class FinetuneJob(Job):
         weights = starting_weights(settings.model)
         if weights is not None:
             may_replace = settings.model.replace_head or bool(settings.model.weights)
-            new = load_weights(network, *weights, replace_head=may_replace, num_classes=classes)
+            new = load_weights(
+                network,
+                *weights,
+                replace_head=may_replace,
+                num_classes=classes,
+                caffe_pixels=settings.model.caffe_pixels,
+            )
             if new:
                 self.progress.report(f"{', '.join(new)} start at random: {weights[1]} knows another number of classes")
             self.given = network.state_dict()

@@ -1,15 +1,11 @@
-"""curves.png and predictions.png of a run folder."""
+"""curves.png of a run folder, and the images of its predictions.png."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
-from perpixel.evaluation import SegmentationScores, pixel_accuracy, predict_labels
-from perpixel.report import prediction_sheet, training_curves
-from recipes.kit.images import Images
+from perpixel.evaluation import SegmentationScores, pixel_accuracy
+from perpixel.report import training_curves
 from recipes.kit.run_folder import save_figure
 
 PERCENT = {
@@ -79,31 +75,3 @@ def _change(before: float, after: float) -> str:
         if texts[0] != texts[1]:
             return f"{texts[0]} → {texts[1]} %"
     return f"{100 * before:.1f} → {100 * after:.1f} %"
-
-
-@torch.no_grad()
-def draw_predictions(
-    path: Path, networks: Mapping[str, nn.Module], images: Images, examples: Sequence[tuple[int, str]], title: str
-) -> None:
-    """Image, truth, and prediction and error of every network, for examples of (index, reason)."""
-    if not examples:
-        return
-    shown, truths = [], []
-    predictions: dict[str, list[torch.Tensor]] = {name: [] for name in networks}
-    for index, _ in examples:
-        _, batch, labels, _ = next(iter(images.evaluation(batch_size=1, far=0.0, only=[index])))
-        shown.append(images.displayed(batch[0]))
-        truths.append(labels[0])
-        for name, network in networks.items():
-            predictions[name].append(predict_labels(network, batch, labels.shape[-2:])[0])
-    figure = prediction_sheet(
-        shown,
-        truths,
-        predictions,
-        classes=images.classes,
-        colors=images.colors,
-        captions=[f"{reason}\n(image {index})" for index, reason in examples],
-        ignore_index=images.ignore_index,
-        title=title,
-    )
-    save_figure(path, figure)

@@ -7,10 +7,10 @@ from statistics import median
 
 import torch
 
-from perpixel.evaluation import IMAGES, SEEDS, ScoreDifference, SegmentationScores, compare_scores, mean_score
+from perpixel.evaluation import ScoreDifference, SegmentationScores, compare_scores, mean_score
 from recipes.kit.settings import EvaluationSettings
 from recipes.kit.summary import Section, Summary
-from recipes.kit.tables import format_ends, format_number, markdown_table, markdown_text, save_json
+from recipes.kit.tables import CLAIM, difference_cells, format_number, markdown_table, markdown_text, save_json
 
 ARMS = ("control", "loss")
 HEADINGS = ("", "start", *ARMS, "difference", "interval", "verdict")
@@ -58,11 +58,7 @@ class Results:
 
     def rows(self) -> list[tuple[str, ...]]:
         """The cells under HEADINGS."""
-        rows: list[tuple[str, ...]] = []
-        for d in self.differences:
-            scores = (format_number(value) for value in (self.start[d.metric], d.control, d.treatment))
-            ends = format_ends(d.interval.low, d.interval.high, sign=True)
-            rows.append((d.metric, *scores, format_number(d.interval.value, sign=True), ends, d.verdict))
+        rows = [(d.metric, format_number(self.start[d.metric]), *difference_cells(d)) for d in self.differences]
         control, loss = (self.median_seconds[arm] for arm in ARMS)
         numbers = (format_number(control), format_number(loss), format_number(loss - control, sign=True))
         return [*rows, ("seconds per epoch", "", *numbers, "", "")]
@@ -80,12 +76,8 @@ class Results:
     def summary(self, title: str, subject: str, pictures: Mapping[str, str], files: Mapping[str, str]) -> Summary:
         """What the run folder says first."""
         first = self.differences[0]
-        claim = (
-            f"An effect is claimed (helped, hurt) from {IMAGES} images and {SEEDS} seeds on, where both intervals "
-            "exclude zero and Holm's correction for the rows of this table leaves it; else it is one on these images."
-        )
         lines = [*markdown_table(HEADINGS, self.rows(), left=(0, 6)), ""]
-        lines += [f"- {sentence}" for sentence in (*self.sentences()[len(self.differences) :], claim)]
+        lines += [f"- {sentence}" for sentence in (*self.sentences()[len(self.differences) :], CLAIM)]
         ious = [(name, *(format_number(iou[arm]) for arm in ARMS)) for name, iou in self.iou.items()]
         sections = [
             Section("Did the loss help?", lines, pictures=pictures),

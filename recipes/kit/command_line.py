@@ -21,12 +21,15 @@ from recipes.kit.help import CONFIGS, GENERAL, help_text, kind_in_words
 from recipes.kit.run_folder import CONFIG
 from recipes.kit.settings import RunSettings
 
+# one that no other recipe has
 OWN_SETTING = {
     "finetune": "loss",
     "explain": "ask",
     "fixations": "trace",
+    "evaluate": "arm",
     "skip_study": "study",
-}  # one that no other recipe has
+    "weak_supervision": "pseudo",
+}
 Settings = TypeVar("Settings")
 
 
@@ -129,9 +132,8 @@ def known_settings(parser: ArgumentParser) -> Namespace:
 def parse_run(parser: ArgumentParser, folder: Path, option: str, parts: tuple[str, ...] = ()) -> Namespace:
     """The settings in a run folder (of those `parts`, the rest by default); nothing is downloaded on their behalf."""
     if not (folder / CONFIG).is_file():
-        came = f"{folder}, {f'without {CONFIG}' if folder.is_dir() else 'not there'}"
-        expected = "a run folder of recipes.finetune" if parts else "a run folder"
-        raise FileNotFoundError(complain(option, expected, came, "Check the path."))
+        found = f"without {CONFIG}" if folder.is_dir() else "no folder" if folder.exists() else "not there"
+        raise FileNotFoundError(complain(option, "a run folder", f"{folder}, {found}", "Check the path."))
     known = known_settings(parser)
     if not parts:
         _check_recipe(parser, folder)
@@ -209,6 +211,7 @@ def build_settings(kind: type[Settings], values: Namespace, prefix: str = "") ->
         if is_dataclass(hints[one.name])
         else values[one.name]
         for one in fields(kind)  # type: ignore[arg-type]
+        if one.name in values  # a recipe may leave out what it has no use for
     }
     try:
         return kind(**given)
@@ -243,6 +246,8 @@ def _one_line(parser: ArgumentParser, known: Namespace) -> Iterator[None]:
                 remedy = f"Did you mean --{close[0]}?"
             elif "]" in text or "}" in text:
                 remedy = "Write [1,2] without spaces, or in quotes: '[1, 2]'."
+            elif not unknown[1]:
+                remedy = "Several values are a list: [a,b], without spaces. See --help-all."
             came = "none of that name" if unknown[1] else "a word of its own"
             raise ValueError(complain(f"{unknown[1]}{unknown[2]}", "a setting", came, remedy)) from error
         found = re.match(r"(?:argument |Parser key )\"?-{0,2}([\w.]+)\S*: (.*)", text)

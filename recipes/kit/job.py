@@ -18,7 +18,15 @@ from lightning_fabric import Fabric
 from rich.console import Console
 
 from perpixel.checks import complain
-from recipes.kit.command_line import build_parser, build_settings, folded, named, parse_run, read_arguments
+from recipes.kit.command_line import (
+    build_parser,
+    build_settings,
+    folded,
+    known_settings,
+    named,
+    parse_run,
+    read_arguments,
+)
 from recipes.kit.images import Images
 from recipes.kit.progress import Progress
 from recipes.kit.run_folder import (
@@ -34,7 +42,7 @@ from recipes.kit.settings import AnalysisSettings, DataSettings, RunSettings
 
 Item = TypeVar("Item")
 MISTAKES = (ValueError, TypeError, DamagedCheckpoint, FloatingPointError, OSError, ImportError)
-STARTS = ("model.weights", "model.weights_backbone", "model.checkpoint", "model.replace_head")
+STARTS = ("model.weights", "model.weights_backbone", "model.checkpoint", "model.caffe_pixels", "model.replace_head")
 
 
 class Interrupt:
@@ -279,7 +287,9 @@ def _open_images(data: DataSettings) -> Images:
 
 
 def settings_of_run(parser: ArgumentParser, run: Path) -> dict[str, Any]:
-    """Data and model of a run of recipes.finetune, as defaults; what its network started from is left out."""
-    parsed = parse_run(parser, run, "run", ("data", "model"))
-    settings = {f"{part}.{name}": value for part in ("data", "model") for name, value in vars(parsed[part]).items()}
+    """Data, model and evaluation of a run, as defaults, where the recipe has them; not what its network began as."""
+    known = known_settings(parser)
+    parts = tuple(part for part in ("data", "model", "evaluation") if part in known)
+    parsed = parse_run(parser, run, "run", parts)
+    settings = {f"{part}.{name}": value for part in parts for name, value in vars(parsed[part]).items()}
     return {name: value for name, value in settings.items() if name not in STARTS}

@@ -4,6 +4,7 @@ import copy
 import inspect
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, get_args, get_type_hints
 
@@ -12,11 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from perpixel.checks import complain
-from perpixel.models import NETWORKS, build
+from perpixel.models import NETWORKS, AtrousPyramid, build, fetching
 from perpixel.outputs import dense_logits
 from recipes.kit.command_line import named
 from recipes.kit.settings import ModelSettings
-from recipes.kit.weights import fetching
 
 
 def seed_everything(seed: int) -> None:
@@ -59,7 +59,7 @@ def build_network(settings: ModelSettings, num_classes: int) -> nn.Module:
         came = settings.weights_backbone
         raise ValueError(complain("model.weights_backbone", expected, came, "Choose one of these."))
     weights = kind[name]
-    with fetching("model.weights_backbone", weights.url):
+    with fetching(weights, "model.weights_backbone"):
         return make(weights_backbone=weights)
 
 
@@ -102,23 +102,29 @@ def _own_parameters(network: nn.Module) -> dict[str, list[nn.Parameter]]:
 def select_layers(network: nn.Module, layers: str, head: str | None = None) -> tuple[list[str], str]:
     """Names of the modules that train ("last-3", "head" or "all") and of the classifier; freezes all the rest.
 
-    A layer is a convolution or linear map; normalisation layers go with the one they follow.
+    The classifier is `head`, the one that the network names itself, or the last layer. A layer is a convolution or
+    linear map; normalisation layers go with the one they follow, those of a classifier or pyramid count as one, and
+    what comes after the classifier, such as the scores of skips and learned upsampling, goes with it.
     """
     path, own = layers_to_logits(network), _own_parameters(network)
     weighty = [name for name in path if any(p.ndim >= 2 for p in own[name])]
     if not weighty:
         remedy = "Choose another network."
         raise ValueError(complain("model.name", "a network with convolutions", type(network).__name__, remedy))
-    classifier = head if head is not None else weighty[-1]
-    if classifier not in weighty:
+    declared = getattr(network, "classifier_layer", None)
+    classifier = head or (declared if isinstance(declared, str) else weighty[-1])
+    wholes = [classifier, *(name for name, layer in network.named_modules() if isinstance(layer, AtrousPyramid))]
+    layer_of = {name: next((w for w in wholes if f"{name}.".startswith(f"{w}.")), name) for name in path}
+    order = list(dict.fromkeys(layer_of[name] for name in weighty))
+    if classifier not in order:
         remedy = f"Layers before the logits: {', '.join(weighty[-4:])}."
         raise ValueError(complain("model.head", "a layer the logits depend on", classifier, remedy))
     if layers == "all":
         chosen = list(own)
-    elif layers == "head":
-        chosen = [classifier]
     else:
-        chosen = path[path.index(weighty[-min(3, len(weighty))]) :]
+        place = order.index(classifier)
+        first = order[max(0, place - 2) if layers == "last-3" else place]
+        chosen = path[[layer_of[name] for name in path].index(first) :]
     trained = {p for name in chosen for p in own[name]}
     for parameter in network.parameters():
         parameter.requires_grad_(parameter in trained)
@@ -131,7 +137,7 @@ def random_network(settings: ModelSettings, num_classes: int, seed: int, batches
     Without those, a fresh network's activations shrink or grow from layer to layer as no trained one's do.
     """
     seed_everything(seed + 1000)
-    network = build_network(settings, num_classes).eval()
+    network = build_network(replace(settings, weights_backbone=None), num_classes).eval()
     moving: list[Any] = [m for m in network.modules() if getattr(m, "running_mean", None) is not None]
     for layer in moving:
         layer.reset_running_stats()

@@ -73,21 +73,22 @@ class ModelSettings:
     """Which network, and where its weights start.
 
     Args:
-        name: small_fcn, or a segmentation network of torchvision such as deeplabv3_mobilenet_v3_large.
-        weights: Name of torchvision weights of the whole network, such as DEFAULT; its classifier is replaced when the
-            number of classes differs.
+        name: small_fcn, fcn8s_vgg16 or others of perpixel.models, or of torchvision's, such as deeplabv3_resnet50.
+        weights: Name of torchvision weights of the whole network, such as DEFAULT; a misfit classifier is replaced.
         weights_backbone: Name of torchvision weights of the backbone alone; pre-training follows.
         checkpoint: A safetensors file or a state dict of torch.save to start from.
+        caffe_pixels: Whether a checkpoint with Caffe's names saw BGR from 0 to 255 and must be suited to RGB.
         replace_head: Let classifier layers of another number of classes in the checkpoint start at random.
         head: Dotted name of the classifier layer the losses listen to (null: found).
         aux_loss: Train torchvision's auxiliary classifier too (weight 0.5).
-        options: Further keyword arguments of the network, as a mapping to numbers, texts and lists of them.
+        options: Further keyword arguments of the network, such as '{backbone: resnet18, layer: layer1}' of single_skip.
     """
 
     name: str = "small_fcn"
     weights: str | None = None
     weights_backbone: str | None = None
     checkpoint: str | None = None
+    caffe_pixels: bool | None = None
     replace_head: bool = False
     head: str | None = None
     aux_loss: bool = False

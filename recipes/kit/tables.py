@@ -9,10 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from perpixel.evaluation import BootstrapInterval, verdicts
+from perpixel.evaluation import IMAGES, SEEDS, BootstrapInterval, ScoreDifference, verdicts
 from recipes.kit.run_folder import write_atomically
 
 Row = Mapping[str, Any]
+CLAIM = (
+    f"An effect is claimed (helped, hurt) from {IMAGES} images and {SEEDS} seeds on, where both intervals exclude zero "
+    "and Holm's correction for the rows of this table leaves it; else it is one on these images."
+)
 
 
 def json_ready(value: Any) -> Any:
@@ -92,6 +96,14 @@ def format_interval(
         return missing
     ends = "" if math.isnan(low) else f" {format_ends(low, high, digits, sign=sign)}"
     return format_number(value, digits, sign=sign) + unit + ends
+
+
+def difference_cells(found: ScoreDifference) -> tuple[str, ...]:
+    """Control, treatment, difference, interval over images, verdict."""
+    scores = (format_number(value) for value in (found.control, found.treatment))
+    interval = found.interval
+    ends = format_ends(interval.low, interval.high, sign=True)
+    return (*scores, format_number(interval.value, sign=True), ends, found.verdict)
 
 
 def format_cell(row: Row, name: str, digits: int = 2, *, sign: bool = False, unit: str = "", missing: str = "–") -> str:

@@ -14,7 +14,7 @@ from recipes.kit.weights import Weights, load_weights, starting_weights
 from recipes.skip_connections.landing import Landing, measure_landing
 from recipes.skip_connections.layers import BOTH, NONE, Arms, choose_arms
 from recipes.skip_connections.networks import StudyNetworks, without_weights
-from recipes.skip_connections.pictures import draw_character, draw_gains, draw_predictions
+from recipes.skip_connections.pictures import draw_character, draw_examples, draw_gains
 from recipes.skip_connections.results import Results
 from recipes.skip_connections.settings import SkipStudySettings
 from recipes.skip_connections.training import ByArm, as_set, train_heads, train_whole
@@ -41,7 +41,9 @@ class SkipStudyJob(Job):
         with named("study.", layer="study.layers"):
             self.arms = choose_arms(settings.backbone, settings.study.layers)
         if (weights := starting_weights(settings.model)) is not None:
-            load_weights(network, *weights, replace_head=settings.model.replace_head, num_classes=images.channels)
+            model, classes = settings.model, images.channels
+            may_replace, pixels = model.replace_head, model.caffe_pixels
+            load_weights(network, *weights, replace_head=may_replace, num_classes=classes, caffe_pixels=pixels)
         if weights is not None or settings.model.weights_backbone:
             self.given = network.state_dict()
         else:
@@ -78,7 +80,7 @@ class SkipStudyJob(Job):
         pictures = {
             "gains": draw_gains(self.folder, found, title),
             "character": draw_character(self.folder, found, title),
-            "predictions": draw_predictions(
+            "predictions": draw_examples(
                 self.folder, found, shown, self.images, settings.evaluation.pictures, f"{title}, seed {seed}"
             ),
         }

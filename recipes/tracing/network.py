@@ -52,22 +52,25 @@ class TracedNetwork:
 def rival_logits(network: nn.Module, rivals: Mapping[int, int]) -> nn.Module:
     """A copy whose logit c is the network's logit c minus logit rivals[c]; those of classes without rival stay.
 
-    Done in the weights of the classifier, so that a contribution to the new logit is the difference of contributions:
-    what speaks for both classes cancels. ValueError if the logits are not a linear function of the classifier's output.
+    Done in the weights of the classifier (and of the scores of skips), so that a contribution to the new logit is the
+    difference of contributions: what speaks for both classes cancels. ValueError if the logits are not a linear
+    function of the scores, the same for all classes, such as where upsampling was learned class by class.
     """
     result, plain = (copy.deepcopy(network).eval() for _ in range(2))  # training statistics do not move with the probe
-    name = select_layers(plain, "head")[1]
+    names, classifier = select_layers(plain, "head")
     mine, other = torch.tensor(sorted(rivals.items())).T
     with torch.no_grad():
-        for parameter in result.get_submodule(name).parameters(recurse=False):
-            parameter[mine] = parameter[mine] - parameter[other]
+        for layer in map(result.get_submodule, names):
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                for parameter in layer.parameters():
+                    parameter[mine] = parameter[mine] - parameter[other]
         like = next(network.parameters())
         probe = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(like)
         expected = dense_logits(plain(probe)).clone()
         expected[:, mine] = expected[:, mine] - expected[:, other]
         found = dense_logits(result(probe))
     if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
-        came = f"{name}, after which the network is not linear"
+        came = f"{classifier}, after which the network is not linear, or not the same for all classes"
         raise ValueError(complain("trace.question", "a classifier that gives the logits", came, "Ask: class."))
     return result
 

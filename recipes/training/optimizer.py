@@ -1,10 +1,9 @@
 """Which layers train, at which rate."""
 
-from typing import Any
-
 import torch
 from torch import nn
 
+from perpixel.models import parameter_groups
 from recipes.kit.settings import Schedule
 
 
@@ -18,18 +17,14 @@ def set_training(network: nn.Module, chosen: list[str]) -> None:
 
 def build_optimizer(network: nn.Module, classifier: str, schedule: Schedule) -> torch.optim.Optimizer:
     """The schedule's optimizer: biases and the classifier at rates of their own; decay of what has two axes or more."""
-    groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
-    for name, module in network.named_modules():
-        for kind, parameter in module.named_parameters(recurse=False):
-            if parameter.requires_grad:
-                is_bias = kind.endswith("bias")
-                key = (name == classifier, is_bias, not is_bias and parameter.ndim >= 2)
-                groups.setdefault(key, []).append(parameter)
-    settings: list[dict[str, Any]] = []
-    for (is_head, is_bias, decays), parameters in sorted(groups.items()):
-        rate = schedule.lr * (schedule.head_multiplier if is_head else 1.0)
-        rate *= schedule.bias_multiplier if is_bias else 1.0
-        settings.append({"params": parameters, "lr": rate, "weight_decay": schedule.weight_decay if decays else 0.0})
+    groups = parameter_groups(
+        network,
+        lr=schedule.lr,
+        weight_decay=schedule.weight_decay,
+        classifier=classifier,
+        bias_multiplier=schedule.bias_multiplier,
+        classifier_multiplier=schedule.head_multiplier,
+    )
     if schedule.optimizer == "adamw":
-        return torch.optim.AdamW(settings)
-    return torch.optim.SGD(settings, lr=schedule.lr, momentum=schedule.momentum)
+        return torch.optim.AdamW(groups)
+    return torch.optim.SGD(groups, lr=schedule.lr, momentum=schedule.momentum)

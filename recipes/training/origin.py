@@ -19,7 +19,8 @@ from recipes.training.checkpoints import load_or_compute
 Origin = dict[str, Any]  # settings by name, as plain values; "machine": what else the last digits depend on
 # What may change: where things lie, how fast they are read, what is told of a result. Weights are compared themselves.
 FREE = frozenset(
-    ["data.root", "data.workers", "data.cache", "model.weights", "model.checkpoint", "model.replace_head"]
+    ["data.root", "data.workers", "data.cache"]
+    + [f"model.{name}" for name in ("weights", "checkpoint", "caffe_pixels", "replace_head")]
     + [f"{part}.{name}" for part in ("evaluation", "measure") for name in ("level", "resamples", "pictures")]
 )
 MACHINE = "machine."

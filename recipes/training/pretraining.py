@@ -1,7 +1,8 @@
 """The network of a job: that of a run folder, of a checkpoint, or one trained first with cross-entropy alone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -9,7 +10,7 @@ from perpixel.checks import complain
 from recipes.kit.job import Job
 from recipes.kit.networks import build_network, seed_everything
 from recipes.kit.settings import AnalysisSettings
-from recipes.kit.weights import load_weights, starting_weights, unwrap_weights
+from recipes.kit.weights import Weights, load_weights, starting_weights, unwrap_weights
 from recipes.training.checkpoints import LAST, load_checkpoint
 from recipes.training.origin import Origin
 from recipes.training.trainer import Training, train
@@ -25,29 +26,41 @@ def load_network(
     seed_everything(settings.seed)
     network = build_network(settings.model, num_classes)
     if settings.run is not None:
-        path = Path(settings.run) / settings.part / LAST
-        if not path.is_file():
-            known = [str(p.parent.relative_to(settings.run)) for p in sorted(Path(settings.run).rglob(LAST))]
-            if not known:
-                remedy = "Give one of recipes.finetune, or a file of weights as --model.checkpoint."
-                came = f"{settings.run}, which holds none"
-                raise FileNotFoundError(complain("run", "a run folder with trained networks", came, remedy))
-            raise FileNotFoundError(complain("part", f"one of {', '.join(known)}", settings.part, "Choose."))
-        checkpoint, source = load_checkpoint(path, any_format=True), f"{settings.part} of {settings.run}"
-        _check_same_task(checkpoint.get("origin", {}), settings, classes, source)
-        weights = unwrap_weights(checkpoint, str(path))
+        weights, trained, source = read_part(settings.run, settings.part)
+        asked = {"model.name": settings.model.name, "model.options": settings.model.options}
+        check_same_task(trained, asked | ({"data: classes": list(classes)} if classes is not None else {}), source)
     else:
         given = starting_weights(settings.model)
         if given is None:
             return None
         weights, source = given
-    load_weights(network, weights, source, replace_head=False, num_classes=num_classes)
+    load_weights(
+        network, weights, source, replace_head=None, num_classes=num_classes, caffe_pixels=settings.model.caffe_pixels
+    )
     return network, source
 
 
-def _check_same_task(trained: Origin, settings: AnalysisSettings, classes: Sequence[str] | None, source: str) -> None:
-    asked = {"model.name": settings.model.name, "model.options": settings.model.options}
-    asked |= {"data: classes": list(classes)} if classes is not None else {}
+def trained_parts(run: str) -> list[str]:
+    """The folders of the networks in a run, such as seed0/control; FileNotFoundError where there are none."""
+    found = [path.parent.relative_to(run).as_posix() for path in sorted(Path(run).rglob(LAST))]
+    if not found:
+        remedy = "Give one of recipes.finetune, or a file of weights as --model.checkpoint."
+        came = f"{run}, which holds none"
+        raise FileNotFoundError(complain("run", "a run folder with trained networks", came, remedy))
+    return found
+
+
+def read_part(run: str, part: str) -> tuple[Weights, Origin, str]:
+    """The weights of one network of a run, what they depend on, and which they are."""
+    path = Path(run) / part / LAST
+    if not path.is_file():
+        raise FileNotFoundError(complain("part", f"one of {', '.join(trained_parts(run))}", part, "Choose."))
+    checkpoint = load_checkpoint(path, any_format=True)
+    return unwrap_weights(checkpoint, str(path)), checkpoint.get("origin", {}), f"{part} of {run}"
+
+
+def check_same_task(trained: Origin, asked: Mapping[str, Any], source: str) -> None:
+    """ValueError naming the first of the settings `asked` with which a network was not trained."""
     for name, value in asked.items():
         if name in trained and trained[name] != value:
             remedy = "Leave it as it was, or give the file of weights as --model.checkpoint instead of --run."

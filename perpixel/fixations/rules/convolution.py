@@ -63,6 +63,9 @@ def _weigh(units: Units, step: Step, *, transposed: bool) -> Moves:
         raise step.refuse("a convolution is followed on maps with a batch dimension")
     kernel = _kernel(step, transposed)
     weight, output = _laid_out(step, kernel, units.channel, transposed)
+    if kernel.table.phases is not None:  # an output for each channel and phase
+        output = output * len(kernel.table.phases) + kernel.table.phase(units.pixel)
+        weight = weight[:, kernel.table.phases].reshape(-1, kernel.table.phases.shape[1], weight.shape[2])
     per_group, outputs = weight.shape[2], step.shape()[1]
     taps = kernel.table.taps(units.pixel)
     group = units.channel // (outputs // kernel.groups) if kernel.groups > 1 else None
@@ -113,10 +116,12 @@ def _kernel(step: Step, transposed: bool) -> _Kernel:
     else:
         before = (0, 0) if padding == "valid" else pair(padding, zeros)
     mode = step.argument("padding_mode", 99, "zeros")
-    window = Window(size, pair(step.argument("stride", 3, 1), ones), before, dilation, mode, transposed)
+    stride = pair(step.argument("stride", 3, 1), ones)
+    by_phase = transposed and max(stride) > 1 and not step.conventions.published  # whose padding competes
+    window = Window(size, stride, before, dilation, mode, transposed, by_phase)
     keeps_place = step.conventions.keep_place(dilation)
     order = tap_order(size, step.conventions.published, keeps_place)
-    fixed = centre_of(size, order) if keeps_place else None
+    fixed = None if not keeps_place else 0 if by_phase else centre_of(size, order)
     kernel = _Kernel(settings, step.argument("groups", 6, 1), order, step.table(window, order), fixed)
     if layer is not None:
         tables[step.node] = kernel

@@ -25,7 +25,11 @@ class Taps:
 
 @dataclass(frozen=True)
 class Window:
-    """A kernel's settings; before: padding above and left of the image; mode: what the padding holds."""
+    """A kernel's settings; before: padding above and left of the image; mode: what the padding holds.
+
+    by_phase: of a transposed kernel only the taps that can reach a place are looked at, 4 of the 64×64 taps of stride
+    32: those of its phase, its place modulo the stride.
+    """
 
     size: tuple[int, int]
     stride: tuple[int, int]
@@ -33,6 +37,7 @@ class Window:
     dilation: tuple[int, int]
     mode: str = "zeros"
     transposed: bool = False
+    by_phase: bool = False
 
     @property
     def is_point(self) -> bool:
@@ -43,17 +48,22 @@ class Window:
 class WindowTable:
     """Where the windows of every place of a result lie in its source: worked out once for all places of a small one.
 
-    order: the kernel's taps, preferred ones first. source, result: shapes (N, C, H, W).
+    order: the kernel's taps, preferred ones first. source, result: shapes (N, C, H, W). phases: for every phase, the
+    places in `order` of its taps, int64 (phases, T), or None, with `lacking` where it has fewer.
     """
 
     def __init__(self, window: Window, order: list[int], source: tuple[int, ...], result: tuple[int, ...]) -> None:
         self.window, self.order, self.images = window, order, source[0]
         self.size, self.columns = (source[2], source[3]), result[3]
         self.source_places, self.places = source[2] * source[3], result[2] * result[3]
+        self.phases: Array | None = None
+        if window.by_phase:
+            self.phases, self._lacking = _phases(window, order)
+        taps = len(order) if self.phases is None else self.phases.shape[1]
         self._is_point = window.is_point
         self._all: Taps | None = None
         self._whole: Array | None = None
-        if not self._is_point and self.places * len(order) <= _KEPT:
+        if not self._is_point and self.places * taps <= _KEPT:
             self._all = self._taps(np.arange(self.places))
             self._whole = None if self._all.valid is None else np.all(self._all.valid, axis=1)
 
@@ -73,9 +83,19 @@ class WindowTable:
             found.pixel = found.pixel + (image * self.source_places)[:, None]
         return found
 
+    def phase(self, pixel: Array) -> Array:
+        """The phases of the result's units at `pixel`."""
+        place = pixel % self.places if self.images > 1 else pixel
+        (y, x), (stride, along), (top, left) = np.divmod(place, self.columns), self.window.stride, self.window.before
+        return (y + top) % stride * along + (x + left) % along
+
     def _taps(self, place: Array) -> Taps:
         """What lies outside is not valid, and stands at the pixel of the border next to it."""
         window, size, order = self.window, self.size, np.array(self.order)
+        lacking: Array | bool = False
+        if self.phases is not None:
+            phase = self.phase(place)
+            order, lacking = order[self.phases[phase]], self._lacking[phase]
         outs, offsets = np.divmod(place, self.columns), np.divmod(order, window.size[1])
         axes = []
         for axis, (out, offset) in enumerate(zip(outs, offsets)):
@@ -91,8 +111,21 @@ class WindowTable:
                     at, inside = _wrapped(at, length, window.mode), np.ones_like(inside)
             axes.append((at.clip(0, length - 1), inside))
         (y, y_inside), (x, x_inside) = axes
-        valid = y_inside & x_inside
+        valid = y_inside & x_inside & ~np.asarray(lacking)
         return Taps(y * size[1] + x, None if valid.all() else valid)
+
+
+def _phases(window: Window, order: list[int]) -> tuple[Array, Array]:
+    """`WindowTable.phases`, filled up with the first tap, and where it is."""
+    (stride, along), (dilation, across) = window.stride, window.dilation
+    y, x = np.divmod(np.array(order), window.size[1])
+    phase = y * dilation % stride * along + x * across % along
+    taps = [np.flatnonzero(phase == one) for one in range(stride * along)]
+    filled = np.zeros((len(taps), max(map(len, taps))), np.int64)
+    lacking = np.ones(filled.shape, np.bool_)
+    for one, found in enumerate(taps):
+        filled[one, : len(found)], lacking[one, : len(found)] = found, False
+    return filled, lacking
 
 
 @cache

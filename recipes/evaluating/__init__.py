@@ -1,0 +1,1 @@
+"""Trained networks scored on any split of any data."""

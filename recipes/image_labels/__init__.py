@@ -1,0 +1,1 @@
+"""The job of `python -m recipes.weak_supervision`."""
