@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from perpixel.checks import check_integer, complain
+from perpixel.models.learnable_upsampling import Cells
 from perpixel.models.nodes import FeatureMap, TracedBackbone
 
 
@@ -43,25 +43,21 @@ def single_skip(
     return SkipNetwork(*traced.cut([last, *skips]), [last, *skips], num_classes)
 
 
-@torch.fx.wrap
-def upsample(maps: Tensor, size: Sequence[int], stride: int, offset: float) -> Tensor:
+def upsample(maps: Tensor, size: Sequence[int], cells: Cells) -> Tensor:
     """Maps (N, C, h, w) -> (N, C, H, W): at y the bilinear value at (y - offset) / stride, at the rim the nearest one.
 
-    offset: brought to a whole number, or to one and a half times as far as a stride's half-pixel centre, (stride-1)/2,
-    which every window of whole padding has.
+    By a matrix per axis: F.interpolate knows no such offsets, and its gradient takes several times as long on a CPU.
     """
-    centred = (2 * offset) % 2 != 0  # half-pixel centres, as of windows of an even size
-    shift = round(offset - (stride - 1) / 2 if centred else offset)
-    ends = [int(full) - shift if centred else int(full) - 1 - shift for full in size]
-    before = max(0, -(-shift // stride))
-    after = [max(0, -(-end // stride) - length + int(not centred)) for end, length in zip(ends, maps.shape[-2:])]
-    if before or any(after):
-        maps = F.pad(maps, (before, after[1], before, after[0]), mode="replicate")
-    if stride > 1:
-        grown = [length * stride if centred else (length - 1) * stride + 1 for length in maps.shape[-2:]]
-        maps = F.interpolate(maps, size=grown, mode="bilinear", align_corners=not centred)
-    first = before * stride - shift
-    return maps[..., first : first + int(size[0]), first : first + int(size[1])]
+    return _between(cells, maps, 2, size[0]) @ maps @ _between(cells, maps, 3, size[1]).mT
+
+
+@torch.fx.wrap
+def _between(cells: Cells, maps: Tensor, axis: int, pixels: int) -> Tensor:
+    """(pixels, units of the axis): how much of every unit a pixel has."""
+    units = torch.arange(maps.shape[axis], device=maps.device)
+    place = (torch.arange(pixels, device=maps.device) - cells.offset) / cells.stride
+    place = place.clamp(0, maps.shape[axis] - 1)
+    return (1 - (place[:, None] - units).abs()).clamp(min=0).to(maps.dtype)
 
 
 @torch.fx.wrap
@@ -87,8 +83,8 @@ class SkipHead(nn.Module):
         logits, here = self.classifier(maps[0]), self.maps[0]
         for score, features, there in zip(self.skips, maps[1:], self.maps[1:]):
             cells = here.cells.seen_from(there.cells)
-            logits, here = upsample(logits, features.shape[-2:], *cells) + score(features), there
-        return upsample(logits, size, *here.cells)
+            logits, here = upsample(logits, features.shape[-2:], cells) + score(features), there
+        return upsample(logits, size, here.cells)
 
 
 class SkipNetwork(nn.Module):

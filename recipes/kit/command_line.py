@@ -23,7 +23,7 @@ from recipes.kit.settings import RunSettings
 
 # one that no other recipe has
 OWN_SETTING = {
-    "finetune": "train",
+    "finetune": "loss",
     "explain": "ask",
     "fixations": "trace",
     "evaluate": "arm",

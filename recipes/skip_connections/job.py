@@ -14,7 +14,7 @@ from recipes.kit.weights import Weights, load_weights, starting_weights
 from recipes.skip_connections.landing import Landing, measure_landing
 from recipes.skip_connections.layers import BOTH, NONE, Arms, choose_arms
 from recipes.skip_connections.networks import StudyNetworks, without_weights
-from recipes.skip_connections.pictures import draw_character, draw_gains, draw_predictions
+from recipes.skip_connections.pictures import draw_character, draw_examples, draw_gains
 from recipes.skip_connections.results import Results
 from recipes.skip_connections.settings import SkipStudySettings
 from recipes.skip_connections.training import ByArm, as_set, train_heads, train_whole
@@ -38,7 +38,7 @@ class SkipStudyJob(Job):
         """Read the weights to start from and try the settings, so that mistakes show before anything is written."""
         settings, images = self.settings, self.images
         network = build_network(replace(settings.model, checkpoint=None), images.channels)
-        with named("study."):
+        with named("study.", layer="study.layers"):
             self.arms = choose_arms(settings.backbone, settings.study.layers)
         if (weights := starting_weights(settings.model)) is not None:
             model, classes = settings.model, images.channels
@@ -60,18 +60,18 @@ class SkipStudyJob(Job):
         """Backbone, networks, fixations, tables and pictures."""
         settings, study, seed = self.settings, self.settings.study, self.settings.seeds[0]
         weights, source = self._backbone()
-        networks = StudyNetworks(settings.model, self.images.channels, weights)
+        networks = StudyNetworks(settings.model, self.images.channels, weights, self.arms)
         self.progress.report(f"backbone: {source}; {len(self.arms)} networks a seed, {len(settings.seeds)} seeds")
         cost = None
         if study.end_to_end:
-            trained = train_whole(self, self.arms, networks)
+            trained = train_whole(self, networks)
         else:
-            trained, cost = train_heads(self, self.arms, networks)
+            trained, cost = train_heads(self, networks)
         landing = self._landing(networks, trained) if study.fixation_images else {}
         found = Results(self.arms, trained, self.images.classes, settings.evaluation, landing, cost)
         save_csv(self.folder / "layers.csv", found.rows())
         save_json(self.folder / "results.json", {"verdict": verdict(found), **found.content()}, indent=1)
-        about = subject(replace(settings, model=replace(settings.model, name=settings.backbone)))
+        about = settings.backbone + subject(settings).removeprefix(settings.model.name)
         title = f"{settings.name}: {about}"
         chosen = [arm for arm in (NONE, found.best, BOTH) if arm in self.arms]
         shown = {
@@ -80,7 +80,7 @@ class SkipStudyJob(Job):
         pictures = {
             "gains": draw_gains(self.folder, found, title),
             "character": draw_character(self.folder, found, title),
-            "predictions": draw_predictions(
+            "predictions": draw_examples(
                 self.folder, found, shown, self.images, settings.evaluation.pictures, f"{title}, seed {seed}"
             ),
         }

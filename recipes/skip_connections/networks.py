@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import cast
 
 import torch
@@ -10,15 +11,17 @@ from perpixel.models import FeatureMap, SkipNetwork
 from recipes.kit.networks import build_network, seed_everything
 from recipes.kit.settings import ModelSettings
 from recipes.kit.weights import Weights
+from recipes.skip_connections.layers import Arms
 
 
 @dataclass(frozen=True)
 class StudyNetworks:
-    """Builds them; weights: of the network without skips, whose backbone all share."""
+    """Builds those of the arms; weights: of the network without skips, whose backbone all share."""
 
     model: ModelSettings
     channels: int
     weights: Weights
+    arms: Arms
 
     def settings(self, maps: Sequence[FeatureMap]) -> ModelSettings:
         """Of the network of these maps, the last layer's first; its weights at random."""
@@ -33,11 +36,20 @@ class StudyNetworks:
 
     def trained(self, maps: Sequence[FeatureMap], weights: Weights, device: torch.device) -> SkipNetwork:
         """In evaluation mode, with the weights of all of it, or of its head alone."""
-        network = self.start(maps, 0)
-        (network if any(name.startswith("backbone.") for name in weights) else network.head).load_state_dict(weights)
+        if any(name.startswith("backbone.") for name in weights):
+            network = self.start(maps, 0)
+            network.load_state_dict(weights)
+        else:
+            network = SkipNetwork(self.frozen.backbone, self.frozen.minimum, maps, self.channels)
+            network.head.load_state_dict(weights)
         return network.to(device).eval()
 
-    @property
+    @cached_property
+    def frozen(self) -> SkipNetwork:
+        """With skips from all maps of the study: its backbone gives every map that an arm needs."""
+        return self.start(list(dict.fromkeys(one for maps in self.arms.values() for one in maps)), 0)
+
+    @cached_property
     def backbone(self) -> Weights:
         """The weights of the backbone alone."""
         prefix = "backbone."

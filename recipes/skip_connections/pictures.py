@@ -1,17 +1,17 @@
 """gains.png, character.png and predictions.png of a run folder."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import nn
 
-from perpixel.evaluation import pixel_accuracy, predict_labels
-from perpixel.report import character_chart, depth_chart, prediction_sheet
+from perpixel.evaluation import pixel_accuracy
+from perpixel.report import character_chart, depth_chart
 from recipes.kit.images import Images
 from recipes.kit.run_folder import save_figure
 from recipes.skip_connections.layers import BOTH, NONE
 from recipes.skip_connections.results import TESTED, Results
+from recipes.training.pictures import draw_predictions
 
 Triple = tuple[float, float, float]
 
@@ -54,8 +54,7 @@ def _gain(results: Results, arm: str, metric: str) -> Triple:
     return interval.value, interval.low, interval.high
 
 
-@torch.no_grad()
-def draw_predictions(
+def draw_examples(
     folder: Path, results: Results, networks: Mapping[str, nn.Module], images: Images, count: int, title: str
 ) -> dict[str, str]:
     """predictions.png: no skip, the best, FCN-8s' own, on images where the best gains and loses most, and typical."""
@@ -63,34 +62,8 @@ def draw_predictions(
     known = (after - before).isfinite().nonzero().flatten()
     order = known[(after - before)[known].argsort(stable=True)].tolist()
     turns = [("most gained", -1), ("most lost", 0), ("typical", len(order) // 2), ("second most gained", -2)]
-    chosen = [(order[place], why) for why, place in turns[: min(count, len(order))]]
-    if not chosen:
-        return {}
-    shown, truths, predictions = [], [], {_name(arm): list[torch.Tensor]() for arm in networks}
-    for index, _ in chosen:
-        _, batch, labels, _ = next(iter(images.evaluation(batch_size=1, far=0.0, only=[index])))
-        shown.append(images.displayed(batch[0]))
-        truths.append(labels[0])
-        for arm, network in networks.items():
-            device = next(network.parameters()).device
-            predictions[_name(arm)].append(predict_labels(network, batch.to(device), labels.shape[-2:])[0].cpu())
-    figure = prediction_sheet(
-        shown,
-        truths,
-        predictions,
-        classes=images.classes,
-        colors=images.colors,
-        captions=_captions(chosen),
-        ignore_index=images.ignore_index,
-        title=title,
-    )
-    save_figure(folder / "predictions.png", figure)
-    return {"predictions.png": "no skip, the best single skip and FCN-8s' own: labels, and where they are wrong"}
-
-
-def _name(arm: str) -> str:
-    return arm if arm in (NONE, BOTH) else f"skip from {arm}"
-
-
-def _captions(chosen: Sequence[tuple[int, str]]) -> list[str]:
-    return [f"{why}\n(image {index})" for index, why in chosen]
+    chosen = [(order[place], f"pixels right: {why}") for why, place in turns[: min(count, len(order))]]
+    named = {arm if arm in (NONE, BOTH) else f"skip from {arm}": one.cpu() for arm, one in networks.items()}
+    draw_predictions(folder / "predictions.png", named, images, chosen, title)
+    shown = "no skip, the best single skip and FCN-8s' own: labels, and where they are wrong"
+    return {"predictions.png": shown} if chosen else {}

@@ -10,7 +10,7 @@ from recipes.kit.settings import EvaluationSettings, ModelSettings, RunSettings,
 
 def _heads() -> Schedule:
     return Schedule(
-        epochs=6, batch_size=16, optimizer="adamw", lr=0.01, weight_decay=0.0, bias_multiplier=1.0, head_multiplier=1.0
+        epochs=1, batch_size=8, optimizer="adamw", lr=0.01, weight_decay=0.0, bias_multiplier=1.0, head_multiplier=1.0
     )
 
 
@@ -24,7 +24,7 @@ class StudySettings:
         end_to_end: Train the whole network for every layer and seed, instead of scores on cached features.
         half: Keep cached features in half precision.
         memory: Megabytes of cached features from which on they are kept in files, under the run folder.
-        fixation_images: Evaluation images whose labels are traced to see where they rest (0: none).
+        fixation_images: Evaluation images whose labels are traced to see where they rest, two or more (0: none).
         timed_steps: End-to-end steps to measure what the cached features save (0: none).
     """
 
@@ -38,6 +38,8 @@ class StudySettings:
     def __post_init__(self) -> None:
         for name in ("memory", "fixation_images", "timed_steps"):
             check_integer(f"study.{name}", getattr(self, name), low=0)
+        if self.fixation_images == 1:
+            raise ValueError(complain("study.fixation_images", "0, or at least 2", "1", "Intervals are over images."))
         if not self.layers or (len(self.layers) > 1 and {"all", "blocks"} & set(self.layers)):
             expected = "blocks, all, or the names of nodes"
             raise ValueError(
@@ -81,12 +83,12 @@ class SkipStudySettings(RunSettings):
     }
     name: str = "skip-study"
     model: ModelSettings = field(default_factory=lambda: ModelSettings("single_skip", options={"backbone": "resnet18"}))
-    pretrain: Schedule = field(default_factory=pretraining)
+    pretrain: Schedule = field(default_factory=lambda: pretraining(4))
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
     study: StudySettings = field(default_factory=StudySettings)
     train: Schedule = field(default_factory=_heads)
     checkpoint_every: int = 100
-    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    evaluation: EvaluationSettings = field(default_factory=lambda: EvaluationSettings(every=4))
 
     def __post_init__(self) -> None:
         check_seeds("seeds", self.seeds)
@@ -99,6 +101,10 @@ class SkipStudySettings(RunSettings):
         if str(self.hardware.devices) != "1":
             remedy = "Leave it out: this recipe runs on one device."
             raise ValueError(complain("hardware.devices", "1", self.hardware.devices, remedy))
+        if not self.study.end_to_end and (self.train.ema is not None or self.train.layers != "all"):
+            came = f"ema {self.train.ema}, layers {self.train.layers}"
+            remedy = "Leave them out, or give --study.end_to_end true."
+            raise ValueError(complain("train", "no ema and all layers for scores on cached features", came, remedy))
         if not (self.model.weights_backbone or self.model.checkpoint or self.pretrain.epochs):
             remedy = "Give --pretrain.epochs 1 or more, or weights: --model.weights_backbone or --model.checkpoint."
             raise ValueError(complain("pretrain.epochs", "a training where no weights are given", "0", remedy))

@@ -22,7 +22,6 @@ from recipes.kit.job import Job
 from recipes.kit.networks import seed_everything
 from recipes.kit.weights import Weights
 from recipes.skip_connections.features import CachedFeatures, CachedNetwork, cache_features
-from recipes.skip_connections.layers import Arms
 from recipes.skip_connections.networks import StudyNetworks
 from recipes.training.history import read_json_lines
 from recipes.training.optimizer import build_optimizer
@@ -54,12 +53,12 @@ class Cost:
     whole_step: float
 
 
-def train_whole(job: Job, arms: Arms, networks: StudyNetworks) -> ByArm:
+def train_whole(job: Job, networks: StudyNetworks) -> ByArm:
     """End to end, every arm from the same backbone."""
     settings = job.settings
-    trained: ByArm = {arm: {} for arm in arms}
+    trained: ByArm = {arm: {} for arm in networks.arms}
     for seed in settings.seeds:
-        for arm, maps in arms.items():
+        for arm, maps in networks.arms.items():
             folder, start = job.folder / f"seed{seed}" / arm, networks.start(maps, seed).state_dict()
             training = Training(folder, f"seed {seed} · {arm}", seed, settings.train, start)
             scores, weights = train(job, as_set(job, training, networks.settings(maps)))
@@ -74,24 +73,24 @@ def as_set(job: Job, training: Training, model: Any) -> Training:
     return replace(training, model=model, evaluation=settings.evaluation, checkpoint_every=settings.checkpoint_every)
 
 
-def train_heads(job: Job, arms: Arms, networks: StudyNetworks) -> tuple[ByArm, Cost]:
+def train_heads(job: Job, networks: StudyNetworks) -> tuple[ByArm, Cost]:
     """On features that are computed once; results that are there already need none."""
     settings = job.settings
     parts = {"train": settings.train, "half": settings.study.half, "evaluation": settings.evaluation}
     began = origin(job, **parts, backbone=networks.backbone)
-    trained: ByArm = {arm: {} for arm in arms}
-    with cached_parts(job, arms, networks) as features:
+    trained: ByArm = {arm: {} for arm in networks.arms}
+    with cached_parts(job, networks) as features:
 
         def measure() -> dict[str, float]:
             began = time.perf_counter()
             size = sum(one.bytes for one in features())
             seconds = time.perf_counter() - began
             steps = settings.train.epochs * job.images.steps_per_epoch(settings.train.batch_size)
-            whole = seconds_of_whole_step(job, arms, networks)
+            whole = seconds_of_whole_step(job, networks)
             return {"bytes": size, "seconds": seconds, "steps": steps, "whole_step": whole}
 
         cost = Cost(**keep(job.folder / "heads" / "cost.pt", began, measure, job.progress.report))
-        for arm, maps in arms.items():
+        for arm, maps in networks.arms.items():
             names = [one.name for one in maps]
             for seed in job.each(arm, settings.seeds, len(settings.seeds)):
                 path, now = job.folder / "heads" / arm / f"seed{seed}.pt", {**began, "layers": names, "seed": seed}
@@ -102,16 +101,14 @@ def train_heads(job: Job, arms: Arms, networks: StudyNetworks) -> tuple[ByArm, C
 
 
 @contextlib.contextmanager
-def cached_parts(job: Job, arms: Arms, networks: StudyNetworks) -> Iterator[Callable[[], Parts]]:
+def cached_parts(job: Job, networks: StudyNetworks) -> Iterator[Callable[[], Parts]]:
     """The features of all arms, computed when they are first asked for; files of them end with the context."""
     settings, folder = job.settings, job.folder / "features"
     study, device = settings.study, job.fabric.device
 
     @cache
     def features() -> Parts:
-        maps = list(dict.fromkeys(one for some in arms.values() for one in some))
-        network = networks.start(maps, 0).to(device)
-        found = []
+        network, found = networks.frozen.to(device), []
         plain = replace(settings.data, eval_split=settings.data.train_split, eval_images=settings.data.train_images)
         for part, images in (("training", Images(plain)), ("evaluation", job.images)):
             batches = images.evaluation(batch_size=settings.evaluation.batch_size, far=settings.evaluation.far)
@@ -173,9 +170,9 @@ def train_head(
     return {"weights": weights, "scores": vars(scores), "seconds": seconds, "loss": float(loss.detach())}
 
 
-def seconds_of_whole_step(job: Job, arms: Arms, networks: StudyNetworks) -> float:
+def seconds_of_whole_step(job: Job, networks: StudyNetworks) -> float:
     """Of a training step of all of a network, on a batch of the study: the least of a few after a first; else NaN."""
-    settings, maps = job.settings, list(arms.values())[len(arms) // 2]
+    settings, maps = job.settings, list(networks.arms.values())[len(networks.arms) // 2]
     if not (count := settings.study.timed_steps):
         return math.nan
     start = networks.start(maps, 0).state_dict()
