@@ -173,7 +173,7 @@ class Results:
                 markdown_table(("percent", *columns, "parameters", "seconds per epoch"), cells),
                 note="Means over seeds. Recall is the mean over classes of the pixels found; average precision that of "
                 "the scores of the images, whether a class is in them: how well the image labels were learned "
-                f"(scores that know nothing: {self.chance:.2f}).",
+                f"(scores that know nothing: {format_number(self.chance)}).",
             )
         )
         ious = zip(*(self.iou(arm) for arm in ARMS))
