@@ -10,9 +10,9 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import recipe_jobs
 
 import perpixel
-from recipes.__main__ import known_recipes
 from recipes.kit.command_line import read_arguments
 
 ROOT = Path(__file__).parents[1]
@@ -20,7 +20,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(?P<kind>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMANDS = ("git", "pip", "python", "perpixel", "mkdocs", "ruff", ".ci/run")
 INCLUDED = re.compile(r'^--8<-- "(?P<file>[\w./]+?)(?::(?P<section>\w+))?"$', re.MULTILINE)
-JOBS = {name: pkgutil.resolve_name(importlib.import_module(f"recipes.{name}").JOB) for name in known_recipes()}
+JOBS = {job.recipe: job for job in recipe_jobs.JOBS}
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 

@@ -35,14 +35,16 @@ TINY = {
     "train.batch_size": "2",
     "train.lr": "0.1",
     "seeds": "[0,1]",
-    "study.layers": "[layer2]",
+    "model.options": "{backbone: mobilenet_v3_small}",
+    "study.layers": "[features.3]",
     "study.fixation_images": "2",
     "study.timed_steps": "1",
     "evaluation.resamples": "100",
     "evaluation.pictures": "1",
     "evaluation.far": "4",
 }
-ARMS = (NONE, "layer2.1.relu_1", BOTH)
+BACKBONE = "mobilenet_v3_small"
+ARMS = (NONE, "features.3.add", BOTH)
 
 
 def given(folder: Path, **changes: str) -> list[str]:
@@ -61,8 +63,8 @@ def head(folder: Path, arm: str, seed: int) -> dict[str, torch.Tensor]:
 
 
 def rebuilt(folder: Path, arm: str, seed: int) -> torch.nn.Module:
-    layers = [one.name for one in choose_arms("resnet18", ["layer2"])[arm][1:]]
-    network = single_skip(11, layer=layers)
+    layers = [one.name for one in choose_arms(BACKBONE, ["features.3"])[arm][1:]]
+    network = single_skip(11, backbone=BACKBONE, layer=layers)
     backbone = load_checkpoint(folder / "backbone" / "last.pt")["model"]
     kept = {name: value for name, value in backbone.items() if name.startswith("backbone.")}
     network.load_state_dict(kept | {f"head.{name}": value for name, value in head(folder, arm, seed).items()})
@@ -75,8 +77,8 @@ def test_a_run_leaves_what_it_promises(whole: Path) -> None:
     assert not (whole / "features").exists()  # kept as files only while it ran
     rows = {row["network"]: row for row in table(whole / "layers.csv")}
     assert tuple(rows) == ARMS
-    assert (rows[ARMS[1]]["stride"], rows[ARMS[1]]["channels"], rows[BOTH]["channels"]) == (8, 128, 384)
-    assert rows[ARMS[1]]["parameters"] == 11 * (512 + 1 + 128 + 1)
+    assert (rows[ARMS[1]]["stride"], rows[ARMS[1]]["channels"], rows[BOTH]["channels"]) == (8, 24, 72)
+    assert rows[ARMS[1]]["parameters"] == 11 * (576 + 1 + 24 + 1)
     text = (whole / "summary.md").read_text()
     assert "from 8 images and 5 seeds on" in text
     assert "times as long as on cached features" in text
@@ -102,7 +104,7 @@ def test_heads_are_trained_as_the_network_with_a_frozen_backbone_would_be(whole:
     (_, images, labels, _), *_ = Images(settings.data).evaluation(batch_size=6, far=4.0)
     network = rebuilt(whole, ARMS[1], 0).requires_grad_(False)
     torch.manual_seed(1)
-    start = single_skip(11, layer="layer2").head
+    start = single_skip(11, backbone=BACKBONE, layer="features.3").head
     torch.manual_seed(1)
     start.classifier.reset_parameters()
     network.head.load_state_dict(start.state_dict())
@@ -130,11 +132,12 @@ def test_cached_features_give_the_logits_of_the_network(tmp_path: Path) -> None:
         cached = cache_features(network, iter(batches), 5, torch.device("cpu"), half=half, where=(tmp_path / "f", most))
         logits = CachedNetwork(network.head, names, cached)(torch.tensor([4, 1]))
         torch.testing.assert_close(logits, network(images[[4, 1]]), rtol=1e-3, atol=tolerance)
-        assert cached.bytes == 5 * (512 * 2 + 256 * 2 * 3 + 64 * 8 * 12 - 512 * 0) * (2 if half else 4)
+        assert cached.bytes == 5 * (512 * 2 + 256 * 2 * 3 + 64 * 8 * 12) * (2 if half else 4)
         assert (tmp_path / "f").exists() == (most == 0)
         for file in (tmp_path / "f").glob("*"):
             file.unlink()
-        (tmp_path / "f").rmdir() if most == 0 else None
+        if most == 0:
+            (tmp_path / "f").rmdir()
     with torch.no_grad():
         network.backbone.get_submodule("conv1").weight.mul_(1e9)
     with pytest.raises(ValueError, match=r"expected finite features, .* Give --study.half false"):
@@ -181,7 +184,7 @@ def test_ranks_and_verdicts() -> None:
 def test_which_layers_are_compared() -> None:
     arms = choose_arms("vgg16", ["blocks"])
     assert [one.name for one in arms[BOTH]] == ["features.30", "features.23", "features.16"]  # pool5, pool4, pool3
-    for backbone in ("resnet50", "mobilenet_v3_large"):
+    for backbone in ("resnet50", BACKBONE):
         arms = choose_arms(backbone, ["blocks"])
         assert 6 <= len(arms) - 2 <= 12
         depths = [maps[1].depth for arm, maps in arms.items() if arm not in (NONE, BOTH)]
@@ -201,7 +204,7 @@ def test_end_to_end_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert run_recipe(SkipStudyJob, given(tmp_path / "run", **changes)) == 130
     states = [load_checkpoint(tmp_path / "run" / "seed0" / arm / "last.pt")["model"] for arm in ARMS]
     begun = load_checkpoint(tmp_path / "run" / "backbone" / "last.pt")["model"]
-    assert not torch.equal(states[1]["backbone.conv1.weight"], begun["backbone.conv1.weight"])
+    assert not torch.equal(states[1]["backbone.features.0.0.weight"], begun["backbone.features.0.0.weight"])
     with monkeypatch.context() as patch:
         patch.setattr("recipes.training.trainer.Trainer.run", interrupted)
         assert run_recipe(SkipStudyJob, ["--resume", str(tmp_path / "run")]) == 0
@@ -228,7 +231,7 @@ def test_a_stopped_run_computes_only_what_is_missing(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"study__layers": "[layer9]"}, "study.layers: expected a node of resnet18, got 'layer9'"),
+        ({"study__layers": "[layer9]"}, "study.layers: expected a node of mobilenet_v3_small, got 'layer9'"),
         ({"study__layers": "[all,layer1]"}, "study.layers: expected blocks, all, or the names of nodes"),
         ({"model__options": "{backbone: resnet19}"}, "model.options.backbone: expected a classification network"),
         ({"model__name": "small_fcn"}, "model: expected single_skip with the option backbone alone"),

@@ -44,9 +44,10 @@ def draw_character(folder: Path, results: Results, title: str) -> dict[str, str]
         ylabel="outline: gain in boundary F (points)",
         controls=[BOTH],
         title=title,
+        note="Lines: intervals over images. Darker: deeper in the network.",
     )
     save_figure(folder / "character.png", figure)
-    return {"character.png": "outline against meaning: gains over no skip; darker dots are deeper layers"}
+    return {"character.png": "outline against meaning: gains over no skip; the hollow dot is FCN-8s' own two"}
 
 
 def _gain(results: Results, arm: str, metric: str) -> Triple:
@@ -62,7 +63,7 @@ def draw_examples(
     known = (after - before).isfinite().nonzero().flatten()
     order = known[(after - before)[known].argsort(stable=True)].tolist()
     turns = [("most gained", -1), ("most lost", 0), ("typical", len(order) // 2), ("second most gained", -2)]
-    chosen = [(order[place], f"pixels right: {why}") for why, place in turns[: min(count, len(order))]]
+    chosen = [(order[place], why) for why, place in turns[: min(count, len(order))]]
     named = {arm if arm in (NONE, BOTH) else f"skip from {arm}": one.cpu() for arm, one in networks.items()}
     draw_predictions(folder / "predictions.png", named, images, chosen, title)
     shown = "no skip, the best single skip and FCN-8s' own: labels, and where they are wrong"

@@ -89,7 +89,7 @@ def character_chart(
 ) -> Figure:
     """A named dot per layer with its intervals along both axes; darker where `order`, such as depth, is higher.
 
-    controls: names of those drawn hollow and in grey. A line marks where both are equal.
+    controls: names of those drawn hollow and in grey.
     """
     from matplotlib import colormaps
 
@@ -106,10 +106,7 @@ def character_chart(
         axis.vlines(x, down, top, color=color, linewidth=1.2, alpha=0.6)
         axis.plot(x, y, "o", color=color, markerfacecolor=face, markersize=7)
         axis.annotate(name, (x, y), (6, 5), textcoords="offset points", fontsize=8)
-    ends = [end for axis_ends in (axis.get_xlim(), axis.get_ylim()) for end in axis_ends]
-    axis.plot([min(ends), max(ends)], [min(ends), max(ends)], color="#bbbbbb", linewidth=1, linestyle=":", zorder=0)
-    axis.set_xlim(*ends[:2])
-    axis.set_ylim(*ends[2:])
+    axis.margins(x=0.13, y=0.08)  # room for the names
     axis.axhline(0, color="#999999", linewidth=1, zorder=0)
     axis.axvline(0, color="#999999", linewidth=1, zorder=0)
     axis.set_xlabel(xlabel)
