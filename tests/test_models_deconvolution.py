@@ -209,6 +209,7 @@ def test_maps_are_brought_to_one_grid() -> None:
     torch.testing.assert_close(finest["conv3_1"], larger)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
 @each_backbone
 @each_arm
 def test_traces_copies_and_layouts_say_the_same(backbone: str, restore: bool) -> None:
