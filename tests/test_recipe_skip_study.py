@@ -195,6 +195,7 @@ def test_which_layers_are_compared() -> None:
         choose_arms("resnet18", ["layer4"])
 
 
+@pytest.mark.slow
 def test_end_to_end_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw_nothing(monkeypatch)
     changes = {"study__end_to_end": "true", "seeds": "0", "study__fixation_images": "0", "train__lr": "0.001"}
