@@ -1,14 +1,20 @@
 """Helpers for the tests of recipes: arguments, tables as they were written, and what every recipe must do."""
 
 import csv
+import importlib
+import pkgutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from recipes.__main__ import known_recipes
 from recipes.kit.job import Job, run_recipe
 
 CONFIGS = Path(__file__).parents[1] / "recipes/configs"
+JOBS: list[type[Job]] = [
+    pkgutil.resolve_name(importlib.import_module(f"recipes.{name}").JOB) for name in known_recipes()
+]
 
 
 def arguments(*settings: dict[str, str], **changes: str) -> list[str]:

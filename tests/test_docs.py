@@ -10,22 +10,17 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import recipe_jobs
 
 import perpixel
-from recipes.evaluating.job import EvaluateJob
-from recipes.explaining.job import ExplainJob
-from recipes.finetuning.job import FinetuneJob
 from recipes.kit.command_line import read_arguments
-from recipes.skip_connections.job import SkipStudyJob
-from recipes.tracing.job import FixationJob
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(?P<kind>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMANDS = ("git", "pip", "python", "perpixel", "mkdocs", "ruff", ".ci/run")
 INCLUDED = re.compile(r'^--8<-- "(?P<file>[\w./]+?)(?::(?P<section>\w+))?"$', re.MULTILINE)
-JOBS = {"finetune": FinetuneJob, "fixations": FixationJob, "explain": ExplainJob, "evaluate": EvaluateJob}
-JOBS |= {"skip_study": SkipStudyJob}
+JOBS = {job.recipe: job for job in recipe_jobs.JOBS}
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 

@@ -20,7 +20,7 @@ OPTIONS = dict.fromkeys(NETWORKS, VGG) | {
     "small_fcn": "{width: 8}",
     "fcn32s_googlenet": "{}",
     "deeplab_v2_resnet101": "{}",
-    "single_skip": "{backbone: mobilenet_v3_small, layer: features.2}",
+    "single_skip": "{backbone: squeezenet1_1, layer: features.4}",
     "deconvolution_stack": "{width: 0.0625, layers: [conv1_2, conv5_3]}",
 }
 TRAINING = {
@@ -38,7 +38,7 @@ TRAINING = {
     "evaluation.far": "4",
 }
 MEASURE = {"measure.resamples": "100", "measure.far": "4", "measure.view": "null", "measure.random_seeds": "[0]"}
-TRACING = {**MEASURE, "measure.images": "2", "measure.unit_images": "1", "measure.units": "2", "do": "[shares, counts]"}
+TRACING = {**MEASURE, "measure.images": "2", "measure.unit_images": "1", "measure.units": "2", "do": "[shares]"}
 EXPLAINING = {
     **MEASURE,
     "measure.images": "2",
@@ -70,6 +70,7 @@ def narrow_resnet(backbone: str, weights: Any, **options: Any) -> nn.Module:
 @pytest.mark.parametrize("network", NETWORKS)
 def test_recipes_run_every_network(network: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw_nothing(monkeypatch)
+    monkeypatch.setattr("matplotlib.figure.Figure.draw_without_rendering", lambda _: None)
     monkeypatch.setattr("perpixel.models.deeplab.classification_network", narrow_resnet)
     model = {"model.name": network, "model.options": OPTIONS[network]}
     trained = tmp_path / "trained"

@@ -5,16 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from finetune_runs import tiny
-from recipe_jobs import CONFIGS, settings_of
+from recipe_jobs import CONFIGS, JOBS, settings_of
 
-from recipes.evaluating.job import EvaluateJob
 from recipes.explaining.job import ExplainJob
 from recipes.finetuning.job import FinetuneJob
 from recipes.kit.command_line import parse_run
 from recipes.kit.job import Job, run_recipe
 from recipes.tracing.job import FixationJob
-
-JOBS = [FinetuneJob, ExplainJob, FixationJob, EvaluateJob]
 
 
 def told(job: type[Job], given: list[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -135,7 +135,7 @@ def test_a_run_folder_is_never_overwritten(tmp_path: Path, capsys: pytest.Captur
     [
         ({"data__name": "folder"}, "root: expected the folder of 'folder'"),
         ({"data__name": "camvid", "data__root": "/nowhere"}, "root: expected an existing folder"),
-        ({"model__name": "unet"}, "model.name: expected small_fcn or one of torchvision's"),
+        ({"model__name": "unet"}, "model.name: expected one of small_fcn, "),
         ({"model__head": "tail"}, "model.head: expected a layer the logits depend on"),
         ({"model__checkpoint": "/nowhere/w.pt"}, "model.checkpoint: expected a file"),
         ({"train__batch_size": "64"}, "batch_size: expected at most the number of training images"),

@@ -8,15 +8,14 @@ import pytest
 import yaml
 from finetune_runs import finetune, short, tiny
 from jsonargparse import Namespace
-from recipe_jobs import check_survives_its_file, settings_of
+from recipe_jobs import JOBS, check_survives_its_file, settings_of
 
 from recipes.explaining.job import ExplainJob
 from recipes.finetuning.job import FinetuneJob
 from recipes.kit.command_line import parse_run
 from recipes.kit.job import Job, run_recipe
-from recipes.tracing.job import FixationJob
+from recipes.kit.settings import AnalysisSettings
 
-RECIPES = [FinetuneJob, FixationJob, ExplainJob]
 MODULE = "module_that_a_file_names"
 
 
@@ -58,11 +57,11 @@ def document(setting: str, value: Any) -> dict[str, Any]:
 def calls(job: type[Job], folder: Path, setting: str = "data") -> list[list[str]]:
     """The ways in which a recipe reads settings that others wrote; of a run to examine only its data and model."""
     ways = [["--config", str(folder / "config.yaml")], ["--resume", str(folder)]]
-    examines = job is not FinetuneJob and setting.split(".")[0] in ("data", "model")
+    examines = issubclass(job.settings_class, AnalysisSettings) and setting.split(".")[0] in ("data", "model")
     return [*ways, ["--run", str(folder)]] if examines else ways
 
 
-@pytest.mark.parametrize("job", RECIPES)
+@pytest.mark.parametrize("job", JOBS)
 def test_no_setting_of_any_recipe_imports_or_calls_what_a_file_names(
     job: type[Job],
     marker: Path,
@@ -122,7 +121,7 @@ def _refused_or_harmless(
         "",
     ],
 )
-@pytest.mark.parametrize("job", RECIPES)
+@pytest.mark.parametrize("job", [FinetuneJob, ExplainJob])
 def test_what_is_no_mapping_of_settings_is_refused_in_one_line(
     job: type[Job], text: str, marker: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -103,13 +103,22 @@ class Results:
 
     def _image_precision(self, scores: MapScores) -> float:
         """Mean average precision of the images' scores, over the classes that are in some and not in all."""
-        some = scores.present.any(0) & ~scores.present.all(0)
-        if self.background is not None:
-            some[self.background] = False
-        if int(some.sum()) < 2:
+        some = self._varying()
+        if len(some) < 2:
             return float("nan")
         given = scores.scores[:, some], scores.present[:, some].long()
-        return float(multilabel_average_precision(*given, int(some.sum()), average="macro"))
+        return float(multilabel_average_precision(*given, len(some), average="macro"))
+
+    def _varying(self) -> list[int]:
+        present = next(iter(self.scores["stack"].values())).present
+        some = (present.any(0) & ~present.all(0)).nonzero().flatten().tolist()
+        return [c for c in some if c != self.background]
+
+    @property
+    def chance(self) -> float:
+        """The average precision of scores that know nothing, in percent."""
+        present = next(iter(self.scores["stack"].values())).present
+        return 100 * float(present[:, self._varying()].double().mean())
 
     def iou(self, arm: str) -> list[float]:
         """Per class, in percent, mean over seeds."""
@@ -163,7 +172,8 @@ class Results:
                 "The arms",
                 markdown_table(("percent", *columns, "parameters", "seconds per epoch"), cells),
                 note="Means over seeds. Recall is the mean over classes of the pixels found; average precision that of "
-                "the scores of the images, whether a class is in them: how well the image labels were learned.",
+                "the scores of the images, whether a class is in them: how well the image labels were learned "
+                f"(scores that know nothing: {self.chance:.2f}).",
             )
         )
         ious = zip(*(self.iou(arm) for arm in ARMS))
@@ -193,6 +203,9 @@ class Results:
             "- The false-positive rate is FP / (FP + TN) over pixels, one class against all others, mean over the "
             "classes but the background. It falls when less is labelled at all: read it beside recall. At half recall "
             "it does not: of a class in an image, the share of other pixels that lie above the median of its own.",
+            "- Arms learn at different speeds: under one budget, the arm with the lower average precision has learned "
+            "less. A class that is in more images than not and is not learned has positive maps everywhere, and is "
+            "labelled wherever nothing else is.",
             "- The background comes of a rule: it is where no map reaches the threshold. Another one gives "
             "other rates.",
             "- Backbones start at random where no weights are given: published numbers come of pretrained ones.",

@@ -29,8 +29,7 @@ def _at_the_end() -> EvaluationSettings:
 
 @dataclass
 class WeakSettings(RunSettings):
-    """Learn to segment from which classes are in an image, and not where; compare deconvolutional feature stacking with
-    the same maps on raw features and with CAM, on masks that training never saw; write pseudo-labels for finetune.
+    """Learn to segment from which classes are in an image, and not where; do unpooled features cut false positives?
 
     Args:
         model: The network of all arms: deconvolution_stack, with its options but restore, which the arms set (and
@@ -76,7 +75,7 @@ class WeakSettings(RunSettings):
     background: str | None = None
     threshold: float = 0.2
     unsure: float = 0.1
-    pseudo: Arm | None = "stack"
+    pseudo: Arm | None = "raw"
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
     checkpoint_every: int = 1000
     evaluation: EvaluationSettings = field(default_factory=_at_the_end)

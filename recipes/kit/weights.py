@@ -44,7 +44,10 @@ def read_archive(path: Path) -> Any:
         if not is_sealed and re.fullmatch(r"perpixel \d+", str(tag)) and tag not in _UNSEALED:
             raise DamagedCheckpoint(f"of format {tag!r} without its digest: damaged, or saved again by other means")
     except (ValueError, DamagedCheckpoint) as error:
-        raise DamagedCheckpoint(f"{path}: not readable ({error})") from error
+        cause = error.__cause__ or error  # whatever torch or safetensors made of damaged bytes
+        kind = "" if isinstance(cause, DamagedCheckpoint) else f"{type(cause).__name__}: "
+        reason = str(cause).split("\n")[0].split(". ")[0]
+        raise DamagedCheckpoint(f"{path}: not readable ({kind}{reason})") from error
     return content
 
 
@@ -85,7 +88,12 @@ def read_weights(path: Path) -> Weights:
     """The state dict in a file of safetensors or torch.save, also inside a training checkpoint."""
     if not path.is_file():
         raise FileNotFoundError(complain("model.checkpoint", "a file", f"{path}, not there", "Check the path."))
-    return unwrap_weights(read_archive(path), str(path))
+    try:
+        return unwrap_weights(read_archive(path), str(path))
+    except DamagedCheckpoint as error:
+        expected = "a safetensors file or a state dict of torch.save that loads with weights_only=True"
+        remedy = "Take a sound copy. Save model.state_dict() alone, not the module."
+        raise DamagedCheckpoint(complain("model.checkpoint", expected, str(error), remedy)) from error
 
 
 def unwrap_weights(content: Any, source: str) -> Weights:

@@ -81,7 +81,7 @@ class SkipStudySettings(RunSettings):
         "--data.size [256,256] --model.options '{backbone: resnet50}' --model.weights_backbone DEFAULT",
         "some layers only": "--study.layers [layer1,layer2,layer3]",
     }
-    name: str = "skip-study"
+    name: str = "skip_study"
     model: ModelSettings = field(default_factory=lambda: ModelSettings("single_skip", options={"backbone": "resnet18"}))
     pretrain: Schedule = field(default_factory=lambda: pretraining(4))
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
