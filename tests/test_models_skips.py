@@ -12,7 +12,7 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 import perpixel
 from perpixel.models import FeatureMap, SkipNetwork, build, feature_maps, single_skip
 from perpixel.models.learnable_upsampling import Cells
-from perpixel.models.nodes import TracedBackbone
+from perpixel.models.nodes import cut_backbone, inspected
 from perpixel.models.skips import upsample
 
 
@@ -67,9 +67,8 @@ def test_upsampling_reads_the_grid_where_it_lies(
 def test_units_lie_where_they_are_said_to(backbone: str, layer: str, cells: int) -> None:
     """Where the first and the last of some units are as far from the image's two ends, a mirrored image gives the
     mirrored map, if all windows are mirrored themselves."""
-    traced = TracedBackbone(backbone)
-    found = traced.find(layer)
-    network, _ = traced.cut([found])
+    found = inspected(backbone).find(layer)
+    network = cut_backbone(backbone, None, [found.name])
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             module.weight.data = module.weight.data + module.weight.data.flip(2, 3)
@@ -95,11 +94,11 @@ def test_nodes_are_those_of_torchvision_and_only_maps() -> None:
 
 
 def test_maps_that_are_turned_on_the_way() -> None:
-    traced = TracedBackbone("convnext_tiny")  # whose blocks are channels-last inside
-    ends = [one for one in traced.maps.values() if one.ends_block]
+    known = inspected("convnext_tiny")  # whose blocks are channels-last inside
+    ends = [one for one in known.maps.values() if one.ends_block]
     assert [(one.stride, one.offset, one.depth) for one in ends][-3:] == [(16, 7.5, 18), (32, 15.5, 19), (32, 15.5, 22)]
     with pytest.raises(ValueError, match=r"layer: .* gives a map .* gives \(1, 96, 144, 96\) for"):
-        traced.find("features.1.0.block.1")
+        known.find("features.1.0.block.1")
 
 
 def test_networks_of_one_size_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

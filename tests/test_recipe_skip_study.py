@@ -54,7 +54,7 @@ def given(folder: Path, **changes: str) -> list[str]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    assert run_recipe(SkipStudyJob, given(folder, study__memory="0")) == 0
+    assert run_recipe(SkipStudyJob, given(folder, study__memory="0", study__half="false")) == 0
     return folder
 
 
@@ -85,7 +85,6 @@ def test_a_run_leaves_what_it_promises(whole: Path) -> None:
 
 
 def test_scores_are_those_of_the_whole_network(whole: Path) -> None:
-    """Half precision of the features changes next to nothing."""
     settings = SkipStudySettings()
     settings.data.train_images, settings.data.eval_images, settings.data.size = 6, 4, (32, 48)
     images = Images(settings.data)
@@ -93,7 +92,7 @@ def test_scores_are_those_of_the_whole_network(whole: Path) -> None:
         batches = list(images.evaluation(batch_size=2, far=4.0))
         scores = [score_images(rebuilt(whole, arm, seed), batches, images.num_classes) for seed in (0, 1)]
         for name, of in (("mIoU", "miou"), ("boundary F", "boundary_f"), ("interior accuracy", "interior_accuracy")):
-            assert row[name] == pytest.approx(100 * np.mean([getattr(one, of) for one in scores]), abs=0.2)
+            assert row[name] == pytest.approx(100 * np.mean([getattr(one, of) for one in scores]), abs=0.01)
 
 
 def test_heads_are_trained_as_the_network_with_a_frozen_backbone_would_be(whole: Path) -> None:
@@ -119,7 +118,7 @@ def test_heads_are_trained_as_the_network_with_a_frozen_backbone_would_be(whole:
         F.cross_entropy(network(images[places]), labels[places], ignore_index=255).backward()
         optimizer.step()
     for name, value in head(whole, ARMS[1], 1).items():
-        torch.testing.assert_close(value, network.head.state_dict()[name], rtol=0.02, atol=0.01)
+        torch.testing.assert_close(value, network.head.state_dict()[name], rtol=1e-3, atol=1e-3)
 
 
 def test_cached_features_give_the_logits_of_the_network(tmp_path: Path) -> None:
@@ -196,6 +195,7 @@ def test_which_layers_are_compared() -> None:
         choose_arms("resnet18", ["layer4"])
 
 
+@pytest.mark.slow
 def test_end_to_end_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw_nothing(monkeypatch)
     changes = {"study__end_to_end": "true", "seeds": "0", "study__fixation_images": "0", "train__lr": "0.001"}

@@ -5,8 +5,9 @@ import difflib
 import io
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -47,54 +48,103 @@ class FeatureMap:
 def feature_maps(backbone: str, layers: Sequence[str] | None = None) -> dict[str, FeatureMap]:
     """The nodes of torchvision's `backbone` that a skip may start from, by name, in the order they run.
 
-    layers: only these; of a module its last map. ValueError where one gives none; the choices are listed.
+    layers: only these; of a module its last map.
 
     Names are those of `torchvision.models.feature_extraction.get_graph_node_names`. Left out are nodes of the
     classifier, nodes whose output does not grow with the image (pooled, or of a fixed size), and what is no map
     (N, C, h, w), such as tokens and channels-last. The last is the one that is scored without any skip.
-    ValueError: an unknown backbone, or one that takes images of one size only.
+    ValueError: an unknown backbone, or one that takes images of one size only; a layer that is unknown or gives no map.
     """
-    traced = TracedBackbone(backbone)
-    chosen = traced.maps.values() if layers is None else {traced.find(name) for name in layers}
-    return {name: one for name, one in traced.maps.items() if one in chosen}
+    known = inspected(backbone)
+    chosen = known.maps.values() if layers is None else {known.find(name) for name in layers}
+    return {name: one for name, one in known.maps.items() if one in chosen}
 
 
-class TracedBackbone:
-    """The graph of a classification network of torchvision, and which of its nodes are `maps`, by name."""
+@dataclass(frozen=True)
+class Inspected:
+    """What is known of a backbone: names of its nodes, shapes of their tensors, its maps, the least side it takes."""
 
-    def __init__(self, backbone: str, weights: Any = None) -> None:
+    backbone: str
+    names: tuple[str, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    maps: dict[str, FeatureMap]
+    minimum: int
+
+    def find(self, layer: object) -> FeatureMap:
+        """The map of that name, or the last in the module of that name."""
+        if not isinstance(layer, str):
+            raise TypeError(complain("layer", "the name of a node, several, or None", layer, "See feature_maps."))
+        inside = [name for name in self.names if name == layer or name.startswith(f"{layer}.")]
+        usable = [name for name in inside if name in self.maps]
+        if usable:
+            return self.maps[usable[-1]]
+        ends = ", ".join(one.name for one in self.maps.values() if one.ends_block)
+        if not inside:
+            close = difflib.get_close_matches(layer, self.maps, 3)
+            remedy = f"{f'Did you mean {chr(32).join(close[:1])}? ' if close else ''}The ends of blocks: {ends}."
+            raise ValueError(complain("layer", f"a node of {self.backbone}", repr(layer), remedy))
+        order = list(self.names)
+        near = sorted(self.maps, key=lambda name: abs(order.index(name) - order.index(inside[-1])))[:4]
+        shape = self.shapes.get(inside[-1])
+        came = f"{layer!r}, which gives {'no tensor' if shape is None else shape} for an image of {_SIZES[0]}"
+        remedy = f"The nearest that do: {', '.join(near)}. The ends of blocks: {ends}."
+        raise ValueError(complain("layer", "a node that gives a map (N, C, h, w) of the image", came, remedy))
+
+
+@cache
+def inspected(backbone: str) -> Inspected:
+    """Of torchvision's `backbone`, whatever its weights."""
+    traced = _Traced(backbone_network(backbone))
+    every = traced.cut(traced.nodes)
+    try:
+        sizes = [_shapes(every, size) for size in _SIZES]
+    except (RuntimeError, AssertionError, ValueError) as error:
+        remedy = "Choose one that is made of convolutions throughout, such as resnet18 or convnext_tiny."
+        came = f"{backbone}, which takes those of one size ({str(error).splitlines()[0]})"
+        raise ValueError(complain("backbone", "a network for images of any size", came, remedy)) from error
+    parts = [name for name, part in traced.network.named_children() if any(True for _ in part.parameters())]
+    tail = parts[-1] if len(parts) > 1 else ""
+    strides = {
+        name: stride
+        for name in traced.nodes
+        if (stride := _stride(*(of.get(name) for of in sizes))) and (not tail or name.split(".")[0] != tail)
+    }
+    maps = traced.place(strides, sizes[0])
+    return Inspected(backbone, tuple(traced.nodes), sizes[0], maps, _least_side(traced.cut(list(maps)[-1:])))
+
+
+def cut_backbone(backbone: str, weights: Any, names: Sequence[str]) -> fx.GraphModule:
+    """torchvision's `backbone` as far as these nodes, which it gives by name."""
+    return _Traced(backbone_network(backbone, weights)).cut(names)
+
+
+class _Traced:
+    """A network as a graph, its nodes by the names that torchvision gives them."""
+
+    def __init__(self, network: nn.Module) -> None:
         from torchvision import ops
         from torchvision.models.feature_extraction import NodePathTracer
 
-        chosen = backbone_weights(backbone, weights)
-        network = _blank(backbone) if chosen is None else classification_network(backbone, chosen)
-        self.backbone, self.network = backbone, network
         leaves = [one for one in vars(ops).values() if isinstance(one, type) and issubclass(one, nn.Module)]
         tracer = NodePathTracer(autowrap_modules=(math, ops), leaf_modules=leaves)
-        training = network.training
+        training, self.network = network.training, network
         self.graph: fx.Graph = tracer.trace(network.eval())  # the same layers train; auxiliary outputs are not traced
         network.train(training)
-        self.nodes: dict[str, fx.Node] = {
-            name: node for node, name in tracer.node_to_qualname.items() if node.op != "placeholder"
-        }
-        every = _with_output(network, self.graph, self.nodes)
-        try:
-            sizes = [_shapes(every, size) for size in _SIZES]
-        except (RuntimeError, AssertionError, ValueError) as error:
-            remedy = "Choose one that is made of convolutions throughout, such as resnet18 or convnext_tiny."
-            came = f"{backbone}, which takes those of one size ({str(error).splitlines()[0]})"
-            raise ValueError(complain("backbone", "a network for images of any size", came, remedy)) from error
-        self.shapes = sizes[0]
-        parts = [name for name, part in network.named_children() if any(True for _ in part.parameters())]
-        tail = parts[-1] if len(parts) > 1 else ""
-        strides = {
-            name: stride
-            for name in self.nodes
-            if (stride := _stride(*(of.get(name) for of in sizes))) and (not tail or name.split(".")[0] != tail)
-        }
-        self.maps = self._place(strides)
+        named = tracer.node_to_qualname.items()
+        self.nodes: dict[str, fx.Node] = {name: node for node, name in named if node.op != "placeholder"}
 
-    def _place(self, strides: Mapping[str, int]) -> dict[str, FeatureMap]:
+    def cut(self, names: Iterable[str]) -> fx.GraphModule:
+        """The network, layers shared, that gives these nodes by name, without what they do not need."""
+        cut, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+        cut.graph_copy(self.graph, copies)
+        cut.output({name: copies[self.nodes[name]] for name in names})
+        module = fx.GraphModule(self.network, cut)
+        module.graph.eliminate_dead_code()
+        module.delete_all_unused_submodules()
+        module.recompile()
+        return module
+
+    def place(self, strides: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, FeatureMap]:
         """Where their units lie: through the windows of convolutions and poolings; else the middles of cells."""
         names, ends = {node: name for name, node in self.nodes.items()}, self._block_ends(strides)
         places: dict[fx.Node, tuple[Cells, int]] = {}  # and depth
@@ -108,7 +158,7 @@ class TracedBackbone:
             if (name := names.get(node, "")) in strides:
                 if cells.stride != strides[name]:
                     cells = Cells(strides[name], (strides[name] - 1) / 2)
-                found[name] = FeatureMap(name, self.shapes[name][1], *cells, depth, name in ends)
+                found[name] = FeatureMap(name, shapes[name][1], *cells, depth, name in ends)
             places[node] = (cells, depth)
         return found
 
@@ -128,39 +178,6 @@ class TracedBackbone:
             held = max([held, *(order[user] for user in node.users)])
         return set(ends.values())
 
-    def find(self, layer: object) -> FeatureMap:
-        """The map of that name, or the last in the module of that name."""
-        if not isinstance(layer, str):
-            raise TypeError(complain("layer", "the name of a node, several, or None", layer, "See feature_maps."))
-        inside = [name for name in self.nodes if name == layer or name.startswith(f"{layer}.")]
-        usable = [name for name in inside if name in self.maps]
-        if usable:
-            return self.maps[usable[-1]]
-        ends = ", ".join(one.name for one in self.maps.values() if one.ends_block)
-        if not inside:
-            close = difflib.get_close_matches(layer, self.maps, 3)
-            remedy = f"{f'Did you mean {chr(32).join(close[:1])}? ' if close else ''}The ends of blocks: {ends}."
-            raise ValueError(complain("layer", f"a node of {self.backbone}", repr(layer), remedy))
-        order = list(self.nodes)
-        near = sorted(self.maps, key=lambda name: abs(order.index(name) - order.index(inside[-1])))[:4]
-        shape = self.shapes.get(inside[-1])
-        came = f"{layer!r}, which gives {'no tensor' if shape is None else shape} for an image of {_SIZES[0]}"
-        remedy = f"The nearest that do: {', '.join(near)}. The ends of blocks: {ends}."
-        raise ValueError(complain("layer", "a node that gives a map (N, C, h, w) of the image", came, remedy))
-
-    def cut(self, maps: Sequence[FeatureMap]) -> tuple[fx.GraphModule, int]:
-        """The backbone as far as these maps, which it gives by name; the least side of an image that it takes."""
-        backbone = _with_output(self.network, self.graph, {one.name: self.nodes[one.name] for one in maps})
-        low, side, high = 0, 1, min(_SIZES[0])
-        while high - low > 1:
-            try:
-                fits = all(0 not in shape for shape in _shapes(backbone, (side, side)).values())
-            except RuntimeError:
-                fits = False
-            low, high = (low, side) if fits else (side, high)
-            side = (low + high) // 2
-        return backbone, high
-
 
 def _layers(node: fx.Node, network: nn.Module) -> list[nn.Module]:
     """What a node runs: a layer, those of a sequence, or the pooling that a function is."""
@@ -179,16 +196,17 @@ def _pools(node: fx.Node, network: nn.Module) -> bool:
     return node.target in _POOL_FUNCTIONS
 
 
-def _with_output(network: nn.Module, graph: fx.Graph, nodes: Mapping[str, fx.Node]) -> fx.GraphModule:
-    """The network, layers shared, that gives these nodes by name, without what they do not need."""
-    cut, copies = fx.Graph(), dict[fx.Node, fx.Node]()
-    cut.graph_copy(graph, copies)
-    cut.output({name: copies[node] for name, node in nodes.items()})
-    module = fx.GraphModule(network, cut)
-    module.graph.eliminate_dead_code()
-    module.delete_all_unused_submodules()
-    module.recompile()
-    return module
+def _least_side(network: nn.Module) -> int:
+    """Of the square images that a network takes."""
+    low, side, high = 0, 1, min(_SIZES[0])
+    while high - low > 1:
+        try:
+            fits = all(0 not in shape for shape in _shapes(network, (side, side)).values())
+        except RuntimeError:
+            fits = False
+        low, high = (low, side) if fits else (side, high)
+        side = (low + high) // 2
+    return high
 
 
 def _shapes(network: nn.Module, size: tuple[int, int]) -> dict[str, tuple[int, ...]]:
@@ -214,8 +232,9 @@ def _stride(small: tuple[int, ...] | None, large: tuple[int, ...] | None) -> int
     return steps[0] // grown[0]
 
 
-def _blank(backbone: str) -> nn.Module:
-    """The network with random weights; of VGG only the convolutions, since its classifier takes a second to draw."""
-    if backbone.startswith("vgg"):
+def backbone_network(backbone: str, weights: Any = None) -> nn.Module:
+    """The network; without weights of VGG only the convolutions, since its classifier takes a second to draw."""
+    chosen = backbone_weights(backbone, weights)
+    if chosen is None and backbone.startswith("vgg"):
         return nn.Sequential(OrderedDict(features=vgg_layers(backbone)))
-    return classification_network(backbone)
+    return classification_network(backbone, chosen)

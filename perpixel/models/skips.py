@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from perpixel.checks import check_integer, complain
 from perpixel.models.learnable_upsampling import Cells
-from perpixel.models.nodes import FeatureMap, TracedBackbone
+from perpixel.models.nodes import FeatureMap, cut_backbone, inspected
 
 
 def single_skip(
@@ -35,12 +35,13 @@ def single_skip(
         ValueError: an unknown backbone or layer, or one that gives no map; the choices are listed.
     """
     check_integer("num_classes", num_classes, low=1)
-    traced = TracedBackbone(backbone, weights)
-    *_, last = traced.maps.values()
+    known = inspected(backbone)
+    *_, last = known.maps.values()
     names = () if layer is None else layer if isinstance(layer, (tuple, list)) else (layer,)
-    found = {traced.find(name) for name in names}
-    skips = [skip for skip in reversed(traced.maps.values()) if skip in found and skip != last]
-    return SkipNetwork(*traced.cut([last, *skips]), [last, *skips], num_classes)
+    found = {known.find(name) for name in names}
+    maps = [last, *(one for one in reversed(known.maps.values()) if one in found and one != last)]
+    network = cut_backbone(backbone, weights, [one.name for one in maps])
+    return SkipNetwork(network, known.minimum, maps, num_classes)
 
 
 def upsample(maps: Tensor, size: Sequence[int], cells: Cells) -> Tensor:

@@ -9,6 +9,7 @@ from perpixel.report.charts.intervals import Interval
 from perpixel.report.theme import (
     LINES,
     RANDOM,
+    Axes,
     Figure,
     chart_axis,
     finished,
@@ -105,11 +106,32 @@ def character_chart(
         axis.hlines(y, left, right, color=color, linewidth=1.2, alpha=0.6)
         axis.vlines(x, down, top, color=color, linewidth=1.2, alpha=0.6)
         axis.plot(x, y, "o", color=color, markerfacecolor=face, markersize=7)
-        axis.annotate(name, (x, y), (6, 5), textcoords="offset points", fontsize=8)
-    axis.margins(x=0.13, y=0.08)  # room for the names
+    axis.margins(x=0.2, y=0.1)  # room for the names
+    _name_dots(axis, names, [(x, y) for (x, *_), (y, *_) in zip(across, up)], (5.2, 4.2))
     axis.axhline(0, color="#999999", linewidth=1, zorder=0)
     axis.axvline(0, color="#999999", linewidth=1, zorder=0)
     axis.set_xlabel(xlabel)
     axis.set_ylabel(ylabel)
     chart_axis(axis)
     return finished(figure, title, note)
+
+
+def _name_dots(
+    axis: Axes, names: Sequence[str], dots: Sequence[tuple[float, float]], size: tuple[float, float]
+) -> None:
+    """Beside every dot its name, on the side where it covers none before it; size: of the axis in inches, about."""
+    (left, right), (low, high) = axis.get_xlim(), axis.get_ylim()
+    taken: list[tuple[float, float, float]] = []  # left end, middle, width
+    for name, (x, y) in zip(names, dots):
+        width = text_width(name, 8)
+        place = (x - left) / (right - left) * size[0], (y - low) / (high - low) * size[1]
+        sides = [(0.08 if side > 0 else -0.08 - width, 0.1 * up) for up in (1, -1, 2.5, -2.5) for side in (1, -1)]
+
+        def covers(side: tuple[float, float], place: tuple[float, float] = place, width: float = width) -> bool:
+            start, middle = place[0] + side[0], place[1] + side[1]
+            return any(abs(middle - m) < 0.14 and start < s + w and s < start + width for s, m, w in taken)
+
+        side = next((one for one in sides if not covers(one)), sides[0])
+        taken.append((place[0] + side[0], place[1] + side[1], width))
+        shift = (72 * side[0], 72 * side[1])
+        axis.annotate(name, (x, y), shift, textcoords="offset points", va="center", fontsize=8)
