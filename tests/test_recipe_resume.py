@@ -203,7 +203,7 @@ def test_dropout_averages_running_templates_and_jitter_continue_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Everything with state at once: a crash inside a step, after a checkpoint within the epoch."""
-    monkeypatch.setattr("recipes.kit.networks.small_fcn", Dropping)
+    monkeypatch.setattr("perpixel.models.small.small_fcn", Dropping)
     changes = {
         "data__jitter": "0.3",
         "data__workers": "1",

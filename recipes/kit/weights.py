@@ -97,9 +97,11 @@ def read_weights(path: Path) -> Weights:
 
 
 def unwrap_weights(content: Any, source: str) -> Weights:
-    """`find_state_dict`; ValueError names the setting and the source."""
+    """`find_state_dict`, averaged weights named as the network's; ValueError names the setting and the source."""
     try:
-        return find_state_dict(content)
+        found = find_state_dict(content)
+        averaged = all(name.startswith("module.") for name in found)
+        return {name.removeprefix("module."): value for name, value in found.items()} if averaged else found
     except ValueError as error:
         raise ValueError(f"model.checkpoint: {source}: {error}") from error
 
