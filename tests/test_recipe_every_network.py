@@ -9,6 +9,7 @@ from torch import nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
 from perpixel.models import NETWORKS
+from recipes.evaluating.job import EvaluateJob
 from recipes.explaining.job import ExplainJob
 from recipes.finetuning.job import FinetuneJob
 from recipes.kit.job import run_recipe
@@ -53,6 +54,7 @@ EXPLAINING = {
     "ask.most": "1",
     "explorer": "false",
 }
+EVALUATING = {"evaluation.resamples": "100", "evaluation.pictures": "0"}
 
 
 class Narrow(Bottleneck):
@@ -75,7 +77,7 @@ def test_recipes_run_every_network(network: str, tmp_path: Path, monkeypatch: py
     model = {"model.name": network, "model.options": OPTIONS[network]}
     trained = tmp_path / "trained"
     assert run_recipe(FinetuneJob, arguments({"folder": str(trained)}, model, TRAINING)) == 0
-    for job, settings in ((FixationJob, TRACING), (ExplainJob, EXPLAINING)):
+    for job, settings in ((FixationJob, TRACING), (ExplainJob, EXPLAINING), (EvaluateJob, EVALUATING)):
         folder = tmp_path / job.recipe
         assert run_recipe(job, arguments({"folder": str(folder), "run": str(trained)}, settings)) == 0
-        assert table(folder / "shares.csv")
+        assert table(folder / ("classes.csv" if job is EvaluateJob else "shares.csv"))
