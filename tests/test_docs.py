@@ -60,7 +60,7 @@ def test_a_page_opens_with_an_example_that_is_run(page: Path) -> None:
 
 
 def test_settings_named_in_the_text_exist() -> None:
-    known = {"--help-all", "--dist", "--only"}  # the last two of pytest and of a benchmark
+    known = {"--help-all", "--dist", "--only", "--size"}  # the last ones of pytest and of benchmarks
     for job in JOBS.values():
         known |= {option for action in job.build_parser()._actions for option in action.option_strings}
     for page in PAGES:
