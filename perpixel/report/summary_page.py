@@ -26,10 +26,11 @@ blockquote {{ margin: .9rem 0; padding: .55rem .9rem; max-width: 46rem; border-l
 blockquote p {{ margin: .2rem 0; font-size: 1.06rem; }}
 table {{ display: block; overflow-x: auto; border-collapse: collapse; margin: .9rem 0; font-size: .9rem;
   font-variant-numeric: tabular-nums; }}
-th, td {{ padding: .32rem .7rem; border-bottom: 1px solid {grid}; text-align: left; vertical-align: top; }}
+th, td {{ padding: .32rem .55rem; border-bottom: 1px solid {grid}; text-align: left; vertical-align: top; }}
 th {{ color: {soft}; border-bottom-color: {frame}; }}
 th:first-child, td:first-child {{ padding-left: 0; }}
-td {{ min-width: 4.2rem; }}
+td {{ min-width: 3.2rem; }}
+td[style*="right"] {{ white-space: nowrap; }}
 p:has(img) {{ max-width: none; }}
 body > p:first-child {{ font-size: 1.05rem; max-width: none; }}
 img {{ display: block; max-width: 100%; height: auto; margin: .9rem 0 .3rem; border: 1px solid {grid}; }}
