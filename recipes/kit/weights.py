@@ -145,6 +145,8 @@ def load_weights(
                 expected = expected if num_classes > 1 else "one output, as data.binary asks"
                 raise ValueError(complain("model.checkpoint", expected, came, remedy)) from error
         except ValueError as error:
+            if caffe_pixels is not None or not str(error).startswith("caffe_pixels: "):
+                raise ValueError(f"model.checkpoint: {source}: {error}") from error
             remedy = "true: it was trained on BGR images of 0 to 255, as Caffe does; false: on images as here."
             came = f"{caffe_pixels}, and Caffe's names of layers in {source}"
             raise ValueError(complain("model.caffe_pixels", "true or false", came, remedy)) from error
